@@ -1,0 +1,56 @@
+"""Training with label regularization, and LABO: labels learnt by a bi-level problem with a closed-form inner loop."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from labo import functional, inner, modules
+    from labo.functional import label_regularized_cross_entropy, labo_cross_entropy, linear_labo_cross_entropy
+    from labo.inner import inner_value, optimal_labels
+    from labo.kernels import implementations
+    from labo.modules import LABOLoss, LinearLABOLoss
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "optimal_labels": "inner",
+    "inner_value": "inner",
+    "labo_cross_entropy": "functional",
+    "linear_labo_cross_entropy": "functional",
+    "label_regularized_cross_entropy": "functional",
+    "LABOLoss": "modules",
+    "LinearLABOLoss": "modules",
+    "implementations": "kernels",
+}
+_ROOMS = ("inner", "functional", "modules", "kernels")
+
+__all__ = [
+    "LABOLoss",
+    "LinearLABOLoss",
+    "functional",
+    "implementations",
+    "inner",
+    "inner_value",
+    "label_regularized_cross_entropy",
+    "labo_cross_entropy",
+    "linear_labo_cross_entropy",
+    "modules",
+    "optimal_labels",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that `import labo` is quick."""
+    if name in _ROOMS:
+        return importlib.import_module(f"labo.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'labo' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"labo.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,249 @@
+"""The losses as functions, with the argument order, shapes and reductions of `torch.nn.functional.cross_entropy`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+from torch.utils.checkpoint import checkpoint
+
+from labo import checks, kernels
+from labo import reduction as _reduction
+from labo.kernels import reference
+from labo.reduction import Rows
+
+__all__ = ["label_regularized_cross_entropy", "labo_cross_entropy", "linear_labo_cross_entropy"]
+
+VALUES = ("inner", "plugin")
+# Elements of logits that the linear form holds at a time.
+CHUNK_ELEMENTS = 2**22
+
+
+def labo_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    *,
+    alpha: float | Tensor = 0.1,
+    beta: float | Tensor = 2.0,
+    prior: Tensor | None = None,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    value: str = "inner",
+    impl: str = "auto",
+) -> Tensor:
+    """Cross-entropy regularized by the optimal label: (1 - alpha) * CE(target, p) + alpha * V(input).
+
+    V(z) = min_q CE(q, p) + beta * KL(q || prior) = lse(z) - beta * lse(z / beta + log prior), whose minimiser
+    q* = softmax(z / beta + log prior) is the label. The gradient in the logits is
+    p - (1 - alpha) * onehot(target) - alpha * q*; nothing has to be detached.
+
+    Args:
+        input: logits (C), (N, C) or (N, C, d1, …), floating point; -inf masks a class.
+        target: class indices of the shape of `input` without C, or probabilities of `input`'s shape, summing to 1.
+        alpha: strength in [0, 1]; float, or a tensor that broadcasts over the rows (the shape of the indices).
+        beta: pull towards the prior in (0, inf], like `alpha`. inf is label smoothing towards the prior; 1 (uniform
+            prior) leaves (1 - alpha) * CE; below 1 sharpens.
+        prior: None for uniform, or probabilities (C,) or (…, C), classes last.
+        weight: (C,) class weights. With indices, weight[target] multiplies the example's whole loss.
+        ignore_index: indices of this value are left out; not used with probabilities.
+        reduction: "mean" (over the kept examples' weights; over all rows for probabilities), "sum" or "none".
+        value: "inner" reports V; "plugin" reports CE(q*, p) with q* constant: the same gradient in the logits.
+        impl: "auto", or one of `labo.implementations()`.
+
+    Returns:
+        The loss, of `input`'s dtype (float32 for half precision under autocast). 0 where no row is kept; +inf where
+        a target is masked, or where the prior has no mass on an unmasked class.
+        alpha, beta and prior get their gradients where they ask for one ("plugin": alpha alone).
+
+    Raises:
+        ValueError, TypeError: an argument is out of range or does not fit; the message names it.
+
+    Source:
+        Lu et al., *LABO: Towards Learning Optimal Label Regularization via Bi-level Optimization*, Findings of ACL
+        2023 (arXiv 2305.04971). Closed form, value and gradient as derived in docs/math.md.
+
+    Example:
+        >>> logits, target = torch.zeros(2, 4), torch.tensor([0, 3])
+        >>> labo_cross_entropy(logits, target, alpha=0.1, beta=2.0)
+        tensor(1.3863)
+    """
+    check_options(alpha, beta, prior, reduction, value, impl)
+    rows = _reduction.as_rows(input, target, weight, ignore_index)
+    return _reduction.reduce(_losses(rows, alpha, beta, prior, value), rows, reduction, checks.result_dtype(input))
+
+
+def linear_labo_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    alpha: float | Tensor = 0.1,
+    beta: float | Tensor = 2.0,
+    prior: Tensor | None = None,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    value: str = "inner",
+    impl: str = "auto",
+) -> Tensor:
+    """`labo_cross_entropy` of the logits input @ linear_weight.T + linear_bias, which are never held whole.
+
+    Rows go through in chunks whose logits are made again in the backward pass. Under torch.func transforms, which
+    cannot recompute, the chunks' logits are kept.
+
+    Args:
+        input: hidden states (…, D).
+        linear_weight: (V, D).
+        target: class indices (…), or probabilities (…, V).
+        linear_bias: (V,) or None.
+        alpha, beta, prior, weight, ignore_index, reduction, value, impl: as in `labo_cross_entropy`; rows are (…).
+
+    Returns:
+        The loss, as `labo_cross_entropy` returns it.
+
+    Raises:
+        ValueError, TypeError: an argument is out of range or does not fit; the message names it.
+
+    Example:
+        >>> hidden, head = torch.zeros(2, 3), torch.ones(4, 3)
+        >>> linear_labo_cross_entropy(hidden, head, torch.tensor([0, 3]))
+        tensor(1.3863)
+    """
+    check_options(alpha, beta, prior, reduction, value, impl)
+    _check_linear(input, linear_weight, linear_bias)
+    hidden = input.reshape(-1, input.shape[-1])
+    # A view of the right shape lets one check serve both forms; it holds no memory.
+    shape = (*input.shape[:-1], linear_weight.shape[0])
+    rows = _reduction.as_rows(input.new_empty(()).expand(shape), target, weight, ignore_index, class_dim=-1)
+    alpha, beta = rows.per_row("alpha", alpha), rows.per_row("beta", beta)
+    prior = rows.distribution("prior", prior)
+    step = max(1, CHUNK_ELEMENTS // max(1, linear_weight.shape[0]))
+    parts = []
+    for start in range(0, hidden.shape[0], step):
+        at = slice(start, start + step)
+        options = [_cut(alpha, at, 1), _cut(beta, at, 1), _cut(prior, at, 2)]
+        weight_inside = weight if rows.has_probabilities else None
+        kept = None if rows.kept is None else rows.kept[at]
+        args = hidden[at], (linear_weight, linear_bias), (rows.target[at], kept, *options, weight_inside, value)
+        parts.append(_chunk(*args) if _keeps_graph(input) else checkpoint(_chunk, *args, use_reentrant=False))
+    losses = torch.cat(parts) if parts else (hidden.sum() * 0.0).expand(0)
+    return _reduction.reduce(losses, rows, reduction, checks.result_dtype(input))
+
+
+def label_regularized_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    labels: Tensor,
+    *,
+    alpha: float | Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> Tensor:
+    """Cross-entropy towards labels of your own: (1 - alpha) * CE(target, p) + alpha * CE(labels, p).
+
+    Args:
+        input: logits as in `labo_cross_entropy`.
+        target: class indices or probabilities as there.
+        labels: probabilities of `input`'s shape, constant for the gradient (they are detached).
+        alpha: strength in [0, 1]; float, or a tensor that broadcasts over the rows.
+        weight, ignore_index, reduction: as in `labo_cross_entropy`.
+
+    Returns:
+        The loss, as `labo_cross_entropy` returns it.
+
+    Raises:
+        ValueError, TypeError: an argument is out of range or does not fit; the message names it.
+
+    Example:
+        >>> logits, target = torch.zeros(1, 2), torch.tensor([0])
+        >>> label_regularized_cross_entropy(logits, target, torch.full((1, 2), 0.5), alpha=0.1)
+        tensor(0.6931)
+    """
+    checks.share("alpha", alpha)
+    _reduction.check_reduction(reduction)
+    rows = _reduction.as_rows(input, target, weight, ignore_index)
+    checks.floating("labels", labels)
+    if labels.shape != input.shape:
+        raise ValueError(f"Expected argument `labels` of shape {tuple(input.shape)}, but got {tuple(labels.shape)}.")
+    classes_last = labels.detach().movedim(1 if input.dim() > 1 else 0, -1).reshape(rows.logits.shape)
+    if rows.kept is not None:
+        classes_last = torch.where(rows.kept.unsqueeze(-1), classes_last, 1.0 / max(1, classes_last.shape[-1]))
+    checks.distribution("labels", classes_last, -1)
+    losses = soft_label_losses(rows, classes_last, rows.per_row("alpha", alpha))
+    return _reduction.reduce(losses, rows, reduction, checks.result_dtype(input))
+
+
+def soft_label_losses(rows: Rows, labels: Tensor, alpha: float | Tensor) -> Tensor:
+    """(1 - alpha) * CE(target, p) + alpha * CE(labels, p) of each row; `labels` (N, C) constant, `alpha` () or (N,)."""
+    logits = reference.inner.working(rows.logits)
+    data, mass = reference.data_term(logits, rows.target, rows.weight if rows.has_probabilities else None)
+    term = reference.cross_entropy(labels.to(logits.dtype), reference.log_belief(logits))
+    return reference.mix(data, term if mass is None else term * mass, alpha)
+
+
+def _losses(rows: Rows, alpha: float | Tensor, beta: float | Tensor, prior: Tensor | None, value: str) -> Tensor:
+    return reference.row_losses(
+        rows.logits,
+        rows.target,
+        alpha=rows.per_row("alpha", alpha),
+        beta=rows.per_row("beta", beta),
+        prior=rows.distribution("prior", prior),
+        weight=rows.weight if rows.has_probabilities else None,
+        value=value,
+    )
+
+
+def _chunk(hidden: Tensor, head: tuple[Tensor, Tensor | None], batch: tuple[Any, ...]) -> Tensor:
+    target, kept, alpha, beta, prior, weight, value = batch
+    if kept is not None:
+        hidden = torch.where(kept.unsqueeze(-1), hidden, 0.0)
+    logits = linear(hidden, *head)
+    return reference.row_losses(logits, target, alpha=alpha, beta=beta, prior=prior, weight=weight, value=value)
+
+
+def _cut(value: Any, at: slice, dims: int) -> Any:
+    """The rows `at` of an option that has them (its dimension is then `dims`)."""
+    return value[at] if isinstance(value, Tensor) and value.dim() == dims else value
+
+
+def _keeps_graph(tensor: Tensor) -> bool:
+    """Whether recomputing is of no use, or refused (saved-tensor hooks do not work under torch.func)."""
+    return not torch.is_grad_enabled() or checks.transformed()
+
+
+def check_options(
+    alpha: float | Tensor, beta: float | Tensor, prior: Tensor | None, reduction: str, value: str, impl: str
+) -> None:
+    """Refuse options of the losses that are out of range, before any tensor is looked at."""
+    checks.share("alpha", alpha)
+    checks.positive("beta", beta)
+    _reduction.check_reduction(reduction)
+    if value not in VALUES:
+        raise ValueError(f"Expected argument `value` to be one of {', '.join(VALUES)}, but got {value!r}.")
+    for name, option in (("beta", beta), ("prior", prior)):
+        if value == "plugin" and isinstance(option, Tensor) and option.requires_grad:
+            raise ValueError(
+                f"Expected argument `{name}` not to require grad with value='plugin', where q* is constant and gives "
+                "none; take value='inner'."
+            )
+    kernels.choose(impl)
+
+
+def _check_linear(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> None:
+    checks.floating("input", input)
+    checks.floating("linear_weight", linear_weight)
+    if linear_weight.dim() != 2 or linear_weight.shape[1] != input.shape[-1]:
+        raise ValueError(
+            f"Expected argument `linear_weight` of shape (V, {input.shape[-1]}) for an input of width "
+            f"{input.shape[-1]}, but got {tuple(linear_weight.shape)}."
+        )
+    checks.same_device("linear_weight", linear_weight, input)
+    if linear_bias is not None and linear_bias.shape != linear_weight.shape[:1]:
+        raise ValueError(
+            f"Expected argument `linear_bias` of shape ({linear_weight.shape[0]},), but got {tuple(linear_bias.shape)}."
+        )

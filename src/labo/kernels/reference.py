@@ -1,0 +1,82 @@
+"""The reference implementation: plain PyTorch, differentiable to any order, on every device, under every transform."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from labo import inner
+
+
+def row_losses(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    alpha: float | Tensor,
+    beta: float | Tensor,
+    prior: Tensor | None,
+    weight: Tensor | None = None,
+    value: str = "inner",
+) -> Tensor:
+    """(1 - alpha) * CE(target, p) + alpha * V for each row, in working precision.
+
+    Args:
+        logits: (N, C).
+        target: (N,) class indices or (N, C) probabilities.
+        alpha, beta: scalars or (N,).
+        prior: None, (C,) or (N, C).
+        weight: (C,), used with probability targets alone (there it weighs classes inside the row).
+        value: "inner" for V, "plugin" for CE(q*, p) with q* constant.
+
+    Returns:
+        (N,) losses.
+    """
+    rows = inner.working(logits)
+    data, mass = data_term(rows, target, weight)
+    if not isinstance(alpha, Tensor) and alpha == 0:
+        return data
+    beta_rows = inner.over_rows("beta", beta, rows)
+    term = inner.value_of_rows(rows, beta_rows, prior) if value == "inner" else _plugin(rows, beta_rows, prior)
+    return mix(data, term if mass is None else term * mass, alpha)
+
+
+def data_term(rows: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """CE(target, p) of each row, and the weighted mass of a probability target (None for class indices)."""
+    log_p = log_belief(rows)
+    if target.dim() == 1:
+        return -log_p.gather(-1, target.unsqueeze(-1)).squeeze(-1), None
+    mass = target.to(rows.dtype) if weight is None else target.to(rows.dtype) * weight.to(rows.dtype)
+    return cross_entropy(mass, log_p), mass.sum(-1)
+
+
+def log_belief(rows: Tensor) -> Tensor:
+    """The log softmax; -inf (not NaN) in a row whose classes are all masked."""
+    masked_out = (rows == -math.inf).all(-1, keepdim=True)
+    return torch.where(masked_out, -math.inf, torch.log_softmax(torch.where(masked_out, 0.0, rows), -1))
+
+
+def cross_entropy(q: Tensor, log_p: Tensor) -> Tensor:
+    """-sum q log p over the last dimension, with 0 * -inf = 0."""
+    return -(q * torch.where((q == 0) & (log_p == -math.inf), 0.0, log_p)).sum(-1)
+
+
+def mix(data: Tensor, term: Tensor, alpha: float | Tensor) -> Tensor:
+    """(1 - alpha) * data + alpha * term, where a term of weight 0 is left out even if it is infinite."""
+    if isinstance(alpha, Tensor):
+        alpha = alpha.to(data.dtype)
+    return _share(1 - alpha, data) + _share(alpha, term)
+
+
+def _share(share: float | Tensor, term: Tensor) -> Tensor:
+    if not isinstance(share, Tensor):
+        return share * term if share else torch.where(torch.isinf(term), 0.0, term) * 0.0
+    return share * torch.where((share == 0) & torch.isinf(term), 0.0, term)
+
+
+def _plugin(rows: Tensor, beta: Tensor, prior: Tensor | None) -> Tensor:
+    with torch.no_grad():
+        q = inner.labels_of_rows(rows, beta, prior)
+    solved = cross_entropy(q, log_belief(rows))
+    return torch.where(q.sum(-1) > 0, solved, math.inf)

@@ -1,0 +1,108 @@
+"""The losses as modules, each a thin face of its function."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from labo import functional
+
+__all__ = ["LABOLoss", "LinearLABOLoss"]
+
+
+class _LABOOptions(nn.Module):
+    """The options that both losses hold. Tensors among them are buffers: they move with the module."""
+
+    prior: Tensor | None
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        *,
+        alpha: float | Tensor = 0.1,
+        beta: float | Tensor = 2.0,
+        prior: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        value: str = "inner",
+        impl: str = "auto",
+        **unknown: Any,
+    ) -> None:
+        super().__init__()
+        _refuse(unknown)
+        functional.check_options(alpha, beta, prior, reduction, value, impl)
+        self.register_buffer("weight", weight)
+        self.register_buffer("prior", prior)
+        self._hold("alpha", alpha)
+        self._hold("beta", beta)
+        self.ignore_index = ignore_index
+        self.reduction = reduction
+        self.value = value
+        self.impl = impl
+
+    def _hold(self, name: str, value: float | Tensor) -> None:
+        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and not value.requires_grad:
+            self.register_buffer(name, value)
+        else:
+            setattr(self, name, value)
+
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments of the function."""
+        names = ("alpha", "beta", "prior", "weight", "ignore_index", "reduction", "value", "impl")
+        return {name: getattr(self, name) for name in names}
+
+    def extra_repr(self) -> str:
+        """alpha, beta and whatever differs from the defaults."""
+        return f"alpha={self.alpha}, beta={self.beta}, reduction={self.reduction!r}"
+
+
+def _refuse(unknown: dict[str, Any]) -> None:
+    for name in unknown:
+        if name == "label_smoothing":
+            raise TypeError(
+                "Expected no argument `label_smoothing`: label smoothing of strength e is alpha=e, beta=float('inf')."
+            )
+        raise TypeError(f"Expected no argument `{name}`.")
+
+
+class LABOLoss(_LABOOptions):
+    """`labo.labo_cross_entropy` as a module; stands where `nn.CrossEntropyLoss` stood.
+
+    Args:
+        weight: (C,) class weights, first as in `nn.CrossEntropyLoss`.
+        alpha, beta, prior, ignore_index, reduction, value, impl: as in `labo.labo_cross_entropy`.
+
+    Raises:
+        ValueError, TypeError: an option is out of range; `label_smoothing` is refused with a word on beta.
+
+    Example:
+        >>> import torch
+        >>> LABOLoss(alpha=0.1, beta=2.0)(torch.zeros(2, 4), torch.tensor([0, 3]))
+        tensor(1.3863)
+    """
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """The loss of logits (C), (N, C) or (N, C, d1, …)."""
+        return functional.labo_cross_entropy(input, target, **self.options())
+
+
+class LinearLABOLoss(_LABOOptions):
+    """`labo.linear_labo_cross_entropy` as a module; the weight of the last layer comes with each call.
+
+    Args:
+        weight, alpha, beta, prior, ignore_index, reduction, value, impl: as in `LABOLoss`.
+
+    Example:
+        >>> import torch
+        >>> LinearLABOLoss()(torch.zeros(2, 3), torch.ones(4, 3), torch.tensor([0, 3]))
+        tensor(1.3863)
+    """
+
+    def forward(
+        self, input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None = None
+    ) -> Tensor:
+        """The loss of hidden states (…, D) under the head (V, D)."""
+        options = self.options()
+        return functional.linear_labo_cross_entropy(input, linear_weight, target, linear_bias=linear_bias, **options)

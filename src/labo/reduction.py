@@ -1,0 +1,138 @@
+"""Masks, class weights and denominators: what turns logits of any shape into rows, and row losses into the result.
+
+The one place that knows `ignore_index`, `weight` and `reduction`; every loss and every implementation goes through it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from labo import checks
+
+REDUCTIONS = ("none", "mean", "sum")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A batch as rows: `logits` (N, C), and `target` (N,) class indices or (N, C) probabilities.
+
+    `kept` (N,) is False for ignored rows, whose logits and targets are replaced by zeros so that nothing they hold
+    reaches a sum; it is None where nothing can be ignored. `weight` is the (C,) class weights. `shape` is the shape
+    of the result under reduction="none".
+    """
+
+    logits: Tensor
+    target: Tensor
+    kept: Tensor | None
+    weight: Tensor | None
+    shape: torch.Size
+
+    @property
+    def has_probabilities(self) -> bool:
+        """Whether the targets are probabilities over the classes."""
+        return self.target.dim() == 2
+
+    def per_row(self, name: str, value: float | Tensor) -> float | Tensor:
+        """A scalar as it is; a tensor that broadcasts over the result's shape as (N,)."""
+        if not isinstance(value, Tensor) or value.dim() == 0:
+            return value
+        checks.same_device(name, value, self.logits)
+        checks.broadcasts(name, value, self.shape)
+        return value.expand(self.shape).reshape(-1)
+
+    def distribution(self, name: str, value: Tensor | None) -> Tensor | None:
+        """None and (C,) as they are; classes-last distributions that broadcast over the result's shape as (N, C)."""
+        classes = self.logits.shape[-1]
+        checks.probabilities(name, value, classes)
+        if value is None or value.dim() == 1:
+            return value
+        checks.broadcasts(name, value[..., 0], self.shape)
+        return value.expand(*self.shape, classes).reshape(-1, classes)
+
+
+def as_rows(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, *, class_dim: int = 1) -> Rows:
+    """Flatten (C), (N, C) or (N, C, d1, …) logits and their targets; `class_dim` is where classes lie from 2-d on."""
+    checks.floating("input", input)
+    dim = class_dim if input.dim() > 1 else 0
+    classes = input.shape[dim]
+    shape = torch.Size(size for i, size in enumerate(input.shape) if i != dim % input.dim())
+    _fits(input, target, shape)
+    checks.same_device("target", target, input)
+    if weight is not None:
+        _weight_fits(weight, classes, input)
+    logits = input.movedim(dim, -1).reshape(-1, classes)
+    if target.dtype.is_floating_point:
+        checks.distribution("target", target, dim)
+        return Rows(logits, target.movedim(dim, -1).reshape(-1, classes), None, weight, shape)
+    checks.class_indices("target", target, classes, ignore_index)
+    target = target.reshape(-1).long()
+    kept = target != ignore_index
+    return Rows(torch.where(kept.unsqueeze(-1), logits, 0.0), torch.where(kept, target, 0), kept, weight, shape)
+
+
+def _fits(input: Tensor, target: Tensor, shape: torch.Size) -> None:
+    if not isinstance(target, Tensor):
+        raise TypeError(f"Expected argument `target` to be a tensor, but got {type(target).__name__}.")
+    if target.dtype.is_complex or target.dtype == torch.bool:
+        raise TypeError(f"Expected argument `target` to be class indices or probabilities, but got {target.dtype}.")
+    if target.dtype.is_floating_point:
+        if target.shape == input.shape:
+            return
+        if target.shape == shape:
+            raise TypeError(
+                f"Expected argument `target` of shape {tuple(shape)} to hold integer class indices, but got dtype "
+                f"{target.dtype}; probabilities need the shape of `input`, {tuple(input.shape)}."
+            )
+    elif target.shape == shape:
+        return
+    raise ValueError(
+        f"Expected argument `target` to be class indices of shape {tuple(shape)} or probabilities of shape "
+        f"{tuple(input.shape)}, but got {target.dtype} of shape {tuple(target.shape)}."
+    )
+
+
+def _weight_fits(weight: Tensor, classes: int, input: Tensor) -> None:
+    checks.floating("weight", weight)
+    if weight.shape != (classes,):
+        raise ValueError(f"Expected argument `weight` to have shape ({classes},), but got {tuple(weight.shape)}.")
+    checks.same_device("weight", weight, input)
+
+
+def check_reduction(reduction: str) -> None:
+    """Refuse anything but none, mean and sum."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"Expected argument `reduction` to be one of {', '.join(REDUCTIONS)}, but got {reduction!r}.")
+
+
+def total_and_count(losses: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+    """The sum of the row losses (N,), class weights and mask applied, and what "mean" divides it by."""
+    weighted, share = _weigh(losses, rows)
+    return weighted.sum(), share.sum()
+
+
+def reduce(losses: Tensor, rows: Rows, reduction: str, dtype: torch.dtype) -> Tensor:
+    """Row losses (N,) to the result: weights and mask applied; a batch that keeps nothing gives 0, not NaN."""
+    if reduction == "none":
+        return _weigh(losses, rows)[0].reshape(rows.shape).to(dtype)
+    total, count = total_and_count(losses, rows)
+    return total.to(dtype) if reduction == "sum" else mean(total, count).to(dtype)
+
+
+def mean(total: Tensor, count: Tensor) -> Tensor:
+    """The total over the count; 0 and connected to the graph where nothing counts."""
+    return torch.where(count == 0, total * 0.0, total / torch.where(count == 0, 1.0, count))
+
+
+def _weigh(losses: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+    share = torch.ones_like(losses)
+    if rows.has_probabilities:
+        return losses, share  # class weights are inside the data term: they weigh classes, not examples
+    if rows.weight is not None:
+        share = rows.weight.to(losses.dtype)[rows.target]
+        losses = torch.where(share == 0, 0.0, losses) * share
+    if rows.kept is None:
+        return losses, share
+    return torch.where(rows.kept, losses, 0.0), torch.where(rows.kept, share, 0.0)
