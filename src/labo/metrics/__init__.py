@@ -1,0 +1,1 @@
+"""What predictions are measured by, and when a difference is more than luck."""

@@ -1,0 +1,72 @@
+"""Reports from recorded trials: the verdict, tables, figures and one self-contained page.
+
+matplotlib and rich are imported only when a figure or a console table is made.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from labo.report.reading import Recorded
+    from labo.report.verdict import Summary
+
+__all__ = ["build", "summarize"]
+
+
+def summarize(directory: str | Path, baseline: str | None = None) -> Summary:
+    """The verdict on the trials recorded under `directory`.
+
+    `baseline` defaults to the one the comparison was made with, else label_smoothing where it was run, else the first
+    method. Raises UserError where nothing is recorded or `baseline` was not run.
+    """
+    from labo.report.reading import read
+
+    return _summarize(read(directory), baseline)
+
+
+def build(directory: str | Path, *, baseline: str | None = None, samples: bool = True) -> Path:
+    """Writes report.md, figures/*.svg and report.html into `directory`; returns the path of report.html.
+
+    `samples=False` promises a report without pictures or sentences of the data, and the page says so. Figures whose
+    run folders are missing are left out with a word. Raises UserError where nothing is recorded, `baseline` was not
+    run, or `directory` cannot be written.
+    """
+    from labo.errors import UserError
+    from labo.report.gallery import groups, slug
+    from labo.report.page import page
+    from labo.report.reading import read
+    from labo.report.svg import standalone
+    from labo.report.tables import markdown
+
+    directory = Path(directory)
+    recorded = read(directory)
+    summary = _summarize(recorded, baseline)
+    several = len(summary.tasks) > 1
+    pictures = {
+        task.task: groups(recorded, task, f"{index}-{slug(task.task)}-" if several else "")
+        for index, task in enumerate(summary.tasks)
+    }
+    try:
+        folder = directory / "figures"
+        folder.mkdir(exist_ok=True)
+        for group in (group for found in pictures.values() for group in found):
+            for picture in group.pictures:
+                _write(folder / f"{picture.name}.svg", standalone(picture.svg))
+        _write(directory / "report.md", markdown(recorded, summary, pictures))
+        return _write(directory / "report.html", page(recorded, summary, pictures, samples=samples))
+    except OSError as error:
+        raise UserError(f"Cannot write the report into '{directory}': {error.strerror or error}.") from error
+
+
+def _summarize(recorded: Recorded, baseline: str | None) -> Summary:
+    from labo.report.verdict import summarize_records
+
+    asked = recorded.comparison.get("baseline")
+    return summarize_records(recorded.records, baseline, preferred=asked if isinstance(asked, str) else None)
+
+
+def _write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path

@@ -1,0 +1,139 @@
+"""The figures of a report, as matplotlib Figures that need no display and no pyplot; small enough for a phone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from labo.report.measures import Measure
+from labo.report.svg import GRID, INK, MUTED, SERIES
+from labo.report.verdict import Estimate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH = 3.6  # inches; 346 CSS pixels, the width of a phone
+_DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "p")
+
+
+def shorten(name: str, length: int = 34) -> str:
+    """`name` on one line, cut to `length` characters with an ellipsis, and safe from matplotlib's own markup."""
+    name = " ".join(name.split())
+    name = name if len(name) <= length else name[: length - 1] + "…"
+    # A dollar sign begins a formula, and a legend leaves out what begins with an underscore.
+    return name.replace("$", r"\$").replace("_", "\u200b_", 1 if name.startswith("_") else 0)
+
+
+def seed_dots(measure: Measure, estimates: dict[str, Estimate], order: Sequence[str]) -> Figure:
+    """A row per method: a dot per seed, the mean and its 95% interval beneath. Colours follow the place in `order`."""
+    rows = [(name, found) for name, found in estimates.items() if found.values]
+    height = 0.62 + 0.46 * len(rows)
+    figure, axes = _panel(measure.label, height, "higher is better" if measure.higher_is_better else "lower is better")
+    for row, (name, found) in enumerate(rows):
+        colour, factor = _colour(order.index(name)), measure.factor
+        values = [value * factor for value in found.values.values()]
+        axes.plot(values, [row] * len(values), "o", color=colour, ms=4.2, alpha=0.45, mew=0, clip_on=False)
+        mean = (found.mean or 0.0) * factor
+        if found.half_width is not None:
+            half = found.half_width * factor
+            axes.plot([mean - half, mean + half], [row + 0.22] * 2, color=colour, lw=2, solid_capstyle="round")
+        axes.plot([mean], [row + 0.22], marker="D", color=colour, ms=5, mew=0)
+        axes.annotate(
+            shorten(name), (0, row - 0.18), xycoords=("axes fraction", "data"), size=8.5, color=INK, va="bottom"
+        )
+    axes.set_ylim(len(rows) - 0.45, -0.75)
+    axes.set_yticks([])
+    axes.margins(x=0.06)
+    axes.locator_params(axis="x", nbins=5)
+    axes.grid(axis="x", color=GRID, lw=0.8)
+    if measure.unit:
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}{measure.unit}")
+    return figure
+
+
+def reliability(method: str, raw: Sequence[dict], scaled: Sequence[dict], colour_index: int, subtitle: str) -> Figure:
+    """Accuracy against confidence before (hollow, dashed) and after (filled, solid) temperature scaling."""
+    figure, axes = _panel(shorten(method), 3.3, subtitle)
+    axes.plot([0, 1], [0, 1], color=MUTED, lw=1, ls=(0, (2, 2)))
+    for bins, style, fill, label in (
+        (raw, (0, (4, 2)), "none", "as trained"),
+        (scaled, "-", None, "after temperature scaling"),
+    ):
+        points = [(entry["confidence"], entry["accuracy"], entry["count"]) for entry in bins if entry["count"]]
+        if not points:
+            continue
+        total = sum(count for *_, count in points)
+        x, y = [point[0] for point in points], [point[1] for point in points]
+        colour = _colour(colour_index)
+        axes.plot(x, y, ls=style, color=colour, lw=1.3, marker="o", ms=4.5, mec=colour, mfc=fill or colour, label=label)
+        for confidence, accuracy, count in points:  # bins with few examples are drawn small: they say little
+            size = 3 + 17 * (count / total) ** 0.5
+            axes.plot([confidence], [accuracy], "o", color=colour, ms=size, alpha=0.18, mew=0)
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=[0, 0.25, 0.5, 0.75, 1], yticks=[0, 0.25, 0.5, 0.75, 1])
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.grid(color=GRID, lw=0.8)
+    axes.legend(loc="upper left", frameon=False, fontsize=8, labelcolor=INK, handlelength=2.2, borderaxespad=0.2)
+    return figure
+
+
+def curves(title: str, subtitle: str, lines: dict[str, tuple[list, list]], order: Sequence[str]) -> Figure:
+    """Epochs across, one line per method: `lines` maps it to (epochs, mean over seeds)."""
+    from matplotlib.ticker import MaxNLocator
+
+    rows = (len(lines) + 1) // 2
+    figure, axes = _panel(title, 2.7 + 0.2 * rows, subtitle, below=0.3 + 0.2 * rows)
+    for name, (epochs, values) in lines.items():
+        index = order.index(name)
+        marker = "o" if len(epochs) == 1 else None
+        axes.plot(
+            epochs, values, color=_colour(index), ls=_DASHES[index % 4], lw=1.5, label=shorten(name, 22), marker=marker
+        )
+    axes.grid(axis="y", color=GRID, lw=0.8)
+    axes.margins(x=0.02)
+    axes.set_ylim(*_settled(list(lines.values())))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.locator_params(axis="y", nbins=5)
+    axes.set_xlabel("epoch", size=8, color=MUTED, loc="right", labelpad=1)
+    figure.legend(
+        loc="lower left", ncols=2, frameon=False, fontsize=8, labelcolor=INK, handlelength=2.4, borderaxespad=0.2,
+        columnspacing=1.2, handletextpad=0.6,
+    )  # fmt: skip
+    return figure
+
+
+def _settled(lines: Sequence[tuple[list, list]]) -> tuple[float, float]:
+    """The range of the values past the first fifth of the epochs, so that a steep start does not flatten the rest."""
+    last = max(epochs[-1] for epochs, _ in lines)
+    pairs = [pair for epochs, values in lines for pair in zip(epochs, values, strict=True)]
+    values = [value for epoch, value in pairs if epoch > last / 5] or [value for _, value in pairs]
+    margin = 0.06 * (max(values) - min(values)) or 0.05 * abs(values[0]) or 0.05
+    return min(values) - margin, max(values) + margin
+
+
+def _colour(index: int) -> str:
+    return SERIES[index % len(SERIES)]
+
+
+def _panel(title: str, height: float, subtitle: str = "", below: float = 0.3) -> tuple[Figure, Axes]:
+    """A figure with one axes, a title at its left and no frame; fixed margins, for panels in a grid to align."""
+    figure, axes = blank(title, height, subtitle)
+    left = 0.42 if below > 0.3 or height == 3.3 else 0.12
+    axes.set_position((left / WIDTH, below / height, (WIDTH - left - 0.14) / WIDTH, (height - below - 0.5) / height))
+    return figure, axes
+
+
+def blank(title: str, height: float, subtitle: str = "") -> tuple[Figure, Axes]:
+    """A figure with a title line and an axes without frame, ticks as short as can be."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height))
+    axes: Any = figure.add_axes((0.1, 0.1, 0.8, 0.8))
+    figure.text(0.035, 1 - 0.08 / height, title, size=10, weight="bold", color=INK, va="top")
+    figure.text(0.035, 1 - 0.27 / height, subtitle, size=8, color=MUTED, va="top")
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.tick_params(length=0, labelsize=8, labelcolor=MUTED, pad=4)
+    return figure, axes

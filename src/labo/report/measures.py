@@ -1,0 +1,70 @@
+"""What each recorded measure is called, which way is better, and how it is written."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How one key of a record's metrics is shown; `factor` turns the recorded value into the shown unit."""
+
+    key: str
+    label: str
+    higher_is_better: bool
+    factor: float = 1.0
+    digits: int = 4
+    unit: str = ""
+    difference_unit: str = ""
+
+    def value(self, value: float | None) -> str:
+        """The value in its unit, such as `97.32%`; an en dash where there is none."""
+        return "–" if value is None else f"{value * self.factor:.{self.digits}f}{self.unit}"
+
+    def spread(self, half_width: float | None) -> str:
+        """The half width of an interval in the unit of `value`, without its sign: `0.21`; empty where there is none."""
+        return "" if half_width is None else f"{half_width * self.factor:.{self.digits}f}"
+
+    def signed(self, difference: float | None) -> str:
+        """A difference with its sign, in the unit of `value` but without naming it: `+0.32`, `−0.05`."""
+        if difference is None:
+            return "–"
+        text = f"{difference * self.factor:+.{self.digits}f}"
+        return text.replace("-", "−")
+
+
+_PERCENT = {"factor": 100.0, "digits": 2, "unit": "%", "difference_unit": " points"}
+MEASURES = {
+    measure.key: measure
+    for measure in (
+        Measure("accuracy", "Accuracy", True, **_PERCENT),
+        Measure("bleu", "BLEU", True, digits=2),
+        Measure("chrf", "chrF", True, digits=2),
+        Measure("nll", "NLL", False),
+        Measure("nll_scaled", "NLL, scaled", False),
+        Measure("brier", "Brier", False),
+        Measure("ece", "ECE", False),
+        Measure("ece_scaled", "ECE, scaled", False),
+    )
+}
+MAIN = ("accuracy", "bleu", "chrf")
+
+
+def present(metrics: set[str]) -> list[Measure]:
+    """The known measures among `metrics`, in reading order: the main one first."""
+    return [measure for key, measure in MEASURES.items() if key in metrics]
+
+
+def number(value: object) -> float | None:
+    """`value` as a finite float, else None (NaN and infinity count as not measured)."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def p_text(p: float | None) -> str:
+    """A p-value as it is written in tables: `0.016`, `<0.001`; an en dash where there is none."""
+    if p is None:
+        return "–"
+    return "<0.001" if p < 0.001 else f"{p:.3f}"

@@ -1,0 +1,185 @@
+"""The report as one self-contained HTML page: no network, light and dark, readable on a phone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from importlib import resources
+
+from labo.report import protocol
+from labo.report.gallery import Group
+from labo.report.measures import p_text
+from labo.report.reading import Recorded
+from labo.report.svg import FONT, variables
+from labo.report.tables import DIFFERENCES, best, cell, difference_cell, pairs_text, seeds_text
+from labo.report.verdict import BASELINE, Summary, TaskSummary
+
+# The page runs no script and loads nothing: the policy makes a browser hold it to that.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def page(recorded: Recorded, summary: Summary, pictures: dict[str, list[Group]], *, samples: bool = True) -> str:
+    """The whole page; `pictures` maps a task to its groups. All text that came from outside is escaped."""
+    names = ", ".join(task.task for task in summary.tasks)
+    title = f"{names}: which method is better"
+    body = [f"<h1>{escape(title)}</h1>", f'<p class="lead">{escape(_lead(recorded, summary))}</p>']
+    if summary.overall:
+        body += ["<h2>Over all tasks</h2>", _verdicts((found.verdict, found.sentence) for found in summary.overall)]
+    for task in summary.tasks:
+        body.append(f"<h2>{escape(task.task if len(summary.tasks) > 1 else 'The verdict')}</h2>")
+        body += _task(recorded, task, pictures.get(task.task, []))
+    body += _making(recorded, summary, samples)
+    # An inline empty icon keeps a browser from asking the server for /favicon.ico.
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        f'<link rel="icon" href="data:,">\n<title>{escape(title)}</title>\n<style>\n{_style()}</style>\n</head>\n'
+        "<body>\n<main>\n" + "\n".join(body) + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _style() -> str:
+    text = resources.files("labo.report").joinpath("style.css").read_text(encoding="utf-8")
+    return text.replace("@LIGHT@", variables(0)).replace("@DARK@", variables(1)).replace("@FONT@", FONT)
+
+
+def _lead(recorded: Recorded, summary: Summary) -> str:
+    methods = {found.method for task in summary.tasks for found in task.methods}
+    seeds = {record["seed"] for record in recorded.records}
+    tasks = f" on {len(summary.tasks)} tasks" if len(summary.tasks) > 1 else ""
+    trials = len(recorded.records)
+    return (
+        f"{_many(len(methods), 'method')}{tasks}, {_many(len(seeds), 'seed')}, {_many(trials, 'trial')}. Every "
+        f"method is compared with {summary.baseline}, seed by seed."
+    )
+
+
+def _task(recorded: Recorded, task: TaskSummary, groups: Sequence[Group]) -> list[str]:
+    ordered = sorted(task.ranked(), key=lambda found: found.verdict == BASELINE)
+    parts = [_verdicts((found.verdict, found.sentence) for found in ordered)]
+    parts += ["<h3>Leaderboard</h3>", _leaderboard(task)]
+    parts.append(
+        '<p class="caption">Mean over seeds ± half of the 95% interval; the best mean is bold, which alone says '
+        "nothing of luck. “Scaled” is after temperature scaling on the validation split.</p>"
+    )
+    differences = _differences(task)
+    if differences:
+        parts += [f"<h3>Paired differences to {escape(task.baseline)}</h3>", differences]
+        parts.append(f'<p class="caption">{escape(DIFFERENCES)}</p>')
+    for group in groups:
+        parts += _group(group)
+    settings = _settings(recorded, task.task)
+    return [*parts, "<h3>Settings chosen</h3>", *settings] if settings else parts
+
+
+def _verdicts(found: Iterable[tuple[str, str]]) -> str:
+    items = [
+        f'<li><span class="tag {verdict.split()[0]}">{verdict}</span><span>{escape(sentence)}</span></li>'
+        for verdict, sentence in found
+    ]
+    return '<ul class="verdicts">\n' + "\n".join(items) + "\n</ul>"
+
+
+def _leaderboard(task: TaskSummary) -> str:
+    rows = []
+    for summary in task.ranked():
+        cells = [escape(summary.method), escape(seeds_text(summary))]
+        for measure in task.measures:
+            mean, half_width = (escape(text) for text in cell(measure, summary))
+            mean = f"<b>{mean}</b>" if summary.method in best(measure, task) else mean
+            cells.append(f"{mean}<small>± {half_width}</small>" if half_width else mean)
+        rows.append(cells)
+    return _table(["Method", "Seeds", *(measure.label for measure in task.measures)], rows, "Leaderboard")
+
+
+def _differences(task: TaskSummary) -> str:
+    rows = []
+    for summary in task.ranked():
+        found = [summary.differences.get(measure.key) for measure in task.measures]
+        pairs = [difference for difference in found if difference is not None]
+        if pairs:
+            cells = []
+            for measure, difference in zip(task.measures, found, strict=True):
+                mean, half_width, p = map(escape, difference_cell(measure, difference))
+                cells.append(f'{mean}<small>{half_width}</small><br><small class="p">{p.strip("()")}</small>')
+            count = f'{pairs_text(pairs)}<br><small class="p">p ≥ {escape(p_text(pairs[0].smallest_p_holm))}</small>'
+            rows.append([escape(summary.method), count, *cells])
+    headings = ["Method", "Pairs", *(measure.label for measure in task.measures)]
+    return _table(headings, rows, "Paired differences") if rows else ""
+
+
+def _group(group: Group) -> list[str]:
+    parts = [f"<h3>{escape(group.title)}</h3>"]
+    if group.pictures:
+        parts.append(f'<p class="caption">{escape(group.caption)}</p>')
+        figures = "\n".join(f"<figure>{picture.svg}</figure>" for picture in group.pictures)
+        even = " even" if len(group.pictures) in (2, 4) else ""
+        parts.append(f'<div class="grid{even}">{figures}</div>')
+    for method, (names, labels) in group.tables.items():
+        rows = [
+            [escape(name), *("–" if value is None else f"{value:.4f}" for value in row)]
+            for name, row in zip(names, labels, strict=True)
+        ]
+        table = _table(["True class", *map(escape, names)], rows, f"Mean label of {method}", escaped=True)
+        parts.append(f"<details><summary>The numbers: {escape(method)}</summary>{table}</details>")
+    if group.missing:
+        parts.append(f'<p class="missing">{escape(group.missing)}</p>')
+    return parts
+
+
+def _settings(recorded: Recorded, task: str) -> list[str]:
+    methods, differing, shared = protocol.settings_table(recorded, task)
+    rows = [[escape(key), *map(escape, cells)] for key, cells in differing]
+    parts = [_table(["Setting", *methods], rows, "Settings")] if rows else []
+    if shared:
+        parts.append("<details><summary>Settings that all methods share</summary>" + _pairs(shared) + "</details>")
+    note = protocol.tuning_note(recorded, task)
+    return [*parts, f'<p class="caption">{escape(note)}</p>'] if note else parts
+
+
+def _making(recorded: Recorded, summary: Summary, samples: bool) -> list[str]:
+    parts = []
+    failed = protocol.failures(summary)
+    if failed:
+        rows = [[*map(escape, row)] for row in failed]
+        headings = ["Task", "Method", "Seed", "Step", "Reason"]
+        parts += ["<h2>Failed trials</h2>", _table(headings, rows, "Failed trials", wide=True)]
+    parts.append("<h2>How it was compared</h2>")
+    for text in protocol.paragraphs(recorded, summary):
+        word, rest = text.split(". ", 1)
+        parts.append(f'<p class="prose"><strong>{escape(word)}.</strong> {escape(rest)}</p>')
+    parts.append("<h2>How to make it again</h2>")
+    command = protocol.command(recorded)
+    parts += [f"<pre><code>{escape(command)}</code></pre>"] if command else []
+    time = ("trial time, added up", _duration(protocol.seconds(recorded)))
+    parts.append(_pairs([time, *protocol.versions(recorded)]))
+    if not samples:
+        text = "Made without samples: figures and numbers, no pictures or sentences of the data."
+        parts.append(f'<p class="caption">{text}</p>')
+    return parts
+
+
+def _table(headings: list[str], rows: list[list[str]], name: str, *, wide: bool = False, escaped: bool = False) -> str:
+    """A table in a box that scrolls by itself; the cells are HTML already, the headings text unless `escaped`."""
+    head = "".join(f'<th scope="col">{text if escaped else escape(text)}</th>' for text in headings)
+    last = '<td class="wide">' if wide else "<td>"
+    body = "\n".join(
+        f'<tr><th scope="row">{row[0]}</th>{"".join(f"<td>{text}</td>" for text in row[1:-1])}{last}{row[-1]}</td></tr>'
+        for row in rows
+    )
+    box = f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(name)}">'
+    kind = ' class="wide"' if wide else ""
+    return f"{box}<table{kind}><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
+
+
+def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
+    return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in pairs) + "</dl>"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -1,0 +1,127 @@
+"""How the comparison was made, in words and small tables: the protocol, the settings, the failures, the versions."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from labo.report.reading import Recorded
+from labo.report.verdict import LEVEL, Summary
+
+
+def paragraphs(recorded: Recorded, summary: Summary) -> list[str]:
+    """The protocol in plain sentences; what the folder does not tell is not claimed."""
+    asked = recorded.comparison
+    tried, tuning_seeds = _count(asked.get("settings_per_method")), _count(asked.get("tuning_seeds"))
+    found = []
+    if tried and tuning_seeds:
+        found.append(
+            f"Choosing. Every method was given the same number of candidate settings, {tried}, each tried on "
+            f"{tuning_seeds} tuning seeds that are not among the seeds of the verdict, and judged on the validation "
+            "split alone; the best mean over those seeds was chosen. A method without options of its own had its "
+            "candidates in the learning rate and the weight decay, which every method has too."
+        )
+    found.append(
+        "Trials. One trial is one method on one seed with its chosen settings. A seed draws the split, the "
+        "initialisation and the order of the examples, the same for every method. The test split "
+        "is read once per trial."
+    )
+    if asked.get("checkpoint") in ("last", "best"):
+        which = "the last epoch" if asked["checkpoint"] == "last" else "the epoch with the best validation value"
+        found.append(f"Checkpoint. For every method alike, {which} is what is tested.")
+    found.append(
+        "Measures. Accuracy, Brier score and expected calibration error (ECE, 15 bins of equal width) are of the test "
+        "split, as is the negative log-likelihood (NLL). “Scaled” means after one temperature per trial, fitted on "
+        "the validation split. Intervals are 95% by Student's t over seeds."
+    )
+    found.append(
+        f"Verdict. Differences to {summary.baseline} are paired by seed, over the seeds that both finished, and tested "
+        "by the two-sided sign-flip permutation test; Holm's correction is over the methods, within one measure. "
+        f"“Better” and “worse” mean a corrected p of at most {LEVEL:g} in the main measure. “Not told apart” "
+        "is not “equal”: the interval says how large a difference is still possible. The other measures are shown "
+        "for reading; over them nothing is corrected."
+    )
+    return found
+
+
+def settings_table(
+    recorded: Recorded, task: str
+) -> tuple[list[str], list[tuple[str, list[str]]], list[tuple[str, str]]]:
+    """(methods, rows of what differs between methods, pairs that all methods share) of the settings that were run."""
+    by_method: dict[str, list[dict[str, Any]]] = {}
+    for record in recorded.records:
+        if str(record["task"]) == task:
+            settings = record.get("settings")
+            by_method.setdefault(str(record["method"]), []).append(settings if isinstance(settings, dict) else {})
+    keys = list(dict.fromkeys(key for runs in by_method.values() for run in runs for key in run))
+    differing, shared = [], []
+    for key in keys:
+        cells = []
+        for runs in by_method.values():
+            values = list(dict.fromkeys(_short(run[key]) for run in runs if key in run))
+            cells.append(" / ".join(values) if values else "–")
+        if len(set(cells)) == 1:
+            shared.append((key, cells[0]))
+        else:
+            differing.append((key, cells))
+    return list(by_method), differing, shared
+
+
+def tuning_note(recorded: Recorded, task: str) -> str:
+    """How many candidates were tried for each method, counted in tuning.jsonl; empty where it tells nothing."""
+    tried: dict[str, set[str]] = {}
+    for line in recorded.tuning:
+        if str(line.get("task")) == task and "settings" in line and "method" in line:
+            tried.setdefault(str(line["method"]), set()).add(json.dumps(line["settings"], sort_keys=True))
+    if not tried:
+        return ""
+    counts = ", ".join(f"{method} {len(settings)}" for method, settings in tried.items())
+    return f"Candidates tried: {counts}."
+
+
+def failures(summary: Summary) -> list[tuple[str, str, str, str, str]]:
+    """(task, method, seed, step, reason) of every failed trial."""
+    rows = []
+    for task in summary.tasks:
+        for method in task.methods:
+            for failure in method.failures:
+                step, reason = failure.get("step"), failure.get("reason")
+                rows.append((task.task, method.method, str(failure["seed"]), _short(step), _short(reason)))
+    return rows
+
+
+def versions(recorded: Recorded) -> list[tuple[str, str]]:
+    """What was installed, by the records and compare.json; several versions of one thing are all told."""
+    found: dict[str, dict[str, None]] = {}
+    for source in (recorded.comparison, *recorded.records):
+        known = source.get("versions")
+        for name, version in (known if isinstance(known, dict) else {}).items():
+            found.setdefault(str(name), {})[_short(version)] = None
+    return [(name, ", ".join(values)) for name, values in found.items()]
+
+
+def command(recorded: Recorded) -> str:
+    """The command line that asked for this comparison, or an empty string."""
+    import shlex
+
+    asked = recorded.comparison.get("command")
+    return shlex.join(map(str, asked)) if isinstance(asked, list) else str(asked or "")
+
+
+def seconds(recorded: Recorded) -> float:
+    """The time that the recorded trials took, added up."""
+    return sum(value for record in recorded.records if isinstance(value := record.get("seconds"), int | float))
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, list):
+        return len(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,73 @@
+"""Reads a folder of recorded trials, changing nothing in it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from labo.errors import UserError
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a folder holds: its records, its tuning lines and how the comparison was asked for ({} when not known)."""
+
+    directory: Path
+    records: list[dict[str, Any]]
+    tuning: list[dict[str, Any]] = field(default_factory=list)
+    comparison: dict[str, Any] = field(default_factory=dict)
+
+    def run_folder(self, task: str, method: str, seed: int) -> Path | None:
+        """The folder of one trial, or None where there is none (or the names would lead out of the directory)."""
+        folder = self.directory / task / method / str(seed)
+        inside = folder.resolve().is_relative_to(self.directory.resolve())
+        return folder if inside and folder.is_dir() else None
+
+
+def read(directory: str | Path) -> Recorded:
+    """The records under `directory`; raises UserError where it holds no finished trial."""
+    directory = Path(directory)
+    path = directory / "results.jsonl"
+    if not path.is_file():
+        raise UserError(f"No results.jsonl in '{directory}': nothing was recorded there; run `labo compare` first.")
+    lines = read_lines(path)
+    records = [line for line in lines if "method" in line and "task" in line and isinstance(line.get("seed"), int)]
+    if not records:
+        raise UserError(f"No finished trial in '{path}': run `labo compare` until at least one is done.")
+    comparison = read_object(directory / "compare.json")
+    return Recorded(directory, latest(records), read_lines(directory / "tuning.jsonl"), comparison or {})
+
+
+def latest(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One record per task, method and seed, the last one written, in the order they first came."""
+    newest: dict[tuple[str, str, int], dict[str, Any]] = {}
+    for record in records:
+        newest[(str(record["task"]), str(record["method"]), record["seed"])] = record
+    return list(newest.values())
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a .jsonl file; lines that are not whole (cut by a kill) are left out; [] without the file."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    return [value for line in text.splitlines() if isinstance(value := _parse(line), dict)]
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file, or None where it is missing or damaged."""
+    try:
+        value = _parse(path.read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
