@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from labo import checks
+from labo.oracle import solve
 
-__all__ = ["inner_value", "optimal_labels"]
+__all__ = ["inner_value", "optimal_labels", "solve"]
 
 
 def optimal_labels(logits: Tensor, *, beta: float | Tensor, prior: Tensor | None = None, dim: int = -1) -> Tensor:
