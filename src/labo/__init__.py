@@ -6,11 +6,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from labo import functional, inner, modules
+    from labo import functional, inner, modules, regularizers
     from labo.functional import label_regularized_cross_entropy, labo_cross_entropy, linear_labo_cross_entropy
     from labo.inner import inner_value, optimal_labels
     from labo.kernels import implementations
-    from labo.modules import LABOLoss, LinearLABOLoss
+    from labo.modules import LabelRegularizedLoss, LABOLoss, LinearLABOLoss
 
 __version__ = "0.1.0"
 
@@ -22,12 +22,14 @@ _HOMES = {
     "label_regularized_cross_entropy": "functional",
     "LABOLoss": "modules",
     "LinearLABOLoss": "modules",
+    "LabelRegularizedLoss": "modules",
     "implementations": "kernels",
 }
-_ROOMS = ("inner", "functional", "modules", "kernels")
+_ROOMS = ("inner", "functional", "modules", "kernels", "regularizers")
 
 __all__ = [
     "LABOLoss",
+    "LabelRegularizedLoss",
     "LinearLABOLoss",
     "functional",
     "implementations",
@@ -38,6 +40,7 @@ __all__ = [
     "linear_labo_cross_entropy",
     "modules",
     "optimal_labels",
+    "regularizers",
 ]
 
 

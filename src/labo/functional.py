@@ -72,7 +72,7 @@ def labo_cross_entropy(
     """
     check_options(alpha, beta, prior, reduction, value, impl)
     rows = _reduction.as_rows(input, target, weight, ignore_index)
-    return _reduction.reduce(_losses(rows, alpha, beta, prior, value), rows, reduction, checks.result_dtype(input))
+    return _reduction.reduce(labo_losses(rows, alpha, beta, prior, value), rows, reduction, checks.result_dtype(input))
 
 
 def linear_labo_cross_entropy(
@@ -186,7 +186,8 @@ def soft_label_losses(rows: Rows, labels: Tensor, alpha: float | Tensor) -> Tens
     return reference.mix(data, term if mass is None else term * mass, alpha)
 
 
-def _losses(rows: Rows, alpha: float | Tensor, beta: float | Tensor, prior: Tensor | None, value: str) -> Tensor:
+def labo_losses(rows: Rows, alpha: float | Tensor, beta: float | Tensor, prior: Tensor | None, value: str) -> Tensor:
+    """(1 - alpha) * CE(target, p) + alpha * V of each row (N,); options broadcast over the rows."""
     return reference.row_losses(
         rows.logits,
         rows.target,

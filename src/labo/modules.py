@@ -6,9 +6,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from labo import functional
+from labo import checks, functional
+from labo import reduction as _reduction
+from labo.regularizers.base import Regularizer
 
-__all__ = ["LABOLoss", "LinearLABOLoss"]
+__all__ = ["LABOLoss", "LabelRegularizedLoss", "LinearLABOLoss"]
 
 
 class _LABOOptions(nn.Module):
@@ -106,3 +108,60 @@ class LinearLABOLoss(_LABOOptions):
         """The loss of hidden states (…, D) under the head (V, D)."""
         options = self.options()
         return functional.linear_labo_cross_entropy(input, linear_weight, target, linear_bias=linear_bias, **options)
+
+
+class LabelRegularizedLoss(nn.Module):
+    """The loss of any member of the family, for a plain loop and for a Trainer alike.
+
+    Args:
+        regularizer: a member, from `labo.regularizers.create` or a class of your own.
+        weight: (C,) class weights, as in `nn.CrossEntropyLoss`.
+        ignore_index, reduction: as in `labo.labo_cross_entropy`.
+
+    Raises:
+        TypeError: `regularizer` is not one.
+        ValueError: what the member needs from training was not provided; the message says how.
+
+    Example:
+        >>> import torch, labo
+        >>> criterion = LabelRegularizedLoss(labo.regularizers.create("label_smoothing", epsilon=0.1))
+        >>> criterion(torch.zeros(2, 4), torch.tensor([0, 3]))
+        tensor(1.3863)
+    """
+
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        regularizer: Regularizer,
+        *,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__()
+        if not isinstance(regularizer, Regularizer):
+            raise TypeError(
+                f"Expected argument `regularizer` to be a Regularizer, but got {type(regularizer).__name__}; make one "
+                "with labo.regularizers.create(name, …)."
+            )
+        _reduction.check_reduction(reduction)
+        self.regularizer = regularizer
+        self.register_buffer("weight", weight)
+        self.ignore_index = ignore_index
+        self.reduction = reduction
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """The loss of logits (C), (N, C) or (N, C, d1, …)."""
+        rows, losses = self._row_losses(input, target)
+        return _reduction.reduce(losses, rows, self.reduction, checks.result_dtype(input))
+
+    def total_and_count(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum over the kept rows and what "mean" divides it by, for means over several batches or processes."""
+        rows, losses = self._row_losses(input, target)
+        return _reduction.total_and_count(losses, rows)
+
+    def _row_losses(self, input: Tensor, target: Tensor) -> tuple[_reduction.Rows, Tensor]:
+        self.regularizer.require()
+        rows = _reduction.as_rows(input, target, self.weight, self.ignore_index)
+        return rows, self.regularizer.losses(rows)

@@ -1,0 +1,122 @@
+"""What a label regularizer is: a module that turns rows of logits and targets into one loss a row.
+
+Masks, class weights and denominators are not its business: `labo.LabelRegularizedLoss` applies them (reduction.py).
+Whatever a member remembers is in its state_dict, so that a resumed run is the run that was interrupted.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from labo import checks, functional, inner
+from labo.errors import UserError
+from labo.kernels import reference
+from labo.reduction import Rows
+
+# What training can give a regularizer, and how a user of a plain loop gives it.
+NEEDS: dict[str, str] = {
+    "class_counts": "call regularizer.provide(class_counts=counts) with the (C,) counts of the training targets",
+}
+
+
+class Regularizer(nn.Module, ABC):
+    """The base of the family.
+
+    A member sets `name`, `summary`, `paper`, `year` and `candidates`, takes its options as keyword-only arguments,
+    which `options()` gives back, and defines `losses`.
+    """
+
+    name: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    year: ClassVar[int | None] = None
+    candidates: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What training has to provide with these options: keys of `NEEDS`."""
+        return ()
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Which of `needs` has not been provided yet."""
+        return self.needs
+
+    def provide(self, **given: Any) -> None:
+        """Take what `needs` names; anything else is refused."""
+        for name in given:
+            raise UserError(f"Method '{self.name}' with these options takes no `{name}`.")
+
+    @abstractmethod
+    def losses(self, rows: Rows) -> Tensor:
+        """The loss of each row, (N,), in float32 (float64 for float64 logits); probability targets included."""
+
+    def labels(self, rows: Rows) -> Tensor | None:
+        """The label distribution (N, C) that this member trains towards beside the target; None where it has none."""
+        return None
+
+    def require(self) -> None:
+        """Refuse to go on without what training has to provide."""
+        for need in self.missing:
+            raise UserError(f"Method '{self.name}' needs {need}: {NEEDS[need]}.")
+
+    def extra_repr(self) -> str:
+        """The options."""
+        return ", ".join(f"{name}={value!r}" for name, value in self.options().items())
+
+    def options(self) -> dict[str, Any]:
+        """The options that it was made with, JSON-able unless tensors were given."""
+        return {}
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        # A buffer that training fills later is None until then; a saved one is taken as it comes.
+        for name, buffer in self._buffers.items():
+            saved = state_dict.get(prefix + name)
+            if buffer is None and saved is not None:
+                self._buffers[name] = torch.empty_like(saved)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class SoftLabelRegularizer(Regularizer):
+    """A member that gives a distribution to train towards: (1 - strength) * CE(target, p) + strength * CE(labels, p).
+
+    It defines `labels` (constant for the gradient: they are made without it) and `strength`.
+    """
+
+    @property
+    @abstractmethod
+    def strength(self) -> float | Tensor:
+        """The weight of the labels: a float, () or (N,)."""
+
+    def losses(self, rows: Rows) -> Tensor:
+        """See `Regularizer.losses`."""
+        with torch.no_grad():
+            labels = self.labels(rows)
+        assert labels is not None
+        return functional.soft_label_losses(rows, labels, self.strength)
+
+
+def data_losses(rows: Rows) -> tuple[Tensor, Tensor]:
+    """The cross-entropy CE(target, p) of each row, (N,), and what a penalty beside it is multiplied by, (N,) or ().
+
+    The factor is 1 but for probability targets with class weights, where it is the target's weighted mass.
+    """
+    weight = rows.weight if rows.has_probabilities else None
+    data, mass = reference.data_term(inner.working(rows.logits), rows.target, weight)
+    return data, data.new_ones(()) if mass is None else mass
+
+
+def counts_to_prior(counts: Tensor, temperature: float = 1.0) -> Tensor:
+    """Class counts (C,) to a float64 distribution proportional to counts ** (1 / temperature)."""
+    checks.positive("temperature", temperature)
+    counts = torch.as_tensor(counts).double()
+    if counts.dim() != 1 or not bool((counts >= 0).all()) or not bool(counts.sum() > 0):
+        raise ValueError("Expected argument `class_counts` to be (C,) counts, none negative and not all 0.")
+    powered = torch.where(counts > 0, counts / counts.max(), 0.0) ** (1 / temperature)
+    powered = torch.where(counts > 0, powered, 0.0)
+    return powered / powered.sum()

@@ -1,0 +1,61 @@
+"""The confidence penalty: cross-entropy minus the entropy of the prediction."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from labo import inner
+from labo.errors import UserError, unknown
+from labo.kernels import reference
+from labo.reduction import Rows
+from labo.regularizers.base import Regularizer, data_losses
+
+CONVENTIONS = ("paper", "class_mean")
+
+
+class ConfidencePenalty(Regularizer):
+    """CE(target, p) - strength * H(p), with H(p) = -sum p log p.
+
+    Args:
+        strength: weight of the entropy, at least 0.
+        convention: "paper", or "class_mean" as in a widespread version that averages over the classes too: a
+            strength of strength / C in effect.
+
+    Raises:
+        ValueError: an option is out of range.
+
+    Source: Pereyra et al., *Regularizing Neural Networks by Penalizing Confident Output Distributions*, 2017.
+    """
+
+    name = "confidence_penalty"
+    summary = "cross-entropy minus the entropy of the prediction"
+    paper = "Pereyra et al., ICLR workshop 2017"
+    year = 2017
+    candidates = ({"strength": 0.1}, {"strength": 0.3}, {"strength": 1.0}, {"strength": 0.03}, {"strength": 2.0})
+
+    def __init__(self, *, strength: float = 0.1, convention: str = "paper") -> None:
+        super().__init__()
+        if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0 <= strength < math.inf:
+            raise UserError(f"Expected argument `strength` to be a finite number of at least 0, but got {strength!r}.")
+        if convention not in CONVENTIONS:
+            raise unknown("convention", convention, CONVENTIONS)
+        self.strength = strength
+        self.convention = convention
+
+    def losses(self, rows: Rows) -> Tensor:
+        """See `Regularizer.losses`."""
+        data, factor = data_losses(rows)
+        logits = inner.working(rows.logits)
+        log_p = reference.log_belief(logits)
+        # A masked class has no part in the entropy: 0 * log 0 = 0.
+        entropy = -(log_p.exp() * torch.where(log_p == -math.inf, 0.0, log_p)).sum(-1)
+        share = self.strength / (logits.shape[-1] if self.convention == "class_mean" else 1)
+        return data - share * factor * entropy
+
+    def options(self) -> dict[str, Any]:
+        """See `Regularizer.options`."""
+        return {"strength": self.strength, "convention": self.convention}

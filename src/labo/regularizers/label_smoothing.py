@@ -1,0 +1,106 @@
+"""Label smoothing, in the three forms that go by this name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from labo import checks, inner
+from labo.errors import UserError, unknown
+from labo.kernels import reference
+from labo.reduction import Rows
+from labo.regularizers.base import SoftLabelRegularizer
+
+CONVENTIONS = ("torch", "fairseq", "joeynmt")
+
+
+class LabelSmoothing(SoftLabelRegularizer):
+    """Training towards (1 - epsilon) * target + epsilon * labels, with labels that know nothing of the example.
+
+    Three things are called epsilon:
+
+    * "torch": labels are 1 / C everywhere, the gold class included; what `F.cross_entropy(label_smoothing=)` does.
+    * "fairseq": labels are 1 / (C - 1) on the other classes. epsilon_torch = epsilon_fairseq * C / (C - 1).
+    * "joeynmt": labels are 1 / (C - 2) on the classes that are neither gold nor padding, the loss is the divergence
+      KL(smoothed || p), and rows whose target is the padding class count 0.
+
+    Args:
+        epsilon: smoothing mass in [0, 1].
+        convention: "torch", "fairseq" or "joeynmt".
+        padding_index: the padding class, needed by "joeynmt" and by nothing else.
+
+    Raises:
+        ValueError: an option is out of range, or the logits have too few classes for the convention.
+
+    Source: Szegedy et al., *Rethinking the Inception Architecture*, CVPR 2016, section 7; the conventions are those of
+        the named code bases.
+
+    Example:
+        >>> from labo import LabelRegularizedLoss
+        >>> LabelRegularizedLoss(LabelSmoothing(epsilon=0.1))(torch.zeros(2, 4), torch.tensor([0, 3]))
+        tensor(1.3863)
+    """
+
+    name = "label_smoothing"
+    summary = "targets mixed with the uniform distribution"
+    paper = "Szegedy et al., CVPR 2016"
+    year = 2016
+    candidates = ({"epsilon": 0.1}, {"epsilon": 0.2}, {"epsilon": 0.4}, {"epsilon": 0.05}, {"epsilon": 0.6})
+
+    def __init__(self, *, epsilon: float = 0.1, convention: str = "torch", padding_index: int | None = None) -> None:
+        super().__init__()
+        checks.share("epsilon", epsilon)
+        if convention not in CONVENTIONS:
+            raise unknown("convention", convention, CONVENTIONS)
+        if (convention == "joeynmt") != (padding_index is not None):
+            raise UserError("Expected argument `padding_index` with convention='joeynmt', and only there.")
+        self.epsilon = epsilon
+        self.convention = convention
+        self.padding_index = padding_index
+
+    @property
+    def strength(self) -> float:
+        """Epsilon."""
+        return self.epsilon
+
+    def labels(self, rows: Rows) -> Tensor:
+        """The constant labels (N, C): over all classes, or over all but the gold (and the padding) one."""
+        logits = inner.working(rows.logits)
+        classes = logits.shape[-1]
+        if self.convention == "torch":
+            return torch.full_like(logits[:1], 1 / classes).expand(logits.shape)
+        left = classes - (1 if self.convention == "fairseq" else 2)
+        if left < 1:
+            raise ValueError(f"Expected argument `input` to have more classes for '{self.convention}', got {classes}.")
+        others = 1 - _one_hot(rows, logits)
+        if self.padding_index is not None:
+            others = others.index_fill(-1, torch.tensor([self.padding_index], device=logits.device), 0.0)
+        return others / left
+
+    def losses(self, rows: Rows) -> Tensor:
+        """See `Regularizer.losses`."""
+        if self.padding_index is None:
+            return super().losses(rows)
+        return self._divergence(rows, self.padding_index)
+
+    def _divergence(self, rows: Rows, padding: int) -> Tensor:
+        if rows.has_probabilities or not 0 <= padding < rows.logits.shape[-1]:
+            raise ValueError("Expected class index targets and a `padding_index` among the classes with 'joeynmt'.")
+        logits = inner.working(rows.logits)
+        with torch.no_grad():
+            smoothed = (1 - self.epsilon) * _one_hot(rows, logits) + self.epsilon * self.labels(rows)
+            entropy = -torch.special.xlogy(smoothed, smoothed).sum(-1)
+        losses = reference.cross_entropy(smoothed, reference.log_belief(logits)) - entropy
+        return torch.where(rows.target == padding, 0.0, losses)
+
+    def options(self) -> dict[str, Any]:
+        """See `Regularizer.options`."""
+        return {"epsilon": self.epsilon, "convention": self.convention, "padding_index": self.padding_index}
+
+
+def _one_hot(rows: Rows, logits: Tensor) -> Tensor:
+    if rows.has_probabilities:
+        return rows.target.to(logits.dtype)
+    return torch.zeros_like(logits).scatter(-1, rows.target.unsqueeze(-1), 1.0)

@@ -1,0 +1,97 @@
+"""LABO: labels that solve the inner problem of a bi-level one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from labo import functional, inner
+from labo.errors import unknown
+from labo.reduction import Rows
+from labo.regularizers.base import Regularizer, counts_to_prior
+
+PRIORS = ("uniform", "unigram")
+
+
+class LABO(Regularizer):
+    """(1 - alpha) * CE(target, p) + alpha * V(logits), with the optimal label q* = softmax(logits / beta + log prior).
+
+    Args:
+        alpha: strength in [0, 1]; a float or a 0-d tensor.
+        beta: pull towards the prior in (0, inf]; inf is label smoothing towards the prior. A float or a 0-d tensor.
+        prior: None or "uniform"; "unigram" for the frequencies of the training targets, which come by
+            `provide(class_counts=…)`; or (C,) probabilities.
+        value: "inner" or "plugin", as in `labo.labo_cross_entropy`.
+
+    Raises:
+        ValueError, TypeError: an option is out of range, or the prior does not fit the classes.
+
+    Source: Lu et al., *LABO*, Findings of ACL 2023 (arXiv 2305.04971); algebra in docs/math.md.
+    """
+
+    name = "labo"
+    summary = "targets mixed with the label that the model's belief and a prior agree on"
+    paper = "Lu et al., Findings of ACL 2023"
+    year = 2023
+    candidates = (
+        {"alpha": 0.1, "beta": 2.0},
+        {"alpha": 0.4, "beta": 4.0},
+        {"alpha": 0.8, "beta": 4.0},
+        {"alpha": 0.4, "beta": 2.0},
+        {"alpha": 0.8, "beta": 2.0},
+    )
+    prior: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        alpha: float | Tensor = 0.1,
+        beta: float | Tensor = 2.0,
+        prior: str | Tensor | Sequence[float] | None = None,
+        value: str = "inner",
+    ) -> None:
+        super().__init__()
+        if isinstance(prior, str) and prior not in PRIORS:
+            raise unknown("prior", prior, PRIORS)
+        given = None if prior is None or isinstance(prior, str) else torch.as_tensor(prior)
+        functional.check_options(alpha, beta, given, "mean", value, "auto")
+        self.alpha = alpha
+        self.beta = beta
+        self.value = value
+        self._asked = prior if isinstance(prior, str) else None
+        self.register_buffer("prior", given)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The class counts with prior="unigram"."""
+        return ("class_counts",) if self._asked == "unigram" else ()
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The class counts until they were provided."""
+        return () if self.prior is not None else self.needs
+
+    def provide(self, *, class_counts: Tensor | None = None, **given: Any) -> None:
+        """Take the (C,) counts of the training targets for prior="unigram"."""
+        super().provide(**given)
+        if class_counts is not None:
+            self.prior = counts_to_prior(class_counts)
+
+    def losses(self, rows: Rows) -> Tensor:
+        """See `Regularizer.losses`."""
+        self.require()
+        return functional.labo_losses(rows, self.alpha, self.beta, self.prior, self.value)
+
+    def labels(self, rows: Rows) -> Tensor:
+        """The optimal label q* of each row, (N, C)."""
+        self.require()
+        logits = inner.working(rows.logits)
+        return inner.labels_of_rows(logits, inner.over_rows("beta", self.beta, logits), self.prior)
+
+    def options(self) -> dict[str, Any]:
+        """See `Regularizer.options`."""
+        prior = self._asked if self._asked or self.prior is None else self.prior.tolist()
+        return {"alpha": self.alpha, "beta": self.beta, "prior": prior, "value": self.value}

@@ -1,0 +1,121 @@
+"""Which members there are, and how one is made from its name and options."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from labo.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from labo.regularizers.base import Regularizer
+
+# name -> "module:class"; a member is added by its file and its line here.
+_HOMES: dict[str, str] = {
+    "none": "labo.regularizers.none:NoRegularizer",
+    "label_smoothing": "labo.regularizers.label_smoothing:LabelSmoothing",
+    "unigram_smoothing": "labo.regularizers.unigram_smoothing:UnigramSmoothing",
+    "confidence_penalty": "labo.regularizers.confidence_penalty:ConfidencePenalty",
+    "labo": "labo.regularizers.labo:LABO",
+}
+_REGISTERED: dict[str, type[Regularizer]] = {}
+
+
+@dataclass(frozen=True)
+class Description:
+    """What `labo methods` tells of a member; `needs` is what its defaults need from training."""
+
+    name: str
+    summary: str
+    paper: str
+    year: int | None
+    needs: tuple[str, ...]
+    defaults: dict[str, Any]
+
+
+def available() -> tuple[str, ...]:
+    """The names of all members, registered ones included.
+
+    Example:
+        >>> "labo" in available()
+        True
+    """
+    return (*_HOMES, *_REGISTERED)
+
+
+def register(member: type[Regularizer]) -> type[Regularizer]:
+    """Class decorator that adds a member of your own under its `name`.
+
+    Raises:
+        ValueError: the name is taken or empty.
+    """
+    if not member.name or member.name in _HOMES:
+        raise UserError(f"Expected a regularizer with a name of its own, but got {member.name!r}.")
+    _REGISTERED[member.name] = member
+    return member
+
+
+def create(name: str, **options: Any) -> Regularizer:
+    """The member `name` with its options; `name` may also be "module:Class" of a `Regularizer` of your own.
+
+    Raises:
+        ValueError: unknown name or option (the nearest and all known ones are told), or a value out of range.
+
+    Example:
+        >>> create("label_smoothing", epsilon=0.2)
+        LabelSmoothing(epsilon=0.2, convention='torch', padding_index=None)
+    """
+    member = _member(name)
+    known = _defaults(member)
+    for option in options:
+        if option not in known:
+            if not known:
+                raise UserError(f"Method '{name}' has no options, but got '{option}'.")
+            raise unknown(f"{name} option", option, known)
+    return member(**options)
+
+
+def candidates(name: str) -> tuple[dict[str, Any], ...]:
+    """The option settings that `labo compare` tries for a member, the first ones first."""
+    return tuple(dict(options) for options in _member(name).candidates)
+
+
+def describe(name: str) -> Description:
+    """Summary, source, needs and default options of a member."""
+    member = _member(name)
+    defaults = _defaults(member)
+    return Description(name, member.summary, member.paper, member.year, member().needs, defaults)
+
+
+def _defaults(member: type[Regularizer]) -> dict[str, Any]:
+    parameters = inspect.signature(member.__init__).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def _member(name: str) -> type[Regularizer]:
+    if name in _REGISTERED:
+        return _REGISTERED[name]
+    if name in _HOMES:
+        return _load(_HOMES[name])
+    if ":" in name:
+        return _own(name)
+    raise unknown("method", name, available())
+
+
+def _load(home: str) -> Any:
+    module, _, attribute = home.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _own(name: str) -> type[Regularizer]:
+    from labo.regularizers.base import Regularizer
+
+    try:
+        member = _load(name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"Cannot load the method '{name}': {error}.") from error
+    if not (isinstance(member, type) and issubclass(member, Regularizer)):
+        raise UserError(f"Expected '{name}' to be a labo.regularizers.Regularizer, but it is not.")
+    return member

@@ -1,0 +1,76 @@
+"""Label smoothing towards how often each class occurs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from labo import checks, inner
+from labo.reduction import Rows
+from labo.regularizers.base import SoftLabelRegularizer, counts_to_prior
+
+
+class UnigramSmoothing(SoftLabelRegularizer):
+    """CE((1 - epsilon) * target + epsilon * r, p) with r proportional to counts ** (1 / temperature).
+
+    Args:
+        epsilon: smoothing mass in [0, 1].
+        temperature: above 0; 1 keeps the frequencies, inf makes them uniform over the classes that occur.
+
+    The (C,) counts come from training, by `provide(class_counts=…)`. In token counts the end of the sentence leads.
+
+    Raises:
+        ValueError: an option is out of range; counts were not provided or do not fit the classes.
+
+    Source: Pereyra et al., *Regularizing Neural Networks by Penalizing Confident Output Distributions*, 2017,
+        section 3.2; the temperature as in Gao et al., AACL 2020.
+    """
+
+    name = "unigram_smoothing"
+    summary = "targets mixed with the class frequencies"
+    paper = "Pereyra et al., ICLR workshop 2017"
+    year = 2017
+    candidates = ({"epsilon": 0.1}, {"epsilon": 0.2}, {"epsilon": 0.4}, {"epsilon": 0.05}, {"epsilon": 0.6})
+    prior: Tensor | None
+
+    def __init__(self, *, epsilon: float = 0.1, temperature: float = 1.0) -> None:
+        super().__init__()
+        checks.share("epsilon", epsilon)
+        checks.positive("temperature", temperature)
+        self.epsilon = epsilon
+        self.temperature = temperature
+        self.register_buffer("prior", None)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The class counts."""
+        return ("class_counts",)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The class counts until they were provided."""
+        return () if self.prior is not None else self.needs
+
+    def provide(self, *, class_counts: Tensor | None = None, **given: Any) -> None:
+        """Take the (C,) counts of the training targets."""
+        super().provide(**given)
+        if class_counts is not None:
+            self.prior = counts_to_prior(class_counts, self.temperature)
+
+    @property
+    def strength(self) -> float:
+        """Epsilon."""
+        return self.epsilon
+
+    def labels(self, rows: Rows) -> Tensor:
+        """The class frequencies, (N, C)."""
+        self.require()
+        logits = inner.working(rows.logits)
+        checks.probabilities("class_counts", self.prior, logits.shape[-1])
+        return torch.as_tensor(self.prior).to(logits).expand(logits.shape)
+
+    def options(self) -> dict[str, Any]:
+        """See `Regularizer.options`."""
+        return {"epsilon": self.epsilon, "temperature": self.temperature}
