@@ -85,20 +85,31 @@ class Regularizer(nn.Module, ABC):
 class SoftLabelRegularizer(Regularizer):
     """A member that gives a distribution to train towards: (1 - strength) * CE(target, p) + strength * CE(labels, p).
 
-    It defines `labels` (constant for the gradient: they are made without it) and `strength`.
+    It defines `labels` (constant for the gradient: they are made without it).
+
+    Args:
+        strength: the weight of the labels, in [0, 1]; a float, or a tensor () or (N,).
     """
 
-    @property
-    @abstractmethod
-    def strength(self) -> float | Tensor:
-        """The weight of the labels: a float, () or (N,)."""
+    def __init__(self, *, strength: float | Tensor) -> None:
+        super().__init__()
+        checks.share(self.strength_name, strength)
+        self.strength = strength
+
+    # What the member's users call the strength, for errors and options.
+    strength_name: ClassVar[str] = "strength"
 
     def losses(self, rows: Rows) -> Tensor:
         """See `Regularizer.losses`."""
         with torch.no_grad():
             labels = self.labels(rows)
-        assert labels is not None
+        if labels is None:
+            raise TypeError(f"Expected `labels` of method '{self.name}' to give a distribution, but got None.")
         return functional.soft_label_losses(rows, labels, self.strength)
+
+    def options(self) -> dict[str, Any]:
+        """See `Regularizer.options`."""
+        return {self.strength_name: self.strength}
 
 
 def data_losses(rows: Rows) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from labo import checks, inner
+from labo import inner
 from labo.errors import UserError, unknown
 from labo.kernels import reference
 from labo.reduction import Rows
@@ -47,23 +47,17 @@ class LabelSmoothing(SoftLabelRegularizer):
     summary = "targets mixed with the uniform distribution"
     paper = "Szegedy et al., CVPR 2016"
     year = 2016
+    strength_name = "epsilon"
     candidates = ({"epsilon": 0.1}, {"epsilon": 0.2}, {"epsilon": 0.4}, {"epsilon": 0.05}, {"epsilon": 0.6})
 
     def __init__(self, *, epsilon: float = 0.1, convention: str = "torch", padding_index: int | None = None) -> None:
-        super().__init__()
-        checks.share("epsilon", epsilon)
+        super().__init__(strength=epsilon)
         if convention not in CONVENTIONS:
             raise unknown("convention", convention, CONVENTIONS)
         if (convention == "joeynmt") != (padding_index is not None):
             raise UserError("Expected argument `padding_index` with convention='joeynmt', and only there.")
-        self.epsilon = epsilon
         self.convention = convention
         self.padding_index = padding_index
-
-    @property
-    def strength(self) -> float:
-        """Epsilon."""
-        return self.epsilon
 
     def labels(self, rows: Rows) -> Tensor:
         """The constant labels (N, C): over all classes, or over all but the gold (and the padding) one."""
@@ -90,14 +84,14 @@ class LabelSmoothing(SoftLabelRegularizer):
             raise ValueError("Expected class index targets and a `padding_index` among the classes with 'joeynmt'.")
         logits = inner.working(rows.logits)
         with torch.no_grad():
-            smoothed = (1 - self.epsilon) * _one_hot(rows, logits) + self.epsilon * self.labels(rows)
+            smoothed = (1 - self.strength) * _one_hot(rows, logits) + self.strength * self.labels(rows)
             entropy = -torch.special.xlogy(smoothed, smoothed).sum(-1)
         losses = reference.cross_entropy(smoothed, reference.log_belief(logits)) - entropy
         return torch.where(rows.target == padding, 0.0, losses)
 
     def options(self) -> dict[str, Any]:
         """See `Regularizer.options`."""
-        return {"epsilon": self.epsilon, "convention": self.convention, "padding_index": self.padding_index}
+        return {**super().options(), "convention": self.convention, "padding_index": self.padding_index}
 
 
 def _one_hot(rows: Rows, logits: Tensor) -> Tensor:

@@ -32,14 +32,13 @@ class UnigramSmoothing(SoftLabelRegularizer):
     summary = "targets mixed with the class frequencies"
     paper = "Pereyra et al., ICLR workshop 2017"
     year = 2017
+    strength_name = "epsilon"
     candidates = ({"epsilon": 0.1}, {"epsilon": 0.2}, {"epsilon": 0.4}, {"epsilon": 0.05}, {"epsilon": 0.6})
     prior: Tensor | None
 
     def __init__(self, *, epsilon: float = 0.1, temperature: float = 1.0) -> None:
-        super().__init__()
-        checks.share("epsilon", epsilon)
+        super().__init__(strength=epsilon)
         checks.positive("temperature", temperature)
-        self.epsilon = epsilon
         self.temperature = temperature
         self.register_buffer("prior", None)
 
@@ -59,11 +58,6 @@ class UnigramSmoothing(SoftLabelRegularizer):
         if class_counts is not None:
             self.prior = counts_to_prior(class_counts, self.temperature)
 
-    @property
-    def strength(self) -> float:
-        """Epsilon."""
-        return self.epsilon
-
     def labels(self, rows: Rows) -> Tensor:
         """The class frequencies, (N, C)."""
         self.require()
@@ -73,4 +67,4 @@ class UnigramSmoothing(SoftLabelRegularizer):
 
     def options(self) -> dict[str, Any]:
         """See `Regularizer.options`."""
-        return {"epsilon": self.epsilon, "temperature": self.temperature}
+        return {**super().options(), "temperature": self.temperature}

@@ -1,0 +1,295 @@
+"""Every member of the family is checked from its first day: these tests run over the registry."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from labo import LabelRegularizedLoss, regularizers
+from labo.errors import UserError
+from labo.regularizers import registry
+
+CLASSES = 5
+COUNTS = torch.tensor([10, 5, 0, 3, 2])
+OPTIONS = [(name, options) for name in regularizers.available() for options in ({}, *regularizers.candidates(name)[:2])]
+OPTIONS += [
+    ("label_smoothing", {"convention": "fairseq"}),
+    ("label_smoothing", {"convention": "joeynmt", "padding_index": 0}),
+    ("confidence_penalty", {"convention": "class_mean"}),
+    ("labo", {"prior": "unigram", "alpha": 0.3}),
+    ("labo", {"prior": [0.1, 0.2, 0.3, 0.2, 0.2], "alpha": 0.3, "value": "plugin"}),
+]
+every = pytest.mark.parametrize(("name", "options"), OPTIONS, ids=lambda value: str(value).replace("'", ""))
+
+
+def member(name: str, options: dict[str, Any]) -> regularizers.Regularizer:
+    """A member with all that it needs."""
+    made = regularizers.create(name, **options)
+    known = {"class_counts": COUNTS + 1}
+    made.provide(**{need: known[need] for need in made.missing})
+    return made
+
+
+def batch(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    logits = 2 * torch.randn(6, CLASSES, generator=generator, dtype=torch.float64)
+    return logits.to(dtype), torch.tensor([0, 3, 1, 4, 2, 3])
+
+
+@every
+def test_gradient_is_that_of_the_value(name, options):
+    criterion, (logits, target) = LabelRegularizedLoss(member(name, options)), batch()
+    regularizer = criterion.regularizer
+    if isinstance(regularizer, regularizers.SoftLabelRegularizer) or options.get("value") == "plugin":
+        pytest.skip("its labels are constant for the gradient; test_labels_are_what_the_gradient_pulls_towards")
+    assert torch.autograd.gradcheck(lambda z: criterion(z, target), logits.requires_grad_())
+
+
+@every
+def test_labels_are_what_the_gradient_pulls_towards(name, options):
+    regularizer, (logits, target) = member(name, options), batch()
+    rows = _rows(logits, target)
+    labels = regularizer.labels(rows)
+    if labels is None or options.get("convention") == "joeynmt":
+        pytest.skip("it has no labels, or rows of padding that count 0")
+    torch.testing.assert_close(labels.sum(-1), torch.ones(6, dtype=labels.dtype))
+    strength = getattr(regularizer, "strength", getattr(regularizer, "alpha", None))
+    assert strength is not None
+    expected = logits.softmax(-1) - (1 - strength) * F.one_hot(target, CLASSES) - strength * labels
+    logits.requires_grad_()
+    (gradient,) = torch.autograd.grad(LabelRegularizedLoss(regularizer, reduction="sum")(logits, target), logits)
+    torch.testing.assert_close(gradient, expected)
+
+
+@every
+def test_a_masked_batch_equals_the_filtered_batch(name, options):
+    criterion, (logits, target) = LabelRegularizedLoss(member(name, options)), batch()
+    masked = target.clone()
+    masked[1::2] = -100
+    logits[1] = math.nan
+    torch.testing.assert_close(criterion(logits, masked), criterion(logits[::2], target[::2]))
+    gone = torch.full_like(target, -100)
+    logits.requires_grad_()
+    (gradient,) = torch.autograd.grad(criterion(logits, gone), logits)
+    assert not gradient.any()
+
+
+@every
+def test_shifted_logits_change_nothing(name, options):
+    criterion, (logits, target) = LabelRegularizedLoss(member(name, options)), batch()
+    torch.testing.assert_close(criterion(logits + 30, target), criterion(logits, target))
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_low_precision_is_the_truth_of_the_rounded_logits(name, options, dtype):
+    criterion, (logits, target) = LabelRegularizedLoss(member(name, options)), batch(dtype)
+    found, truth = criterion(logits, target), criterion(logits.double(), target)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), truth, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+
+
+@every
+def test_class_weights_and_images(name, options):
+    weight, (logits, target) = torch.arange(1.0, CLASSES + 1).double(), batch()
+    rows = LabelRegularizedLoss(member(name, options), reduction="none")(logits, target)
+    weighted = LabelRegularizedLoss(member(name, options), weight=weight)(logits, target)
+    torch.testing.assert_close(weighted, (weight[target] * rows).sum() / weight[target].sum())
+    images = logits.T.reshape(1, CLASSES, 2, 3)
+    criterion = LabelRegularizedLoss(member(name, options))
+    torch.testing.assert_close(criterion(images, target.reshape(1, 2, 3)), rows.mean())
+
+
+@every
+def test_one_hot_probabilities_are_indices(name, options):
+    if options.get("convention") == "joeynmt":
+        pytest.skip("refuses probabilities: padding is an index")
+    criterion, (logits, target) = LabelRegularizedLoss(member(name, options)), batch()
+    torch.testing.assert_close(criterion(logits, F.one_hot(target, CLASSES).double()), criterion(logits, target))
+
+
+@every
+def test_total_over_count_is_the_mean(name, options):
+    criterion, (logits, target) = LabelRegularizedLoss(member(name, options), weight=torch.rand(CLASSES)), batch()
+    total, count = criterion.total_and_count(logits, target)
+    torch.testing.assert_close(total / count, criterion(logits, target))
+
+
+@every
+def test_what_it_remembers_is_in_its_state(name, options):
+    known, (logits, target) = member(name, options), batch()
+    fresh = regularizers.create(name, **options)
+    fresh.load_state_dict(known.state_dict())
+    assert fresh.missing == ()
+    torch.testing.assert_close(LabelRegularizedLoss(fresh)(logits, target), LabelRegularizedLoss(known)(logits, target))
+
+
+@every
+def test_its_options_make_it_again(name, options):
+    known = member(name, options)
+    assert known.options().items() >= options.items() or name == "labo"
+    again = regularizers.create(name, **known.options())
+    assert again.options() == known.options()
+    assert set(known.options()) == set(regularizers.describe(name).defaults)
+
+
+@every
+def test_it_refuses_to_work_without_what_it_needs(name, options):
+    fresh, (logits, target) = regularizers.create(name, **options), batch()
+    if not fresh.needs:
+        pytest.skip("needs nothing")
+    with pytest.raises(UserError, match=f"'{name}' needs {fresh.needs[0]}: call"):
+        LabelRegularizedLoss(fresh)(logits, target)
+
+
+@pytest.mark.parametrize("name", regularizers.available())
+def test_description_and_candidates(name):
+    described = regularizers.describe(name)
+    assert described.summary
+    assert all(set(options) <= set(described.defaults) for options in regularizers.candidates(name))
+    with pytest.raises(UserError, match="other"):
+        member(name, {}).provide(other=1)
+    with pytest.raises(UserError, match="temperatur"):
+        regularizers.create(name, temperatur=2.0)
+
+
+# Published formulas, worked with plain tensors.
+
+
+def loss_of(name: str, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    logits, target = batch()
+    return LabelRegularizedLoss(member(name, options), reduction="none")(logits, target), logits.log_softmax(-1), target
+
+
+def test_none_and_label_smoothing_are_pytorchs():
+    logits, target = batch()
+    torch.testing.assert_close(loss_of("none")[0], F.cross_entropy(logits, target, reduction="none"))
+    expected = F.cross_entropy(logits, target, reduction="none", label_smoothing=0.3)
+    torch.testing.assert_close(loss_of("label_smoothing", epsilon=0.3)[0], expected)
+    at_inf = loss_of("labo", alpha=0.3, beta=math.inf)[0]
+    torch.testing.assert_close(at_inf, expected)
+
+
+def test_fairseq_smoothing_is_pytorchs_with_less_mass():
+    found = loss_of("label_smoothing", epsilon=0.2, convention="fairseq")[0]
+    torch.testing.assert_close(found, loss_of("label_smoothing", epsilon=0.2 * CLASSES / (CLASSES - 1))[0])
+
+
+def test_joeynmt_smoothing_against_a_table():
+    found, log_p, target = loss_of("label_smoothing", epsilon=0.3, convention="joeynmt", padding_index=0)
+    table = torch.full((6, CLASSES), 0.1, dtype=torch.float64)
+    table[:, 0] = 0
+    table[torch.arange(6), target] = 0.7
+    expected = (torch.special.xlogy(table, table) - table * log_p).sum(-1)
+    expected[target == 0] = 0
+    torch.testing.assert_close(found, expected)
+
+
+def test_unigram_smoothing_by_hand():
+    found, log_p, target = loss_of("unigram_smoothing", epsilon=0.3, temperature=2.0)
+    prior = (COUNTS + 1).double().sqrt()
+    smoothed = 0.7 * F.one_hot(target, CLASSES) + 0.3 * prior / prior.sum()
+    torch.testing.assert_close(found, -(smoothed * log_p).sum(-1))
+
+
+@pytest.mark.parametrize(("convention", "share"), [("paper", 1), ("class_mean", CLASSES)])
+def test_confidence_penalty_by_hand(convention, share):
+    found, log_p, target = loss_of("confidence_penalty", strength=0.7, convention=convention)
+    entropy = torch.distributions.Categorical(logits=log_p).entropy()
+    torch.testing.assert_close(found, -log_p[torch.arange(6), target] - 0.7 / share * entropy)
+
+
+def test_labo_by_hand():
+    found, log_p, target = loss_of("labo", alpha=0.3, beta=4.0, prior="unigram")
+    prior = (COUNTS + 1).double() / (COUNTS + 1).sum()
+    label = (log_p / 4 + prior.log()).softmax(-1)
+    inner = (-label * log_p + 4 * label * (label / prior).log()).sum(-1)
+    torch.testing.assert_close(found, -0.7 * log_p[torch.arange(6), target] + 0.3 * inner)
+
+
+# What is refused.
+
+
+def test_unknown_names_are_answered_with_the_nearest():
+    with pytest.raises(UserError, match="nearest is 'labo'"):
+        regularizers.create("lab")
+    with pytest.raises(UserError, match="nearest is 'epsilon'"):
+        regularizers.create("label_smoothing", epsilom=0.1)
+    with pytest.raises(UserError, match="Cannot load the method 'no_such_module:Thing'"):
+        regularizers.create("no_such_module:Thing")
+    with pytest.raises(UserError, match=r"to be a labo\.regularizers\.Regularizer"):
+        regularizers.create("math:pi")
+    with pytest.raises(UserError, match="of its own"):
+        regularizers.register(type(regularizers.create("none")))
+    with pytest.raises(TypeError, match="to be a Regularizer, but got str"):
+        LabelRegularizedLoss("labo")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "told"),
+    [
+        ("label_smoothing", {"epsilon": 1.2}, r"`epsilon` to be in \[0, 1\], but got 1.2"),
+        ("label_smoothing", {"convention": "t5"}, "Unknown convention 't5'"),
+        ("label_smoothing", {"convention": "joeynmt"}, "`padding_index`"),
+        ("unigram_smoothing", {"temperature": 0}, "`temperature` to be above 0"),
+        ("confidence_penalty", {"strength": -1}, "`strength` to be a finite number of at least 0, but got -1"),
+        ("labo", {"alpha": math.nan}, "`alpha`"),
+        ("labo", {"beta": 0}, "`beta` to be above 0"),
+        ("labo", {"prior": "bigram"}, "Unknown prior 'bigram'"),
+    ],
+)
+def test_options_out_of_range_are_named(name, options, told):
+    with pytest.raises(ValueError, match=told):
+        regularizers.create(name, **options)
+
+
+def test_counts_must_be_counts_of_these_classes():
+    made = regularizers.create("unigram_smoothing")
+    with pytest.raises(ValueError, match="class_counts"):
+        made.provide(class_counts=-COUNTS)
+    made.provide(class_counts=COUNTS[:3])
+    with pytest.raises(ValueError, match="5 classes"):
+        LabelRegularizedLoss(made)(*batch())
+
+
+# The page that tells how to add one.
+
+
+@pytest.fixture
+def page():
+    """The names that the page's Python blocks define, run as written."""
+    text = (Path(__file__).parents[1] / "docs" / "write-your-own.md").read_text()
+    names: dict[str, Any] = {}
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    try:
+        exec("\n".join(blocks), names)
+        yield names
+    finally:
+        registry._REGISTERED.pop("top_smoothing", None)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_page_works_as_written(page):
+    assert "top_smoothing" in regularizers.available()
+    assert page["logits"].grad.abs().sum() > 0
+    for check in (test_a_masked_batch_equals_the_filtered_batch, test_its_options_make_it_again):
+        check("top_smoothing", {"strength": 0.3})
+    test_labels_are_what_the_gradient_pulls_towards("top_smoothing", {"strength": 0.3})
+
+
+def test_every_member_has_its_line_in_the_docs():
+    text = (Path(__file__).parents[1] / "docs" / "regularizers.md").read_text()
+    assert all(f"| `{name}` |" in text for name in regularizers.available())
+
+
+def _rows(logits: Tensor, target: Tensor) -> Any:
+    from labo.reduction import as_rows
+
+    return as_rows(logits, target, None, -100)
