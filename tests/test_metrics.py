@@ -1,0 +1,84 @@
+"""Scores of classifiers, against other packages and by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize_scalar
+from sklearn.metrics import brier_score_loss, log_loss
+
+from labo.metrics.calibration import expected_calibration_error, reliability
+from labo.metrics.scores import classification_scores, scores
+from labo.metrics.temperature import COLDEST, fit_temperature
+
+
+@pytest.fixture
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(500, 4, generator=generator)
+    return logits, torch.distributions.Categorical(logits=logits / 2).sample()
+
+
+def test_scores_agree_with_scikit_learn(batch):
+    logits, target = batch
+    found = classification_scores(logits, target)
+    p = logits.double().softmax(-1).numpy()
+    assert found["nll"] == pytest.approx(log_loss(target.numpy(), p))
+    brier = brier_score_loss(target.numpy(), p, scale_by_half=False)  # pyright: ignore[reportArgumentType]
+    assert found["brier"] == pytest.approx(brier)
+    assert found["accuracy"] == pytest.approx((p.argmax(-1) == target.numpy()).mean())
+
+
+def test_ece_against_a_loop_over_bins(batch):
+    logits, target = batch
+    p = logits.double().softmax(-1)
+    confidence, right = p.max(-1).values.numpy(), (p.argmax(-1) == target).numpy()
+    expected = 0.0
+    for b in range(15):
+        inside = (confidence > b / 15) & (confidence <= (b + 1) / 15)
+        if inside.any():
+            expected += inside.mean() * abs(confidence[inside].mean() - right[inside].mean())
+    assert expected_calibration_error(p, target) == pytest.approx(expected)
+
+
+def test_reliability_counts_every_example_once_and_leaves_empty_bins_empty(batch):
+    logits, target = batch
+    bins = reliability(logits.softmax(-1), target)
+    assert sum(entry["count"] for entry in bins) == len(target)
+    assert bins[0] == {"confidence": None, "accuracy": None, "count": 0}  # four classes: no confidence below 1/4
+
+
+def test_certain_predictions_fall_into_the_last_bin():
+    assert reliability(torch.eye(2), torch.tensor([0, 1]))[-1]["count"] == 2
+
+
+def test_temperature_is_where_an_optimiser_finds_it(batch):
+    logits, target = batch
+
+    def nll(t: float) -> float:
+        return float(torch.nn.functional.cross_entropy(logits.double() / t, target))
+
+    expected = minimize_scalar(nll, bounds=(0.05, 100), method="bounded", options={"xatol": 1e-10}).x  # pyright: ignore
+    assert fit_temperature(logits, target) == pytest.approx(expected, rel=1e-5)
+    assert fit_temperature(logits, target) == pytest.approx(2, rel=0.2)  # how the targets were drawn
+
+
+def test_temperature_of_separable_data_is_the_end_of_the_range():
+    assert fit_temperature(torch.eye(3), torch.arange(3)) == pytest.approx(COLDEST)
+    assert fit_temperature(-torch.eye(3), torch.arange(3)) == pytest.approx(100)
+    assert fit_temperature(torch.empty(0, 3), torch.empty(0, dtype=torch.long)) == 1
+
+
+def test_scaling_mends_confidence_and_leaves_accuracy(batch):
+    logits, target = batch
+    found = scores(logits[:250], target[:250], logits[250:], target[250:])
+    assert found["nll_scaled"] < found["nll"]
+    assert found["ece_scaled"] < found["ece"]
+    assert set(found) == {
+        "accuracy", "nll", "nll_scaled", "brier", "brier_scaled", "ece", "ece_scaled", "temperature"
+    }  # fmt: skip
+    assert all(math.isfinite(value) for value in found.values())
+    assert np.isclose(found["accuracy"], classification_scores(logits[250:], target[250:])["accuracy"])
