@@ -1,0 +1,7 @@
+"""What there is to train on: data, networks and default settings, under one name each."""
+
+from __future__ import annotations
+
+from labo.tasks.registry import available, create, describe
+
+__all__ = ["available", "create", "describe"]

@@ -1,0 +1,78 @@
+"""What a task is: splits drawn by a seed, a network for them, and the settings to start from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Features (N, …) float32 and class indices (N,) int64."""
+
+    features: Tensor
+    target: Tensor
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+        """A whole batch at once, as torch's data loader asks for it."""
+        return {"features": self.features[indices], "labels": self.target[indices]}
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three splits of one seed.
+
+    `preprocessing` is JSON-able and all that is needed to read new inputs and to build the network again; `notes` are
+    sentences that the user should see.
+    """
+
+    train: Examples
+    validation: Examples
+    test: Examples
+    classes: tuple[str, ...]
+    preprocessing: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+class Task(ABC):
+    """Data, a network and default settings. `options` make the same task again in another process."""
+
+    name: ClassVar[str]
+    metric: ClassVar[str] = "accuracy"
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+
+    @abstractmethod
+    def splits(self, seed: int) -> Splits:
+        """The splits of a seed, label noise included; statistics come from the training split alone."""
+
+    @abstractmethod
+    def model(
+        self, classes: tuple[str, ...], preprocessing: Mapping[str, Any], settings: Mapping[str, Any]
+    ) -> nn.Module:
+        """A network with fresh weights from torch's global generator: forward(features) gives logits (N, C)."""
+
+    @abstractmethod
+    def default_settings(self) -> dict[str, Any]:
+        """Flat settings of the network and of training."""
+
+    @abstractmethod
+    def optimizer_candidates(self) -> tuple[dict[str, Any], ...]:
+        """What `labo compare` may try of the optimizer, {} (the defaults) first."""
+
+    @abstractmethod
+    def read_inputs(self, path: Path, preprocessing: Mapping[str, Any]) -> Tensor:
+        """The features of new, unlabelled inputs in a file."""
+
+    def fingerprint(self) -> str:
+        """Changes when the data do; empty where they cannot."""
+        return ""

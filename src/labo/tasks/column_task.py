@@ -1,0 +1,65 @@
+"""What tasks over columns of features share: the network, the settings, the label noise, reading new rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from labo.tasks import columns, networks
+from labo.tasks.base import Examples, Task
+from labo.tasks.files import read_frame
+from labo.tasks.noise import flip_labels, parse_label_noise
+
+
+class ColumnTask(Task):
+    """A task whose `preprocessing` is {"columns": […]}, as columns.py makes and applies them.
+
+    Args:
+        label_noise: "SHARE,symmetric|pair" of the training and validation labels are turned into wrong ones.
+        options: what else makes the task again; None counts as not given.
+    """
+
+    def __init__(self, *, label_noise: str | None = None, **options: Any) -> None:
+        given = {**options, "label_noise": label_noise}
+        super().__init__(**{name: value for name, value in given.items() if value is not None})
+        self.noise = parse_label_noise(label_noise) if label_noise else None
+
+    def parts(
+        self, features: Tensor, target: Tensor, parts: Sequence[Tensor], classes: int, generator: torch.Generator
+    ) -> tuple[Examples, Examples, Examples]:
+        """The examples of train, validation and test indices; the first two get the label noise."""
+        labels = [target[part] for part in parts]
+        if self.noise:
+            labels[:2] = [flip_labels(part, classes, *self.noise, generator) for part in labels[:2]]
+        train, validation, test = (Examples(features[p], y) for p, y in zip(parts, labels, strict=True))
+        return train, validation, test
+
+    def model(
+        self, classes: tuple[str, ...], preprocessing: Mapping[str, Any], settings: Mapping[str, Any]
+    ) -> nn.Module:
+        """See `Task.model`."""
+        return networks.network(columns.width(preprocessing["columns"]), len(classes), settings)
+
+    def default_settings(self) -> dict[str, Any]:
+        """See `Task.default_settings`."""
+        training = {"epochs": 60, "batch_size": 64, "learning_rate": 2e-3, "weight_decay": 1e-2}
+        return {**training, "schedule": "constant", **networks.DEFAULTS}
+
+    def optimizer_candidates(self) -> tuple[dict[str, Any], ...]:
+        """See `Task.optimizer_candidates`."""
+        return (
+            {},
+            {"learning_rate": 1e-3},
+            {"weight_decay": 1e-1},
+            {"learning_rate": 4e-3},
+            {"learning_rate": 1e-3, "weight_decay": 1e-1},
+            {"weight_decay": 1.0},
+        )
+
+    def read_inputs(self, path: Path, preprocessing: Mapping[str, Any]) -> Tensor:
+        """See `Task.read_inputs`."""
+        return columns.encode(read_frame(path), preprocessing["columns"])

@@ -1,0 +1,56 @@
+"""Which tasks there are. A task's module is imported when it is created."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from labo.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from labo.tasks.base import Task
+
+# name -> ("module:class", the options it takes, what it is)
+_HOMES: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "digits": (
+        "labo.tasks.digits:Digits",
+        ("train_size", "label_noise"),
+        "1,797 real 8x8 images of handwritten digits, 400 of them to train on; ships with scikit-learn",
+    ),
+    "table": (
+        "labo.tasks.table:Table",
+        ("data", "target", "split", "train_size", "label_noise"),
+        "your own table: --data FILE.csv|.parquet|.npz --target COLUMN",
+    ),
+}
+
+
+def available() -> tuple[str, ...]:
+    """The names of all tasks."""
+    return tuple(_HOMES)
+
+
+def describe(name: str) -> str:
+    """What a task is, in one line; imports nothing."""
+    return _home(name)[2]
+
+
+def create(name: str, **options: Any) -> Task:
+    """The task `name`; options that are None count as not given.
+
+    Raises:
+        UserError: unknown name, or an option that the task does not take.
+    """
+    home, known, _ = _home(name)
+    given = {option: value for option, value in options.items() if value is not None}
+    for option in given:
+        if option not in known:
+            raise UserError(f"Task '{name}' takes no `{option}`; it takes {', '.join(known)}.")
+    module, _, attribute = home.partition(":")
+    return getattr(importlib.import_module(module), attribute)(**given)
+
+
+def _home(name: str) -> tuple[str, tuple[str, ...], str]:
+    if name not in _HOMES:
+        raise unknown("task", name, _HOMES)
+    return _HOMES[name]

@@ -1,0 +1,240 @@
+"""Data, splits and what is said of data that will not do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from labo import tasks
+from labo.errors import UserError
+from labo.tasks.noise import flip_labels, parse_label_noise
+from labo.tasks.splitting import stratified
+
+
+@pytest.fixture
+def frame() -> pd.DataFrame:
+    draw = np.random.default_rng(0)
+    size = 200
+    label = draw.choice(["no", "yes", "perhaps"], size, p=[0.5, 0.4, 0.1])
+    return pd.DataFrame(
+        {
+            "age": np.round(draw.normal(40, 10, size), 1),
+            "town": draw.choice(["Ulm", "Bonn", "Köln"], size),
+            "constant": 1,
+            "answer": label,
+        }
+    )
+
+
+def save(frame: pd.DataFrame, path: Path) -> str:
+    if path.suffix == ".csv":
+        frame.to_csv(path, index=False)
+    elif path.suffix == ".parquet":
+        frame.to_parquet(path)
+    else:
+        columns: dict[str, Any] = {str(name): frame[name].to_numpy() for name in frame.select_dtypes("number")}
+        np.savez(path, **columns)
+    return str(path)
+
+
+def table(frame: pd.DataFrame, tmp_path: Path, **options: Any) -> Any:
+    return tasks.create("table", data=save(frame, tmp_path / "data.csv"), **{"target": "answer", **options})
+
+
+def test_digits_are_split_by_the_seed_and_never_overlap():
+    task = tasks.create("digits")
+    first, again, other = task.splits(1), task.splits(1), task.splits(2)
+    assert [len(part) for part in (first.train, first.validation, first.test)] == [400, 397, 1000]
+    assert torch.equal(first.train.features, again.train.features)
+    assert not torch.equal(first.train.target, other.train.target)
+    mean = torch.tensor([column["mean"] for column in first.preprocessing["columns"]])
+    parts = (first.train, first.validation, first.test)
+    pixels = torch.cat([part.features * 16 + mean for part in parts]).round()
+    assert len({tuple(row) for row in pixels.int().tolist()}) == 1797  # every image once
+    assert first.train.target.bincount().min() >= 38
+    assert first.train.features.mean().abs() < 1e-6  # centred by the training split
+
+
+def test_label_noise_leaves_the_test_split_clean():
+    clean, noisy = (tasks.create("digits", label_noise=noise).splits(0) for noise in (None, "0.25,pair"))
+    changed = clean.train.target != noisy.train.target
+    assert changed.sum() == 100
+    assert torch.equal(noisy.train.target[changed], (clean.train.target[changed] + 1) % 10)
+    assert (clean.validation.target != noisy.validation.target).sum() == 99
+    assert torch.equal(clean.test.target, noisy.test.target)
+
+
+@pytest.mark.parametrize("kind", ["symmetric", "pair"])
+def test_exactly_the_share_is_flipped(kind):
+    target = torch.arange(1000) % 7
+    flipped = flip_labels(target, 7, 0.333, kind, torch.Generator().manual_seed(0))
+    assert (flipped != target).sum() == 333
+    assert flipped.min() >= 0
+    assert flipped.max() < 7
+
+
+@pytest.mark.parametrize("text", ["1.5", "-0.1,pair", "0.2,odd", "much", "nan"])
+def test_wrong_label_noise_is_refused(text):
+    with pytest.raises(UserError, match="Expected label noise as SHARE,KIND"):
+        parse_label_noise(text)
+
+
+def test_stratified_parts_have_the_sizes_and_proportions_asked_for():
+    target = torch.cat([torch.full((n,), i) for i, n in enumerate((101, 53, 7, 2))])
+    parts = stratified(target, (100, 40, 23), torch.Generator().manual_seed(0))
+    assert [len(part) for part in parts] == [100, 40, 23]
+    assert torch.cat(parts).sort().values.tolist() == list(range(163))
+    assert parts[0].unique().numel() == 100
+    for label, count in enumerate((101, 53, 7, 2)):
+        assert abs(int((target[parts[0]] == label).sum()) - count * 100 / 163) <= 1.5
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_table_becomes_features(frame, tmp_path, ending):
+    path = save(frame, tmp_path / f"data.{ending}")
+    splits = tasks.create("table", data=path, target="answer").splits(0)
+    assert splits.classes == ("no", "perhaps", "yes")
+    assert splits.train.features.shape == (120, 4)  # age, three towns
+    assert [len(splits.validation), len(splits.test)] == [40, 40]
+    age, towns = splits.train.features[:, 0], splits.train.features[:, 1:]
+    torch.testing.assert_close(age.mean(), torch.tensor(0.0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(age.std(correction=0), torch.tensor(1.0))
+    assert torch.equal(towns.sum(1), torch.ones(120))
+    assert any("'constant' is constant" in note for note in splits.notes)
+
+
+def test_arrays_become_columns(tmp_path):
+    draw = np.random.default_rng(0)
+    np.savez(tmp_path / "a.npz", image=draw.normal(size=(60, 2, 2)), label=np.arange(60) % 3)
+    splits = tasks.create("table", data=str(tmp_path / "a.npz"), target="label").splits(0)
+    assert splits.classes == ("0", "1", "2")
+    assert [column["name"] for column in splits.preprocessing["columns"]] == [f"image_{i}" for i in range(4)]
+
+
+def test_missing_values_are_marked_and_told(frame, tmp_path):
+    frame.loc[::4, "age"] = np.nan
+    frame.loc[::5, "town"] = None
+    frame.loc[3, "answer"] = None
+    splits = table(frame, tmp_path).splits(0)
+    told = " ".join(splits.notes)
+    assert "'age' lacks 50 values" in told
+    assert "'town' lacks 40 values" in told
+    assert "1 rows have no 'answer'" in told
+    features = torch.cat([splits.train.features, splits.validation.features, splits.test.features])
+    assert features.shape == (199, 2 + 4)
+    assert features[:, 1].sum() == 50
+    assert not features[features[:, 1] == 1, 0].any()  # set to the mean
+
+
+def test_statistics_come_from_the_training_split_alone(frame, tmp_path):
+    frame["part"] = ["train"] * 100 + ["validation"] * 50 + ["test"] * 50
+    before = table(frame, tmp_path, split="part").splits(0)
+    frame.loc[150:, "age"] += 1000
+    after = table(frame, tmp_path, split="part").splits(0)
+    assert before.preprocessing == after.preprocessing
+    assert torch.equal(before.train.features, after.train.features)
+    assert [len(part) for part in (after.train, after.validation, after.test)] == [100, 50, 50]
+
+
+def test_own_split_without_validation_draws_one(frame, tmp_path):
+    frame["part"] = ["train"] * 150 + ["test"] * 50
+    splits = table(frame, tmp_path, split="part").splits(0)
+    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [120, 30, 50]
+    assert any("a fifth of the training rows validate" in note for note in splits.notes)
+
+
+def test_train_size_keeps_some_of_the_training_examples(frame, tmp_path):
+    assert len(table(frame, tmp_path, train_size=30).splits(0).train) == 30
+
+
+def test_new_inputs_are_read_as_the_training_inputs_were(frame, tmp_path):
+    task = table(frame, tmp_path)
+    splits = task.splits(0)
+    new = frame.drop(columns="answer").head(5)
+    new.loc[0, "town"] = "Paris"
+    read = task.read_inputs(Path(save(new, tmp_path / "new.csv")), splits.preprocessing)
+    assert read.shape == (5, 4)
+    assert not read[0, 1:].any()  # a town that training never saw
+    with pytest.raises(UserError, match="lacks the column 'town'"):
+        task.read_inputs(Path(save(new.drop(columns="town"), tmp_path / "less.csv")), splits.preprocessing)
+
+
+def change(frame: pd.DataFrame, row: int, column: str, value: Any) -> pd.DataFrame:
+    frame = frame.astype({column: object})
+    frame.loc[row, column] = value
+    return frame
+
+
+@pytest.mark.parametrize(
+    ("spoil", "options", "told"),
+    [
+        (lambda f: f, {"target": "anser"}, "Unknown column 'anser'; the nearest is 'answer'"),
+        (lambda f: f, {"split": "part"}, "Unknown column 'part'"),
+        (lambda f: change(f, 6, "age", "forty"), {}, "a finite number in row 7 of column 'age', but got 'forty'"),
+        (lambda f: change(f, 6, "age", "inf"), {}, "a finite number in row 7 of column 'age', but got 'inf'"),
+        (lambda f: f.assign(answer="yes"), {}, "one class only, 'yes'"),
+        (lambda f: change(f, 8, "answer", "never"), {}, r"class 'never' has a single example \(row 9\)"),
+        (lambda f: f.assign(answer=np.linspace(0, 1, 200)), {}, "a quantity, not classes"),
+        (lambda f: f[["constant", "answer"]], {}, "No column is left to learn from"),
+        (lambda f: f.head(0), {}, "holds no rows"),
+        (lambda f: f.assign(part="train"), {"split": "part"}, "has no 'test' row"),
+        (lambda f: change(f.assign(part="train"), 2, "part", "exam"), {"split": "part"}, "in row 3 of column 'part'"),
+        (lambda f: f, {"train_size": 500}, "a train size from 1 to 120"),
+    ],
+)
+def test_data_that_will_not_do_get_one_sentence(frame, tmp_path, spoil, options, told):
+    with pytest.raises(UserError, match=told) as caught:
+        table(spoil(frame), tmp_path, **options).splits(0)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_class_that_only_tests_is_refused(frame, tmp_path):
+    frame["part"] = np.where(frame["answer"] == "perhaps", "test", "train")
+    frame.loc[frame.index[frame["answer"] == "no"][:5], "part"] = "test"
+    with pytest.raises(UserError, match="'perhaps' has no training row"):
+        table(frame, tmp_path, split="part").splits(0)
+
+
+@pytest.mark.parametrize("name", ["missing.csv", "empty.csv", "torn.parquet", "torn.npz", "data.xlsx", "latin.csv"])
+def test_files_that_cannot_be_read_get_one_sentence(tmp_path, name):
+    path = tmp_path / name
+    if not name.startswith("missing"):
+        content = {"empty": b"", "torn": b"PK\x03\x04 torn", "data": b"x", "latin": b"a,b\n\xe4,1\n"}
+        path.write_bytes(content[path.stem])
+    with pytest.raises(UserError, match=path.stem) as caught:
+        tasks.create("table", data=str(path), target="b").splits(0)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_tasks_and_options_are_named():
+    with pytest.raises(UserError, match="nearest is 'digits'"):
+        tasks.create("digit")
+    with pytest.raises(UserError, match="takes no `data`"):
+        tasks.create("digits", data="x.csv")
+    with pytest.raises(UserError, match="--data FILE"):
+        tasks.create("table")
+    assert all(tasks.describe(name) for name in tasks.available())
+
+
+def test_networks_refuse_what_they_cannot_be():
+    task = tasks.create("digits")
+    splits, settings = task.splits(0), task.default_settings()
+    with pytest.raises(UserError, match="Unknown model 'mpl'; the nearest is 'mlp'"):
+        task.model(splits.classes, splits.preprocessing, settings | {"model": "mpl"})
+    with pytest.raises(UserError, match="dropout=2"):
+        task.model(splits.classes, splits.preprocessing, settings | {"dropout": 2})
+    for name in ("mlp", "linear"):
+        model = task.model(splits.classes, splits.preprocessing, settings | {"model": name, "dropout": 0.1})
+        assert model(splits.test.features).shape == (1000, 10)
+
+
+def test_the_fingerprint_changes_with_the_data(frame, tmp_path):
+    before = table(frame, tmp_path).fingerprint()
+    assert before == table(frame, tmp_path).fingerprint()
+    frame.loc[0, "age"] = 99.0
+    assert before != table(frame, tmp_path).fingerprint()
