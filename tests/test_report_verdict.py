@@ -204,7 +204,22 @@ def test_console_table() -> None:
     Console(file=out, width=160).print(tables.console(summary))
     assert "[red]labo" in out.getvalue()
     assert "1 (1 failed)" in out.getvalue()
-    assert "55.00% ±63.53" in out.getvalue()
+    assert "55.00%" in out.getvalue()
+    assert "±63.53" in out.getvalue()
+
+
+def test_console_table_fits_eighty_columns() -> None:
+    from rich.console import Console
+
+    measures = ("nll", "nll_scaled", "brier", "ece", "ece_scaled")
+    records = trials(confidence_penalty=[0.90, 0.91], label_smoothing=[0.90, 0.91])
+    for found in records:
+        found["metrics"] |= dict.fromkeys(measures, 0.1)
+    out = io.StringIO()
+    Console(file=out, width=80).print(tables.console(summarize_records(records, "label_smoothing")))
+    assert "…" not in out.getvalue()
+    assert "confidence_penalty" in out.getvalue()
+    assert "±0.0000" in out.getvalue()
 
 
 def test_importing_the_report_brings_in_no_plotting() -> None:

@@ -34,7 +34,7 @@ def _traced(*tensors: Tensor) -> bool:
     )
 
 
-def _require(condition: Tensor, message: str, *sources: Tensor) -> None:
+def require(condition: Tensor, message: str, *sources: Tensor) -> None:
     """Refuse where `condition` (a bool tensor made from `sources`) is not true everywhere."""
     if condition.device.type == "cpu":
         if not bool(condition.all()):
@@ -61,7 +61,7 @@ def _in_range(name: str, value: float | Tensor, expected: str, low: float, high:
     fixed = value.detach()
     fits = ((fixed > low) if open_low else (fixed >= low)) & (fixed <= high)
     came = _seen(fixed) if fixed.device.type == "cpu" else "a value outside"
-    _require(fits, f"Expected argument `{name}` to be {expected}, but got {came}.")
+    require(fits, f"Expected argument `{name}` to be {expected}, but got {came}.")
 
 
 def share(name: str, value: float | Tensor) -> None:
@@ -104,12 +104,12 @@ def distribution(name: str, value: Tensor, dim: int) -> None:
         return
     fixed = value.detach()
     fixed = fixed.float() if fixed.dtype in (torch.bfloat16, torch.float16) else fixed
-    _require(fixed >= 0, f"Expected argument `{name}` to have no negative or NaN entries, but got {_least(fixed)}.")
+    require(fixed >= 0, f"Expected argument `{name}` to have no negative or NaN entries, but got {_least(fixed)}.")
     total = fixed.sum(dim, dtype=None if fixed.dtype == torch.float64 else torch.float32)
     slack = _PRIOR_SLACK.get(value.dtype, 2e-2)
     off = (total - 1).abs()
     came = f"{total.flatten()[off.argmax()].item():g}" if total.device.type == "cpu" else "another sum"
-    _require(off <= slack, f"Expected argument `{name}` to sum to 1 over the classes, but got {came}.")
+    require(off <= slack, f"Expected argument `{name}` to sum to 1 over the classes, but got {came}.")
 
 
 def _least(tensor: Tensor) -> str:
@@ -130,7 +130,7 @@ def class_indices(name: str, value: Tensor, classes: int, ignore_index: int | No
     came = "an index outside"
     if value.device.type == "cpu" and not bool(fits.all()):
         came = str(value[~fits][0].item())
-    _require(fits, f"Expected argument `{name}` to be class indices in {allowed}, but got {came}.")
+    require(fits, f"Expected argument `{name}` to be class indices in {allowed}, but got {came}.")
 
 
 def same_device(name: str, value: Tensor, other: Tensor) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from labo.errors import UserError
+from labo.storage import read_lines, read_object
 
 
 @dataclass(frozen=True)
@@ -46,28 +46,3 @@ def latest(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for record in records:
         newest[(str(record["task"]), str(record["method"]), record["seed"])] = record
     return list(newest.values())
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a .jsonl file; lines that are not whole (cut by a kill) are left out; [] without the file."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    return [value for line in text.splitlines() if isinstance(value := _parse(line), dict)]
-
-
-def read_object(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file, or None where it is missing or damaged."""
-    try:
-        value = _parse(path.read_text(encoding="utf-8", errors="replace"))
-    except OSError:
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _parse(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None

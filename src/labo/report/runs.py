@@ -8,7 +8,8 @@ from statistics import fmean
 from typing import Any
 
 from labo.report.measures import number
-from labo.report.reading import Recorded, read_lines, read_object
+from labo.report.reading import Recorded
+from labo.storage import read_lines, read_object
 
 Bins = list[dict[str, Any]]
 Matrix = list[list[float | None]]

@@ -19,6 +19,8 @@ DIFFERENCES = (
     "Method minus baseline, paired by seed, ± half of the 95% interval; accuracy in points. p by the sign-flip test "
     "after Holm's correction over the methods; so many pairs cannot reach a smaller p than the one told with them."
 )
+# What a terminal of 80 columns has no room for.
+LEFT_TO_THE_PAGE = ("brier",)
 MARKS = {BETTER: "▲", WORSE: "▼", BASELINE: "·"}
 
 
@@ -121,20 +123,23 @@ def console(summary: Summary) -> RenderGroup:
     parts: list[Table | Text] = []
     for task in summary.tasks:
         table = Table(title=Text(task.task), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+        table.padding, table.show_edge = 0, False
         table.add_column("Method", no_wrap=True)
-        labels = [measure.label for measure in task.measures]
-        for heading in ("Seeds", *labels, f"{task.main.label} vs baseline", "p, Holm"):
-            table.add_column(heading, justify="right")
+        measures = [measure for measure in task.measures if measure.key not in LEFT_TO_THE_PAGE]
+        table.add_column("Seeds", justify="right")
+        for heading in (*(measure.label for measure in measures), "Minus baseline"):
+            table.add_column(heading, justify="right", min_width=max(7, *map(len, heading.split())))
         for found in task.ranked():
             row = [Text(f"{MARKS.get(found.verdict, '≈')} {found.method}", style=colours.get(found.verdict, ""))]
             row.append(Text(seeds_text(found)))
-            for measure in task.measures:
+            for measure in measures:
                 mean, half_width = cell(measure, found)
                 text = Text(mean, style="bold" if found.method in best(measure, task) else "")
-                row.append(text.append(f" ±{half_width}", style="dim not bold") if half_width else text)
+                row.append(text.append(f"\n±{half_width}", style="dim not bold") if half_width else text)
             difference = found.differences.get(task.main.key)
-            row.append(Text(task.main.signed(difference.mean) if difference else "–"))
-            row.append(Text(p_text(difference.p_holm) if difference else "–"))
+            row.append(
+                Text(f"{task.main.signed(difference.mean)}\np={p_text(difference.p_holm)}" if difference else "–")
+            )
             table.add_row(*row)
         parts.append(table)
         for found in sorted(task.ranked(), key=lambda found: found.verdict == BASELINE):

@@ -35,6 +35,11 @@ def describe(name: str) -> str:
     return _home(name)[2]
 
 
+def options(name: str) -> tuple[str, ...]:
+    """The names of the options that a task takes; imports nothing."""
+    return _home(name)[1]
+
+
 def create(name: str, **options: Any) -> Task:
     """The task `name`; options that are None count as not given.
 

@@ -1,0 +1,58 @@
+"""The command line: one file a command. Nothing heavy is imported until a command runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from labo.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status. What the user can mend is one sentence on stderr and status 2."""
+    try:
+        return _run(list(sys.argv[1:] if arguments is None else arguments))
+    except UserError as error:
+        return _tell(str(error))
+    except ModuleNotFoundError as error:
+        from labo import machine
+
+        extra = machine.extra_of((error.name or "").split(".")[0])
+        if extra is None:
+            raise
+        return _tell(f"This command needs {error.name}, which the extra '{extra}' brings: pip install -e '.[{extra}]'.")
+    except BrokenPipeError:
+        # The reader of a pipe has gone; nothing more can be told, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(arguments: list[str]) -> int:
+    import typer
+
+    from labo.cli.app import app
+
+    sys.path.insert(0, os.getcwd())  # where methods of one's own lie: --methods my_module:MyRegularizer
+    try:
+        return app(args=arguments or ["--help"], prog_name="labo", standalone_mode=False) or 0
+    except typer.Abort:
+        print("Interrupted; what is finished is recorded, and the same command goes on from there.", file=sys.stderr)
+        return 130
+    except Exception as error:
+        # Typer's errors of usage; their class is public in no version of it.
+        message = getattr(error, "format_message", None)
+        if message is None:
+            raise
+        told = message().strip()
+        return _tell(f"{told}{'' if told.endswith(('.', '?')) else '.'} {_help_of(error)}")
+
+
+def _help_of(error: Exception) -> str:
+    path = getattr(getattr(error, "ctx", None), "command_path", None) or "labo"
+    return f"See {path} --help."
+
+
+def _tell(sentence: str) -> int:
+    print(f"labo: {sentence}", file=sys.stderr)
+    return 2

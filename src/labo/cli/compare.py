@@ -1,0 +1,77 @@
+"""`labo compare`: which method is better, and is it more than luck?"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from labo.cli import options
+from labo.cli.report import tell
+
+
+def compare(
+    task: options.TaskName = None,
+    methods: Annotated[
+        str, typer.Option(help="Methods to compare, separated by commas, or all.")
+    ] = options.DEFAULT_METHODS,
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="The method that the others are compared with.", show_default="label_smoothing"),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="How many seeds every method runs on.")] = 8,
+    settings_per_method: Annotated[
+        int, typer.Option(help="Candidate settings tried for each method; 1 takes the defaults.")
+    ] = 3,
+    tuning_seeds: Annotated[int, typer.Option(help="Seeds that each candidate is tried on.")] = 3,
+    output: Annotated[Path | None, typer.Option(help="Where records and report go.", show_default="runs/TASK")] = None,
+    jobs: Annotated[int, typer.Option(help="Trials at a time, one thread each.", show_default="the cores")] = 0,
+    data: options.Data = None,
+    target: options.Target = None,
+    split: options.Split = None,
+    train_size: options.TrainSize = None,
+    label_noise: options.LabelNoise = None,
+    epochs: options.Epochs = None,
+    steps: options.Steps = None,
+    model: options.Model = None,
+    set_: options.Set = None,
+    config: options.Config = None,
+    checkpoint: options.Checkpoint = "last",
+    curves: options.Curves = False,
+    save_every: options.SaveEvery = 60.0,
+    no_samples: options.NoSamples = False,
+) -> int:
+    """Which method is better on a task, and is it more than luck?
+
+    Every method gets the same number of candidate settings, chosen on validation, then runs on the same seeds. The same
+    command in the same --output goes on where it was stopped.
+    """
+    from labo.experiment import compare as experiment
+    from labo.experiment.progress import Progress
+
+    name, task_options = options.task(
+        task, data=data, target=target, split=split, train_size=train_size, label_noise=label_noise
+    )
+    chosen = options.names(methods)
+    asked = experiment.Comparison(
+        methods=chosen,
+        output=output or Path("runs") / options.slug(name, data),
+        task=name,
+        task_options=task_options,
+        seeds=seeds,
+        baseline=baseline or ("label_smoothing" if "label_smoothing" in chosen else (chosen or [""])[0]),
+        settings_per_method=settings_per_method,
+        tuning_seeds=tuning_seeds,
+        set=options.settings(config, set_, epochs, steps, model),
+        checkpoint=options.known_checkpoint(checkpoint),
+        curves=curves,
+        save_seconds=save_every,
+        jobs=jobs,
+        command=["labo", *sys.argv[1:]],
+    )
+    with Progress() as progress:
+        lost = experiment.run(asked, progress)
+    tell(asked.output, baseline=None, no_samples=no_samples)
+    return 1 if lost else 0

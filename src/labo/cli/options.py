@@ -1,0 +1,90 @@
+"""Options that several commands share, and what they come to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from labo.errors import UserError, unknown
+
+CHECKPOINTS = ("last", "best")
+DEFAULT_METHODS = "none,label_smoothing,confidence_penalty,labo"
+
+TaskName = Annotated[
+    str | None,
+    typer.Argument(help="A name that `labo tasks` lists; digits by default, table with --data.", show_default=False),
+]
+Data = Annotated[Path | None, typer.Option(help="Your own table: a .csv, .parquet or .npz file.")]
+Target = Annotated[str | None, typer.Option(help="The column of the classes in --data.")]
+Split = Annotated[str | None, typer.Option(help="A column of --data that says train, validation or test.")]
+TrainSize = Annotated[int | None, typer.Option(help="How many examples to train on.")]
+LabelNoise = Annotated[
+    str | None, typer.Option(help="SHARE,symmetric|pair: turn this share of the training and validation labels wrong.")
+]
+Epochs = Annotated[float | None, typer.Option(help="How many epochs to train.")]
+Steps = Annotated[int | None, typer.Option(help="How many steps to train, in place of epochs.")]
+Model = Annotated[str | None, typer.Option(help="Which network.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set any setting, such as alpha=0.3; may be repeated."),
+]
+Config = Annotated[Path | None, typer.Option(help="A YAML file of settings, KEY: VALUE; --set comes over it.")]
+Checkpoint = Annotated[
+    str, typer.Option(help="Which weights count: those of the last epoch, or of the best by validation: last or best.")
+]
+Curves = Annotated[bool, typer.Option(help="Measure the validation split every epoch.")]
+SaveEvery = Annotated[float, typer.Option(metavar="SECONDS", help="Write a checkpoint this often.")]
+NoSamples = Annotated[bool, typer.Option("--no-samples", help="A report without pictures or sentences of the data.")]
+Run = Annotated[Path, typer.Argument(help="The folder of a finished run.", show_default=False)]
+
+
+def task(name: str | None, **options: Any) -> tuple[str, dict[str, Any]]:
+    """(task, its options) from what was given; options that were not given are left out."""
+    given = {
+        key: str(value) if isinstance(value, Path) else value for key, value in options.items() if value is not None
+    }
+    if name is None:
+        name = "table" if "data" in given else "digits"
+    return name, given
+
+
+def slug(name: str, data: Path | None) -> str:
+    """What a folder of this task is called: the task, or the file of one's own."""
+    return name if data is None else data.stem
+
+
+def settings(
+    config: Path | None, texts: list[str] | None, epochs: float | None, steps: int | None, model: str | None
+) -> dict[str, Any]:
+    """What the user set: the config, then --set, then the options of their own."""
+    from labo.experiment import settings as flat
+
+    found = flat.read_config(config) if config is not None else {}
+    layers = [flat.parse(texts or []), {"epochs": epochs, "steps": steps, "model": model}]
+    lengths = [
+        (key, value) for layer in layers for key, value in layer.items() if key in flat.LENGTHS and value is not None
+    ]
+    if len({key for key, _ in lengths}) > 1:
+        raise UserError("Expected either epochs or steps, but got both.")
+    if lengths:
+        found = {key: value for key, value in found.items() if key not in flat.LENGTHS}
+    for layer in layers:
+        found |= {key: value for key, value in layer.items() if value is not None}
+    return found
+
+
+def known_checkpoint(name: str) -> str:
+    """`name`, if it is one."""
+    if name not in CHECKPOINTS:
+        raise unknown("checkpoint", name, CHECKPOINTS)
+    return name
+
+
+def names(text: str) -> list[str]:
+    """A comma-separated list of names; "all" is every method there is."""
+    from labo import regularizers
+
+    found = [name.strip() for name in text.split(",") if name.strip()]
+    return list(regularizers.available()) if found == ["all"] else found

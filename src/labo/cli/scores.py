@@ -1,0 +1,23 @@
+"""Scores as a small table of text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+def table(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """One row per name, one column per measure that is known, aligned for a terminal."""
+    from labo.report.measures import present
+
+    measures = present({key for metrics in rows.values() for key in metrics})
+    lines = [["", *(measure.label for measure in measures)]]
+    lines += [
+        [name, *(measure.value(metrics.get(measure.key)) for measure in measures)] for name, metrics in rows.items()
+    ]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(
+            [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+        )
+        for line in lines
+    )

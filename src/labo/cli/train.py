@@ -1,0 +1,88 @@
+"""`labo train`: one run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from labo.cli import options, scores
+
+if TYPE_CHECKING:
+    from labo.experiment.trial import Trial
+
+
+def train(
+    task: options.TaskName = None,
+    method: Annotated[str, typer.Option(help="A name that `labo methods` lists.")] = "labo",
+    seed: Annotated[int, typer.Option(help="Draws the split, the initialisation and the order.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option(help="The folder of the run.", show_default="runs/train/TASK-METHOD-SEED")
+    ] = None,
+    data: options.Data = None,
+    target: options.Target = None,
+    split: options.Split = None,
+    train_size: options.TrainSize = None,
+    label_noise: options.LabelNoise = None,
+    epochs: options.Epochs = None,
+    steps: options.Steps = None,
+    model: options.Model = None,
+    set_: options.Set = None,
+    config: options.Config = None,
+    checkpoint: options.Checkpoint = "last",
+    curves: options.Curves = True,
+    save_every: options.SaveEvery = 60.0,
+) -> int:
+    """Train one method on one seed.
+
+    The same command in the same --output goes on where it was stopped.
+    """
+    from labo import tasks
+    from labo.experiment import lock, trial
+    from labo.experiment import settings as flat
+
+    name, task_options = options.task(
+        task, data=data, target=target, split=split, train_size=train_size, label_noise=label_noise
+    )
+    made = tasks.create(name, **task_options)
+    given = options.settings(config, set_, epochs, steps, model)
+    defaults = made.default_settings()
+    flat.check_known(given, defaults, [method])
+    asked = trial.Trial(
+        name,
+        method,
+        seed,
+        flat.resolve(defaults, method, given),
+        dict(made.options),
+        options.known_checkpoint(checkpoint),
+        curves,
+        save_every,
+    )
+    folder = output or Path("runs/train") / f"{options.slug(name, data)}-{method}-{seed}"
+    with lock.hold(folder):
+        return _run(asked, folder, made.splits(seed).notes)
+
+
+def _run(asked: Trial, folder: Path, notes: Sequence[str]) -> int:
+    from labo.experiment import trial
+    from labo.experiment.progress import Progress
+    from labo.experiment.runner import Job
+
+    record, job = trial.finished(folder), Job(asked, folder)
+    with Progress() as progress:
+        for note in notes:
+            progress.say(note)
+        if record is not None:
+            progress.say(f"The run in '{folder}' is finished already.")
+            record = trial.run(asked, folder)
+        else:
+            progress.phase("training", 1, 0)
+            record = trial.run(asked, folder, lambda share: progress.share(job, share))
+            progress.finished(job, record)
+    if record.get("failed"):
+        return 1
+    print(scores.table({asked.method: record["metrics"]}))
+    print(f"\nRun: {folder} (next: labo evaluate {folder}, labo predict {folder} INPUT)")
+    return 0

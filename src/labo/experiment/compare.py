@@ -1,0 +1,211 @@
+"""The comparison: every method tuned alike, run on the same seeds, recorded as it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from labo import machine, tasks
+from labo.errors import UserError, unknown
+from labo.experiment import lock, tuning
+from labo.experiment import settings as flat
+from labo.experiment.records import Records
+from labo.experiment.runner import Job, Lost, Runner
+from labo.experiment.trial import Trial, build
+from labo.metrics import significance
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is asked for. `set` is what the user fixed for every method that has it; `seeds` how many, from 0."""
+
+    methods: Sequence[str]
+    output: Path
+    task: str = "digits"
+    task_options: Mapping[str, Any] = field(default_factory=dict)
+    seeds: int = 8
+    baseline: str = "label_smoothing"
+    settings_per_method: int = 3
+    tuning_seeds: int = 3
+    set: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint: str = "last"
+    curves: bool = False
+    save_seconds: float = 60.0
+    jobs: int = 0
+    command: Sequence[str] = ()
+
+
+class Watcher(Protocol):
+    """Who is told how it goes."""
+
+    def say(self, sentence: str) -> None:
+        """A sentence for the user."""
+        ...
+
+    def phase(self, name: str, total: int, done: int) -> None:
+        """`total` trials begin, `done` of which are recorded already."""
+        ...
+
+    def share(self, job: Job, share: float) -> None:
+        """How much of a running trial is done, 0 to 1."""
+        ...
+
+    def finished(self, job: Job, record: Mapping[str, Any] | Lost) -> None:
+        """A trial ended."""
+        ...
+
+
+def run(asked: Comparison, watcher: Watcher) -> int:
+    """Run what is not recorded yet; how many trials were lost (they run again with the same command).
+
+    Raises:
+        UserError: something asked for is not there, out of range, or does not fit what the folder holds.
+    """
+    _check(asked)
+    with ExitStack() as stack:
+        stack.enter_context(lock.hold(asked.output))
+        runner = stack.enter_context(Runner(asked.jobs or machine.cores()))  # its processes warm up meanwhile
+        plan = _Plan(asked, watcher)
+        records = Records(asked.output)
+        records.begin(plan.written())
+        watcher.say(plan.reach())
+        lost = _run(runner, records, plan.tuning_jobs(records), watcher, "tuning")
+        if lost:
+            raise UserError(f"{lost} tuning trials were lost ({Lost().reason}); the same command tries them again.")
+        chosen = plan.chosen(records)
+        return _run(runner, records, plan.jobs(records, chosen), watcher, "trials")
+
+
+def _check(asked: Comparison) -> None:
+    if not asked.methods:
+        raise UserError("Expected at least one method.")
+    twice = [name for name in asked.methods if list(asked.methods).count(name) > 1]
+    if twice:
+        raise UserError(f"Method '{twice[0]}' is named twice.")
+    if asked.baseline not in asked.methods:
+        raise unknown("baseline", asked.baseline, asked.methods)
+    for name in ("seeds", "settings_per_method", "tuning_seeds"):
+        if getattr(asked, name) < 1:
+            raise UserError(f"Expected --{name.replace('_', '-')} of at least 1, but got {getattr(asked, name)}.")
+
+
+def _run(runner: Runner, records: Records, jobs: tuple[list[Job], int], watcher: Watcher, phase: str) -> int:
+    waiting, total = jobs
+    if not total:
+        return 0
+    watcher.phase(phase, total, total - len(waiting))
+    lost = 0
+    for job, record in runner.run(waiting, watcher.share):
+        if isinstance(record, Lost):
+            lost += 1
+        else:
+            records.add(record, tuning=job.trial.tuning)
+        watcher.finished(job, record)
+    return lost
+
+
+class _Plan:
+    """What the comparison comes to, found out and checked before anything runs."""
+
+    def __init__(self, asked: Comparison, watcher: Watcher) -> None:
+        self.asked = asked
+        self.task = tasks.create(asked.task, **asked.task_options)
+        defaults = self.task.default_settings()
+        flat.check_known(asked.set, defaults, asked.methods)
+        count, optimizer = asked.settings_per_method, self.task.optimizer_candidates()
+        self.candidates = {
+            method: tuning.candidates(method, count, defaults, optimizer, asked.set) for method in asked.methods
+        }
+        splits = self.task.splits(0)
+        for method, among in self.candidates.items():
+            for settings in among:
+                build(self._trial(method, 0, settings), self.task, splits)
+        for note in splits.notes:
+            watcher.say(note)
+        self.data = self.task.fingerprint()
+
+    def written(self) -> dict[str, Any]:
+        """The plan as it is recorded."""
+        asked = self.asked
+        return {
+            "command": list(asked.command),
+            "task": asked.task,
+            "task_options": self.task.options,
+            "data": self.data,
+            "methods": list(asked.methods),
+            "baseline": asked.baseline,
+            "seeds": asked.seeds,
+            "settings_per_method": asked.settings_per_method,
+            "tuning_seeds": asked.tuning_seeds if asked.settings_per_method > 1 else 0,
+            "set": dict(asked.set),
+            "checkpoint": asked.checkpoint,
+            "candidates": self.candidates,
+            "versions": machine.versions(),
+        }
+
+    def reach(self) -> str:
+        """What so many seeds can tell at best."""
+        asked = self.asked
+        others = len(asked.methods) - 1
+        least = significance.smallest_p(asked.seeds)
+        told = f"{_many(asked.seeds, 'seed')}: the smallest p that the sign-flip test can reach is {least:.3g}"
+        if others > 1:
+            told += f", {min(1.0, others * least):.3g} after Holm's correction over {others} comparisons"
+        if min(1.0, max(others, 1) * least) > 0.05:
+            told += "; with so few seeds nothing can be told apart at 0.05"
+        return told + "."
+
+    def _trial(self, method: str, seed: int, settings: dict[str, Any], *, tuned: bool = False) -> Trial:
+        asked = self.asked
+        return Trial(
+            asked.task,
+            method,
+            seed,
+            settings,
+            dict(self.task.options),
+            asked.checkpoint,
+            curves=asked.curves and not tuned,
+            save_seconds=asked.save_seconds,
+            tuning=tuned,
+        )
+
+    def tuning_jobs(self, records: Records) -> tuple[list[Job], int]:
+        """(what is still to be tried, how many trials tuning has in all); one candidate needs no trial."""
+        if self.asked.settings_per_method == 1:
+            return [], 0
+        jobs = []
+        seeds = tuning.seeds(self.asked.tuning_seeds)
+        for seed in seeds:
+            for method, among in self.candidates.items():
+                for index, settings in enumerate(among):
+                    if records.tried(self.asked.task, method, seed, settings) is None:
+                        folder = records.tuning_folder(self.asked.task, method, index, seed)
+                        jobs.append(Job(self._trial(method, seed, settings, tuned=True), folder))
+        return jobs, len(seeds) * sum(map(len, self.candidates.values()))
+
+    def chosen(self, records: Records) -> dict[str, dict[str, Any]]:
+        """The settings that each method runs with."""
+        tried = [record for record in records.tuning if record["task"] == self.asked.task]
+        return {
+            method: tuning.choose((r for r in tried if r["method"] == method), among, self.task.metric)
+            if len(among) > 1
+            else among[0]
+            for method, among in self.candidates.items()
+        }
+
+    def jobs(self, records: Records, chosen: Mapping[str, dict[str, Any]]) -> tuple[list[Job], int]:
+        """(what is still to be run, how many trials there are in all), seed by seed."""
+        jobs = []
+        for seed in range(self.asked.seeds):
+            for method, settings in chosen.items():
+                if records.result(self.asked.task, method, seed) is None:
+                    folder = records.run_folder(self.asked.task, method, seed)
+                    jobs.append(Job(self._trial(method, seed, settings), folder))
+        return jobs, self.asked.seeds * len(chosen)
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -1,0 +1,46 @@
+"""One process at a time writes into a folder; the second is told who holds it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from labo.errors import UserError
+from labo.storage import read_object, write_object
+
+LOCK, HOLDER = ".lock", ".holder.json"
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Hold a folder, made where it is missing. The system lets go of it when the process ends, however it ends.
+
+    Raises:
+        UserError: another process holds it, or it cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / LOCK, timeout=0):
+            since = datetime.now().astimezone().isoformat(timespec="seconds")
+            write_object(folder / HOLDER, {"pid": os.getpid(), "host": socket.gethostname(), "since": since})
+            try:
+                yield
+            finally:
+                (folder / HOLDER).unlink(missing_ok=True)
+    except Timeout as error:
+        raise UserError(f"'{folder}' is in use by {_holder(folder)}.") from error
+    except OSError as error:
+        raise UserError(f"Cannot write into '{folder}': {error.strerror or error}.") from error
+
+
+def _holder(folder: Path) -> str:
+    known = read_object(folder / HOLDER) or {}
+    if "pid" not in known:
+        return "another process"
+    return f"process {known['pid']} on {known.get('host', 'this machine')}, since {known.get('since', 'just now')}"

@@ -1,0 +1,99 @@
+"""A finished run, read back: its network, its task, and what it says of inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from labo import tasks
+from labo.errors import UserError
+from labo.experiment import settings as flat
+from labo.experiment import trial
+from labo.storage import read_object
+
+SPLITS = ("test", "validation", "train")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run. `about` is its run.json, `record` its record.json."""
+
+    folder: Path
+    about: Mapping[str, Any]
+    record: Mapping[str, Any]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the logits."""
+        return tuple(self.about["classes"])
+
+    @property
+    def temperature(self) -> float:
+        """The temperature fitted on validation."""
+        return self.record["metrics"]["temperature"]
+
+    @cached_property
+    def task(self) -> Any:
+        """The task, made again."""
+        return tasks.create(self.about["task"], **self.about["task_options"])
+
+    @cached_property
+    def model(self) -> Any:
+        """The trained network."""
+        from labo.experiment import training
+
+        settings, _ = flat.split(self.about["settings"], self.about["method"])
+        model = self.task.model(self.classes, self.about["preprocessing"], settings)
+        weights = training.read_weights(self.folder / trial.WEIGHTS)
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise UserError(f"The weights in '{self.folder}' are not of the network in its {trial.RUN}.") from error
+        return model.eval()
+
+    def evaluate(self, split: str) -> dict[str, float]:
+        """The scores of one split, raw and at the temperature fitted on validation."""
+        from labo.errors import unknown
+        from labo.experiment import training
+        from labo.metrics.scores import scores
+
+        if split not in SPLITS:
+            raise unknown("split", split, SPLITS)
+        splits = self.task.splits(self.about["seed"])
+        examples, validation = getattr(splits, split), splits.validation
+        held = training.predict(self.model, validation.features)
+        return scores(held, validation.target, training.predict(self.model, examples.features), examples.target)
+
+    def predict(self, path: Path, *, scaled: bool) -> Any:
+        """Probabilities (N, C), float64, of the inputs in a file; `scaled` applies the temperature."""
+        from labo.experiment import training
+
+        logits = training.predict(self.model, self.task.read_inputs(path, self.about["preprocessing"]))
+        return (logits.double() / (self.temperature if scaled else 1.0)).softmax(-1)
+
+
+def load(folder: Path) -> Run:
+    """The run in a folder: that of `labo train`, or DIR/TASK/METHOD/SEED of a comparison.
+
+    Raises:
+        UserError: there is none, it is not finished, it failed, or its files are damaged.
+    """
+    about, record = read_object(folder / trial.RUN), trial.finished(folder)
+    if about is None:
+        if (folder / "results.jsonl").exists():
+            raise UserError(f"'{folder}' holds a comparison; name one of its runs: {folder}/TASK/METHOD/SEED.")
+        damaged = (folder / trial.RUN).exists()
+        raise UserError(f"The {trial.RUN} in '{folder}' is damaged." if damaged else f"No run in '{folder}'.")
+    if record is None:
+        raise UserError(f"The run in '{folder}' is not finished; the command that began it goes on with it.")
+    if record.get("failed"):
+        raise UserError(
+            f"The run in '{folder}' failed at step {record['failed']['step']}: {record['failed']['reason']}."
+        )
+    missing = [key for key in (*trial.IDENTITY, "classes", "preprocessing") if key not in about]
+    if missing or "temperature" not in record.get("metrics", {}):
+        raise UserError(f"The {trial.RUN} or {trial.RECORD} in '{folder}' is damaged: it lacks what a run has.")
+    return Run(folder, about, record)

@@ -1,0 +1,155 @@
+"""Flat settings: a task's defaults, a method's options, what was tuned, and what the user set, in this order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from labo import regularizers
+from labo.errors import UserError, unknown
+
+Settings = dict[str, Any]
+
+SCHEDULES = ("constant", "linear", "cosine")
+# How long a run is: exactly one of the two.
+LENGTHS = ("epochs", "steps")
+
+
+def parse(texts: Iterable[str]) -> Settings:
+    """`key=value` texts to settings; values are read as YAML reads them, so 0.1, .inf, inf, true and texts do.
+
+    Raises:
+        UserError: a text is not key=value, or a key comes twice.
+
+    Example:
+        >>> parse(["alpha=0.4", "beta=inf", "model=linear"])
+        {'alpha': 0.4, 'beta': inf, 'model': 'linear'}
+    """
+    found: Settings = {}
+    for text in texts:
+        key, separator, value = text.partition("=")
+        key = key.strip()
+        if not separator or not key:
+            raise UserError(f"Expected --set KEY=VALUE, but got '{text}'.")
+        if key in found:
+            raise UserError(f"--set {key} is given twice.")
+        found[key] = _value(value.strip())
+    return found
+
+
+def _value(text: str) -> Any:
+    import yaml
+
+    try:
+        return float(text)  # YAML takes 1e-3 and inf for texts
+    except ValueError:
+        pass
+    else:
+        return int(text) if text.lstrip("+-").isdigit() else float(text)
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def read_config(path: Path) -> Settings:
+    """The settings in a YAML file, or in the run.json of a run.
+
+    Raises:
+        UserError: the file cannot be read or is not a mapping of keys to values.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"Cannot read the config '{path}': {error.strerror or error}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"The config '{path}' is not YAML: {' '.join(str(error).split())}.") from error
+    if isinstance(content, dict) and isinstance(content.get("settings"), dict):
+        content = content["settings"]
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise UserError(f"Expected the config '{path}' to be lines of KEY: VALUE.")
+    return {key: _value(value) if isinstance(value, str) else value for key, value in content.items()}
+
+
+def method_options(method: str) -> dict[str, Any]:
+    """The options of a method with their defaults."""
+    return regularizers.describe(method).defaults
+
+
+def resolve(defaults: Mapping[str, Any], method: str, *given: Mapping[str, Any]) -> Settings:
+    """All settings of one run: `defaults` of the task, the method's options, then each of `given` over what is there.
+
+    A key that neither the task nor this method has is left out: `check_known` refuses what no method of a run has.
+
+    Raises:
+        UserError: a value is of the wrong kind or out of range.
+    """
+    options = method_options(method)
+    settings = {**defaults, **options}
+    for layer in given:
+        for key, value in layer.items():
+            if key in LENGTHS:
+                for other in LENGTHS:
+                    settings.pop(other, None)
+            if key in settings or key in LENGTHS:
+                settings[key] = _same_kind(key, value, defaults.get(key))
+    _check_training(settings)
+    return settings
+
+
+def check_known(given: Mapping[str, Any], defaults: Mapping[str, Any], methods: Sequence[str]) -> None:
+    """Refuse keys that nothing in the run has."""
+    known = {*defaults, *LENGTHS}.union(*(method_options(method) for method in methods))
+    for key in given:
+        if key not in known:
+            raise unknown("setting", key, known)
+    if all(key in given for key in LENGTHS):
+        raise UserError("Expected either epochs or steps, but got both.")
+
+
+def split(settings: Mapping[str, Any], method: str) -> tuple[Settings, Settings]:
+    """(settings of the training, options of the method)."""
+    names = method_options(method)
+    training = {key: value for key, value in settings.items() if key not in names}
+    return training, {key: value for key, value in settings.items() if key in names}
+
+
+def _same_kind(key: str, value: Any, default: Any) -> Any:
+    """`value` as the kind of thing that the default is; options of methods check themselves."""
+    if default is None or key in LENGTHS:
+        return value
+    if isinstance(default, str) != isinstance(value, str) or isinstance(value, bool) != isinstance(default, bool):
+        kind = "a text" if isinstance(default, str) else "a number"
+        raise UserError(f"Expected setting `{key}` to be {kind} (default {default}), but got {value!r}.")
+    if isinstance(default, int) and isinstance(value, float):
+        if value != int(value):
+            raise UserError(f"Expected setting `{key}` to be a whole number, but got {value}.")
+        return int(value)
+    return float(value) if isinstance(default, float) else value
+
+
+def _check_training(settings: Mapping[str, Any]) -> None:
+    for key, least, whole in (
+        ("epochs", 0, False),
+        ("steps", 0, True),
+        ("batch_size", 0, True),
+        ("learning_rate", 0, False),
+    ):
+        if key in settings:
+            _number(key, settings[key], above=least, whole=whole)
+    if "weight_decay" in settings:
+        _number("weight_decay", settings["weight_decay"], above=-1e-300, whole=False)
+    if settings.get("schedule", "constant") not in SCHEDULES:
+        raise unknown("schedule", settings["schedule"], SCHEDULES)
+
+
+def _number(key: str, value: Any, *, above: float, whole: bool) -> None:
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > above
+    if not fits or (whole and value != int(value)):
+        kind = "a whole number" if whole else "a finite number"
+        least = "of at least 0" if above < 0 else f"above {above:g}"
+        raise UserError(f"Expected setting `{key}` to be {kind} {least}, but got {value!r}.")

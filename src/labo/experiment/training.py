@@ -1,0 +1,293 @@
+"""One network trained once, by Transformers' Trainer through the project's own integration."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from labo.errors import UserError
+from labo.integrations.transformers import LabelRegularizedTrainer, checkpoints, logits_of
+from labo.metrics.scores import classification_scores
+from labo.metrics.temperature import fit_temperature
+from labo.modules import LabelRegularizedLoss
+from labo.storage import append_line
+from labo.tasks.base import Examples, Splits
+
+CURVE = "curve.jsonl"
+BEST = "best.safetensors"
+CHECKPOINTS = "checkpoints"
+PREDICTION_ROWS = 1024
+Progress = Callable[[float], None]
+
+
+class DivergedError(Exception):
+    """A loss that is NaN or infinite at `step`."""
+
+    def __init__(self, step: int, reason: str) -> None:
+        super().__init__(step, reason)
+        self.step = step
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run is watched and kept; none of it changes what is learnt but `checkpoint`.
+
+    `checkpoint` is "last", or "best" for the epoch with the lowest validation NLL after temperature scaling. `curves`
+    measures the validation split every epoch. A checkpoint is written when `save_seconds` have passed since the last.
+    """
+
+    checkpoint: str = "last"
+    curves: bool = False
+    save_seconds: float = 60.0
+
+
+def train(
+    model: nn.Module,
+    splits: Splits,
+    loss: LabelRegularizedLoss,
+    settings: Mapping[str, Any],
+    *,
+    seed: int,
+    folder: Path,
+    options: Options,
+    progress: Progress = lambda share: None,
+) -> int:
+    """Train `model` in place; continues from a checkpoint in `folder`. Returns the step that the weights are of.
+
+    Raises:
+        DivergedError: the loss became NaN or infinite.
+        UserError: the checkpoint to continue from is damaged.
+    """
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    transformers.utils.logging.set_verbosity_error()
+    watch = _Watch(splits.validation, folder, options, progress)
+    trainer = _EpochTrainer(
+        model=model,
+        args=_arguments(settings, seed, folder),
+        train_dataset=splits.train,  # pyright: ignore[reportArgumentType]
+        data_collator=_as_it_is,
+        loss=loss,
+        callbacks=[watch],
+    )
+    trainer.remove_callback(PrinterCallback)
+    start = _resume_from(folder / CHECKPOINTS)
+    if start is None:
+        (folder / CURVE).unlink(missing_ok=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="(torch|accelerate|transformers)")
+        trainer.train(resume_from_checkpoint=str(start) if start else None)
+    if options.checkpoint == "best":
+        model.load_state_dict(read_weights(folder / BEST))
+        return watch.best_step
+    return trainer.state.global_step
+
+
+def predict(model: nn.Module, features: Tensor) -> Tensor:
+    """Logits (N, C) of features (N, …), float32 on the CPU, in evaluation mode."""
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        parts = [logits_of(model(piece.to(device))).float().cpu() for piece in features.split(PREDICTION_ROWS)]
+    model.train(training)
+    return torch.cat(parts)
+
+
+def save_weights(model: nn.Module, path: Path, **metadata: Any) -> None:
+    """Weights as safetensors, written beside and renamed into place."""
+    beside = path.with_name(f".{path.name}")
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    save_file(tensors, beside, metadata={name: json.dumps(value) for name, value in metadata.items()})
+    beside.replace(path)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The weights that `save_weights` wrote.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise UserError(f"No weights at '{path}': the run is not finished.") from error
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"The weights '{path}' are damaged: {_first_line(error)}.") from error
+
+
+def _arguments(settings: Mapping[str, Any], seed: int, folder: Path) -> TrainingArguments:
+    by_steps = "steps" in settings
+    return TrainingArguments(
+        output_dir=str(folder / CHECKPOINTS),
+        num_train_epochs=1 if by_steps else settings["epochs"],
+        max_steps=int(settings["steps"]) if by_steps else -1,
+        per_device_train_batch_size=int(settings["batch_size"]),
+        learning_rate=settings["learning_rate"],
+        weight_decay=settings["weight_decay"],
+        lr_scheduler_type=settings["schedule"],
+        max_grad_norm=0.0,
+        optim="adamw_torch",
+        logging_strategy="epoch",
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        save_total_limit=1,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        seed=seed,
+    )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+class _EpochOrder(Sampler[int]):
+    """A new order every epoch that is a function of the seed and the epoch alone, so that resuming is exact."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size, self.seed, self.epoch = size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        return iter(torch.randperm(self.size, generator=generator).tolist())
+
+
+class _EpochTrainer(LabelRegularizedTrainer):
+    """The integration's Trainer with this project's order of examples, stopping at a loss that is no number."""
+
+    def get_train_dataloader(self) -> DataLoader:
+        examples: Any = self.train_dataset
+        order = _EpochOrder(len(examples), self.args.seed)
+        size = self.args.train_batch_size
+        return self.accelerator.prepare(DataLoader(examples, size, sampler=order, collate_fn=_as_it_is))
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(*args, **kwargs)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise DivergedError(self.state.global_step + 1, f"the loss became {value}")
+        return loss
+
+
+@dataclass
+class _Watch(TrainerCallback):
+    """Writes the curve, tells the progress, keeps the best epoch, asks for a checkpoint when it is time."""
+
+    validation: Examples
+    folder: Path
+    options: Options
+    progress: Progress
+    best_step: int = 0
+    _best: float = math.inf
+    _measured: dict[str, float] = field(default_factory=dict)
+    _saved: float = field(default_factory=time.monotonic)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step and self.options.checkpoint == "best":
+            self._best, self.best_step = _read_best(self.folder / BEST)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if time.monotonic() - self._saved >= self.options.save_seconds and state.global_step < state.max_steps:
+            control.should_save = True
+        self.progress(state.global_step / max(1, state.max_steps))
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._saved = time.monotonic()
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.options.curves or self.options.checkpoint == "best":
+            self._measure(kwargs["model"], state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not logs or "loss" not in logs:
+            return
+        line = {"epoch": round(state.epoch or 0.0, 4), "step": state.global_step, "loss": logs["loss"]}
+        append_line(self.folder / CURVE, line | {"learning_rate": logs["learning_rate"]} | self._measured)
+        self._measured = {}
+
+    def _measure(self, model: nn.Module, step: int) -> None:
+        logits, target = predict(model, self.validation.features), self.validation.target
+        found = classification_scores(logits, target)
+        self._measured = {"validation_nll": found["nll"], "validation_accuracy": found["accuracy"]}
+        if self.options.checkpoint != "best":
+            return
+        scaled = classification_scores(logits, target, temperature=fit_temperature(logits, target))["nll"]
+        self._measured["validation_nll_scaled"] = scaled
+        if scaled < self._best:
+            self._best, self.best_step = scaled, step
+            save_weights(model, self.folder / BEST, value=scaled, step=step)
+
+
+def _read_best(path: Path) -> tuple[float, int]:
+    """(value, step) of the best epoch so far."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+    except FileNotFoundError:
+        return math.inf, 0
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"The weights '{path}' are damaged: {_first_line(error)}.") from error
+    return json.loads(metadata["value"]), json.loads(metadata["step"])
+
+
+def _resume_from(folder: Path) -> Path | None:
+    """The newest checkpoint, found whole; None where there is none."""
+    found = checkpoints(folder)
+    if not found:
+        return None
+    newest = found[-1]
+    try:
+        for file in newest.iterdir():
+            if file.suffix == ".safetensors":
+                load_file(file)
+            elif file.name in ("optimizer.pt", "scheduler.pt"):
+                torch.load(file, weights_only=True, map_location="cpu")
+            elif file.suffix == ".json":
+                json.loads(file.read_text(encoding="utf-8"))
+    except Exception as error:  # what a damaged file raises depends on where it is damaged
+        raise UserError(
+            f"The checkpoint '{newest}' is damaged ({file.name}: {_first_line(error)}); delete it to start the run "
+            "again."
+        ) from error
+    return newest
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,219 @@
+"""One trial: one method on one seed with its settings, from the data to a record."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from labo.errors import UserError
+from labo.experiment import settings as flat
+from labo.storage import read_object, write_object
+
+RUN, RECORD, WEIGHTS = "run.json", "record.json", "model.safetensors"
+# What must be the same for a run to be continued, and what that is called.
+IDENTITY = ("task", "task_options", "method", "seed", "settings", "checkpoint")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is run; all of it is JSON-able. `tuning` trials look at the validation split alone and keep nothing."""
+
+    task: str
+    method: str
+    seed: int
+    settings: dict[str, Any]
+    task_options: dict[str, Any] = field(default_factory=dict)
+    checkpoint: str = "last"
+    curves: bool = False
+    save_seconds: float = 60.0
+    tuning: bool = False
+
+    @property
+    def name(self) -> str:
+        """The trial in words."""
+        return f"{self.task}, {self.method}, seed {self.seed}"
+
+    def identity(self) -> dict[str, Any]:
+        """What makes it this trial."""
+        return {key: value for key, value in asdict(self).items() if key in IDENTITY}
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """The record of a finished run, or None."""
+    return read_object(folder / RECORD)
+
+
+def claim(trial: Trial, folder: Path) -> None:
+    """Refuse a folder that holds another run.
+
+    Raises:
+        UserError: it does, or cannot be written.
+    """
+    known = read_object(folder / RUN)
+    if known is not None:
+        for key, value in trial.identity().items():
+            if known.get(key) != value:
+                raise UserError(
+                    f"'{folder}' holds another run ({_change(key, known.get(key), value)}): name another one."
+                )
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(path.name not in (".lock", ".holder.json") for path in folder.iterdir()):
+            raise UserError(f"'{folder}' is not empty and holds no run: name another folder.")
+    except OSError as error:
+        raise UserError(f"Cannot write into '{folder}': {error.strerror or error}.") from error
+
+
+def _change(key: str, before: Any, now: Any) -> str:
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for name in dict.fromkeys([*before, *now]):
+            if before.get(name) != now.get(name):
+                return f"{name} was {before.get(name)}, now {now.get(name)}"
+    return f"{key} was {before}, now {now}"
+
+
+def run(trial: Trial, folder: Path, progress: Any = lambda share: None) -> dict[str, Any]:
+    """Run a trial in `folder`, or continue it there; its record.
+
+    The record of a tuning trial has "validation" in place of "metrics". A trial whose loss is no number has "failed"
+    with step and reason, and no metrics.
+
+    Raises:
+        UserError: the folder holds another run or a damaged checkpoint, or the data will not do.
+    """
+    done = None if trial.tuning else finished(folder)
+    claim(trial, folder)
+    if done is not None:
+        return done
+    record = _run(trial, folder, progress)
+    if trial.tuning:
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
+        write_object(folder / RECORD, record)
+        _clear(folder)
+    return record
+
+
+def _clear(folder: Path) -> None:
+    """Remove what only an interrupted run needs."""
+    from labo.experiment import training
+
+    shutil.rmtree(folder / training.CHECKPOINTS, ignore_errors=True)
+    (folder / training.BEST).unlink(missing_ok=True)
+
+
+def _run(trial: Trial, folder: Path, progress: Any) -> dict[str, Any]:
+    from labo import machine, tasks
+    from labo.experiment import training
+    from labo.metrics.scores import classification_scores, scores
+    from labo.metrics.temperature import fit_temperature
+
+    began = time.monotonic()
+    task = tasks.create(trial.task, **trial.task_options)
+    splits = task.splits(trial.seed)
+    model, loss = build(trial, task, splits)
+    about = {"classes": splits.classes, "preprocessing": splits.preprocessing, "versions": machine.versions()}
+    write_object(folder / RUN, {**trial.identity(), **about})
+    record = {key: trial.identity()[key] for key in ("task", "method", "seed", "settings")}
+    options = training.Options(trial.checkpoint, trial.curves, trial.save_seconds)
+    tuned, _ = flat.split(trial.settings, trial.method)
+    try:
+        step = training.train(
+            model, splits, loss, tuned, seed=trial.seed, folder=folder, options=options, progress=progress
+        )
+        validation = training.predict(model, splits.validation.features)
+        if not bool(validation.isfinite().all()):
+            raise training.DivergedError(step, "the trained network gives logits that are no numbers")
+    except training.DivergedError as failure:
+        record |= {"metrics": {}, "failed": {"step": failure.step, "reason": failure.reason}}
+    else:
+        target = splits.validation.target
+        if trial.tuning:
+            temperature = fit_temperature(validation, target)
+            found = classification_scores(validation, target)
+            found["nll_scaled"] = classification_scores(validation, target, temperature=temperature)["nll"]
+            record["validation"] = found
+        else:
+            test = training.predict(model, splits.test.features)
+            record["metrics"] = scores(validation, target, test, splits.test.target)
+            record["step"] = step
+            _keep(model, loss, splits, test, record["metrics"]["temperature"], folder)
+    return record | {"seconds": round(time.monotonic() - began, 3), "versions": machine.versions()}
+
+
+def build(trial: Trial, task: Any, splits: Any) -> tuple[Any, Any]:
+    """(network with fresh weights of the trial's seed, loss with all that it needs).
+
+    Raises:
+        UserError: a setting of the network or an option of the method is out of range.
+    """
+    import torch
+
+    from labo import regularizers
+    from labo.modules import LabelRegularizedLoss
+
+    training, options = flat.split(trial.settings, trial.method)
+    try:
+        regularizer = regularizers.create(trial.method, **options)
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error)) from error
+    torch.manual_seed(trial.seed)
+    model = task.model(splits.classes, splits.preprocessing, training)
+    if "class_counts" in regularizer.missing:
+        regularizer.provide(class_counts=torch.bincount(splits.train.target, minlength=len(splits.classes)))
+    regularizer.require()
+    return model, LabelRegularizedLoss(regularizer)
+
+
+def _keep(model: Any, loss: Any, splits: Any, test_logits: Any, temperature: float, folder: Path) -> None:
+    """Write the weights, and what the report draws."""
+    from labo.experiment import training
+    from labo.metrics.calibration import reliability
+
+    training.save_weights(model, folder / WEIGHTS)
+    diagrams = {
+        name: reliability((test_logits.double() / scale).softmax(-1), splits.test.target)
+        for name, scale in (("raw", 1.0), ("scaled", temperature))
+    }
+    labels = mean_labels(model, loss.regularizer, splits.train, len(splits.classes))
+    figures = {"classes": splits.classes, "temperature": temperature, "reliability": diagrams, "labels": labels}
+    write_object(folder / "figures.json", figures)
+
+
+def mean_labels(model: Any, regularizer: Any, examples: Any, classes: int) -> list[list[float | None]] | None:
+    """The mean label that a regularizer gives the training examples of each class, class by class.
+
+    None for a method without labels, or with more than 100 classes. A class without an example has a row of None.
+    """
+    import torch
+
+    from labo.experiment import training
+    from labo.reduction import as_rows
+
+    if classes > 100:
+        return None
+    device = next(model.parameters()).device
+    logits = training.predict(model, examples.features).to(device)
+    with torch.no_grad():
+        labels = regularizer.labels(as_rows(logits, examples.target.to(device), None, -100))
+    if labels is None:
+        return None
+    sums = torch.zeros(classes, classes, dtype=torch.float64).index_add(0, examples.target, labels.double().cpu())
+    counts = torch.bincount(examples.target, minlength=classes)
+    rows = (sums / counts.clamp(min=1).unsqueeze(1)).tolist()
+    return [
+        [round(value, 8) for value in row] if count else [None] * classes
+        for row, count in zip(rows, counts.tolist(), strict=True)
+    ]
+
+
+def is_finite(record: Mapping[str, Any], key: str) -> bool:
+    """Whether a tuning record has a finite value of `key`."""
+    value = record.get("validation", {}).get(key)
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -1,0 +1,76 @@
+"""Which settings a method runs with: the same number of candidates for every method, judged on validation alone."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from labo import regularizers
+from labo.errors import UserError
+from labo.experiment import settings as flat
+from labo.experiment.settings import Settings
+
+# Tuning seeds are these and the following, so that they are never among the seeds of the verdict.
+FIRST_SEED = 10_000
+
+
+def seeds(count: int) -> list[int]:
+    """The first `count` tuning seeds."""
+    return [FIRST_SEED + index for index in range(count)]
+
+
+def candidates(
+    method: str,
+    count: int,
+    defaults: Mapping[str, Any],
+    optimizer: Sequence[Mapping[str, Any]],
+    fixed: Mapping[str, Any],
+) -> list[Settings]:
+    """The first `count` settings to try, whole: the method's candidates, then those with the optimizer's varied too.
+
+    A method without options has one candidate, so for it they are the optimizer's. `fixed` is what the user set.
+
+    Raises:
+        UserError: there are fewer than `count` different ones.
+    """
+    found: list[Settings] = []
+    for varied, options in itertools.product(optimizer, regularizers.candidates(method)):
+        settings = flat.resolve(defaults, method, options, varied, fixed)
+        if settings not in found:
+            found.append(settings)
+        if len(found) == count:
+            return found
+    raise UserError(
+        f"Method '{method}' has {len(found)} different settings to try here, but --settings-per-method asks for "
+        f"{count} of every method."
+    )
+
+
+def choose(tried: Iterable[Mapping[str, Any]], among: Sequence[Settings], metric: str) -> Settings:
+    """The candidate with the best mean of `metric` on validation over the tuning seeds.
+
+    Ties go to the lower temperature-scaled NLL, then to the earlier candidate. A candidate with a failed trial comes
+    behind all that have none.
+
+    Args:
+        tried: tuning records.
+        among: the candidates.
+        metric: a key of their "validation"; higher is better, but for "nll…".
+    """
+    tried = list(tried)
+    sign = 1.0 if metric.startswith("nll") else -1.0
+
+    def rank(candidate: Settings) -> tuple[float, float]:
+        records = [record for record in tried if record["settings"] == candidate]
+        return sign * _mean(records, metric, -sign * math.inf), _mean(records, "nll_scaled", math.inf)
+
+    return min(among, key=rank)
+
+
+def _mean(records: Sequence[Mapping[str, Any]], key: str, failed: float) -> float:
+    values = [record.get("validation", {}).get(key) for record in records]
+    known = [float(value) for value in values if isinstance(value, int | float) and math.isfinite(value)]
+    return fmean(known) if known and len(known) == len(records) else failed

@@ -1,0 +1,76 @@
+"""Files that a kill cannot spoil: whole or not there, and lines that are only ever added."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a file beside its place, then rename it into place: a reader sees the old or the new one, never a part."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(beside, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+    return path
+
+
+def write_object(path: Path, value: Mapping[str, Any]) -> Path:
+    """Write one JSON object as `write_text` writes."""
+    return write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+
+def append_line(path: Path, value: Mapping[str, Any]) -> None:
+    """Add one JSON object as a line of its own, on the disk when this returns."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(value, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a .jsonl file; lines that are not whole (cut by a kill) are left out; [] without the file."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    return [value for line in text.splitlines() if isinstance(value := _parse(line), dict)]
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file, or None where it is missing or damaged."""
+    try:
+        value = _parse(path.read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def drop_cut_line(path: Path) -> bool:
+    """Remove a last line that a kill cut short; whether there was one. A file that is not there has none."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return False
+    end = content.rfind(b"\n") + 1
+    if end == len(content):
+        return False
+    if isinstance(_parse(content[end:].decode("utf-8", errors="replace")), dict):
+        with open(path, "ab") as file:  # whole but for its end
+            file.write(b"\n")
+        return False
+    with open(path, "r+b") as file:
+        file.truncate(end)
+    return True
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
