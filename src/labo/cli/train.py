@@ -78,7 +78,8 @@ def _run(asked: Trial, folder: Path, notes: Sequence[str]) -> int:
             progress.say(f"The run in '{folder}' is finished already.")
             record = trial.run(asked, folder)
         else:
-            progress.phase("training", 1, 0)
+            progress.begin(1, 0)
+            progress.phase("training")
             record = trial.run(asked, folder, lambda share: progress.share(job, share))
             progress.finished(job, record)
     if record.get("failed"):

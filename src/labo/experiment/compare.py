@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,8 +45,12 @@ class Watcher(Protocol):
         """A sentence for the user."""
         ...
 
-    def phase(self, name: str, total: int, done: int) -> None:
-        """`total` trials begin, `done` of which are recorded already."""
+    def begin(self, total: int, done: int) -> None:
+        """There are `total` trials, `done` of which are recorded already."""
+        ...
+
+    def phase(self, name: str) -> None:
+        """What the trials that come now are for."""
         ...
 
     def share(self, job: Job, share: float) -> None:
@@ -72,11 +76,14 @@ def run(asked: Comparison, watcher: Watcher) -> int:
         records = Records(asked.output)
         records.begin(plan.written())
         watcher.say(plan.reach())
-        lost = _run(runner, records, plan.tuning_jobs(records), watcher, "tuning")
+        first = plan.tuning_jobs(records)
+        watcher.begin(plan.total, plan.total - len(first) - plan.missing(records))
+        watcher.phase("choosing settings")
+        lost = _run(runner, records, first, watcher)
         if lost:
             raise UserError(f"{lost} tuning trials were lost ({Lost().reason}); the same command tries them again.")
-        chosen = plan.chosen(records)
-        return _run(runner, records, plan.jobs(records, chosen), watcher, "trials")
+        watcher.phase("running the chosen")
+        return _run(runner, records, plan.jobs(records), watcher)
 
 
 def _check(asked: Comparison) -> None:
@@ -92,13 +99,9 @@ def _check(asked: Comparison) -> None:
             raise UserError(f"Expected --{name.replace('_', '-')} of at least 1, but got {getattr(asked, name)}.")
 
 
-def _run(runner: Runner, records: Records, jobs: tuple[list[Job], int], watcher: Watcher, phase: str) -> int:
-    waiting, total = jobs
-    if not total:
-        return 0
-    watcher.phase(phase, total, total - len(waiting))
+def _run(runner: Runner, records: Records, jobs: list[Job], watcher: Watcher) -> int:
     lost = 0
-    for job, record in runner.run(waiting, watcher.share):
+    for job, record in runner.run(jobs, watcher.share):
         if isinstance(record, Lost):
             lost += 1
         else:
@@ -172,39 +175,52 @@ class _Plan:
             tuning=tuned,
         )
 
-    def tuning_jobs(self, records: Records) -> tuple[list[Job], int]:
-        """(what is still to be tried, how many trials tuning has in all); one candidate needs no trial."""
+    @property
+    def total(self) -> int:
+        """How many trials there are in all; one candidate needs no tuning."""
+        asked = self.asked
+        tuned = asked.settings_per_method * asked.tuning_seeds if asked.settings_per_method > 1 else 0
+        return len(asked.methods) * (tuned + asked.seeds)
+
+    def tuning_jobs(self, records: Records) -> list[Job]:
+        """What is still to be tried."""
         if self.asked.settings_per_method == 1:
-            return [], 0
+            return []
         jobs = []
-        seeds = tuning.seeds(self.asked.tuning_seeds)
-        for seed in seeds:
+        for seed in tuning.seeds(self.asked.tuning_seeds):
             for method, among in self.candidates.items():
                 for index, settings in enumerate(among):
                     if records.tried(self.asked.task, method, seed, settings) is None:
                         folder = records.tuning_folder(self.asked.task, method, index, seed)
                         jobs.append(Job(self._trial(method, seed, settings, tuned=True), folder))
-        return jobs, len(seeds) * sum(map(len, self.candidates.values()))
+        return jobs
 
-    def chosen(self, records: Records) -> dict[str, dict[str, Any]]:
-        """The settings that each method runs with."""
-        tried = [record for record in records.tuning if record["task"] == self.asked.task]
-        return {
-            method: tuning.choose((r for r in tried if r["method"] == method), among, self.task.metric)
-            if len(among) > 1
-            else among[0]
-            for method, among in self.candidates.items()
-        }
+    def missing(self, records: Records) -> int:
+        """How many trials of the verdict are still to be run."""
+        return sum(1 for _ in self._left(records))
 
-    def jobs(self, records: Records, chosen: Mapping[str, dict[str, Any]]) -> tuple[list[Job], int]:
-        """(what is still to be run, how many trials there are in all), seed by seed."""
-        jobs = []
+    def jobs(self, records: Records) -> list[Job]:
+        """What is still to be run, seed by seed, with the settings that tuning chose."""
+        chosen = {method: self._chosen(records, method) for method in self.candidates}
+        task = self.asked.task
+        return [
+            Job(self._trial(method, seed, chosen[method]), records.run_folder(task, method, seed))
+            for method, seed in self._left(records)
+        ]
+
+    def _left(self, records: Records) -> Iterator[tuple[str, int]]:
         for seed in range(self.asked.seeds):
-            for method, settings in chosen.items():
+            for method in self.candidates:
                 if records.result(self.asked.task, method, seed) is None:
-                    folder = records.run_folder(self.asked.task, method, seed)
-                    jobs.append(Job(self._trial(method, seed, settings), folder))
-        return jobs, self.asked.seeds * len(chosen)
+                    yield method, seed
+
+    def _chosen(self, records: Records, method: str) -> dict[str, Any]:
+        among = self.candidates[method]
+        if len(among) == 1:
+            return among[0]
+        wanted = (self.asked.task, method)
+        tried = [record for record in records.tuning if (record["task"], record["method"]) == wanted]
+        return tuning.choose(tried, among, self.task.metric)
 
 
 def _many(count: int, noun: str) -> str:

@@ -46,17 +46,23 @@ class Progress:
         """A sentence for the user."""
         self.console.print(sentence, markup=False)
 
-    def phase(self, name: str, total: int, done: int) -> None:
-        """`total` trials begin, `done` of which are recorded already."""
-        self._shares.clear()
+    def begin(self, total: int, done: int) -> None:
+        """There are `total` trials, `done` of which are recorded already."""
         self._done, self._total = done, total
         if done:
-            self.say(f"{name}: {done} of {total} are recorded already.")
+            self.say(f"{done} of {total} trials are recorded already.")
         if self._bar is not None:
             amount = _amount(done, done, total)
-            self._task = self._bar.add_task(name, total=total, completed=done, started_with=done, amount=amount)
+            self._task = self._bar.add_task("", total=total, completed=done, started_with=done, amount=amount)
         else:
-            self._lines = _Lines(name, total, done)
+            self._lines = _Lines(total, done)
+
+    def phase(self, name: str) -> None:
+        """What the trials that come now are for."""
+        if self._bar is not None:
+            self._bar.update(self._task, description=name)
+        elif self._lines is not None:
+            self._lines.name = name
 
     def share(self, job: Job, share: float) -> None:
         """How much of a running trial is done, 0 to 1."""
@@ -83,10 +89,10 @@ class Progress:
 
 
 class _Lines:
-    """The plain lines of one phase, one every `PAUSE` seconds and a last one."""
+    """The plain lines, one every `PAUSE` seconds and a last one."""
 
-    def __init__(self, name: str, total: int, done: int) -> None:
-        self.name, self.total, self.start = name, total, done
+    def __init__(self, total: int, done: int) -> None:
+        self.name, self.total, self.start = "", total, done
         self.began = self.told = time.monotonic()
 
     def line(self, completed: float, done: int) -> str | None:
@@ -122,7 +128,7 @@ def _time_left() -> Any:
     from rich.text import Text
 
     class TimeLeft(ProgressColumn):
-        """From the pace since the phase began; what earlier commands had recorded does not count."""
+        """From the pace since the beginning; what earlier commands had recorded does not count."""
 
         def render(self, task: Any) -> Text:
             start = task.fields.get("started_with", 0)

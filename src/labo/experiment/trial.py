@@ -181,13 +181,13 @@ def _keep(model: Any, loss: Any, splits: Any, test_logits: Any, temperature: flo
         name: reliability((test_logits.double() / scale).softmax(-1), splits.test.target)
         for name, scale in (("raw", 1.0), ("scaled", temperature))
     }
-    labels = mean_labels(model, loss.regularizer, splits.train, len(splits.classes))
+    labels = mean_labels(model, loss.regularizer, splits.validation, len(splits.classes))
     figures = {"classes": splits.classes, "temperature": temperature, "reliability": diagrams, "labels": labels}
     write_object(folder / "figures.json", figures)
 
 
 def mean_labels(model: Any, regularizer: Any, examples: Any, classes: int) -> list[list[float | None]] | None:
-    """The mean label that a regularizer gives the training examples of each class, class by class.
+    """The mean label that a regularizer gives to the examples of each class, class by class.
 
     None for a method without labels, or with more than 100 classes. A class without an example has a row of None.
     """

@@ -38,11 +38,11 @@ def relative_to_even(labels: Matrix) -> list[list[float | None]]:
 
 
 def common_reach(matrices: Sequence[Matrix]) -> float:
-    """The end of the colour scale that all maps share: the 98th percentile of |log2 ratio|, from 0.1 to 3."""
+    """The end of the colour scale that all maps share: the 98th percentile of |log2 ratio|, from 0.01 to 3."""
     found = sorted(
         abs(value) for labels in matrices for row in relative_to_even(labels) for value in row if value is not None
     )
-    return min(3.0, max(0.1, found[int(0.98 * (len(found) - 1))])) if found else 1.0
+    return min(3.0, max(0.01, found[int(0.98 * (len(found) - 1))])) if found else 1.0
 
 
 def label_map(method: str, labels: Matrix, classes: Sequence[str], reach: float) -> Figure:
