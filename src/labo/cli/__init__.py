@@ -8,6 +8,9 @@ from collections.abc import Sequence
 
 from labo.errors import UserError
 
+# What shells call a program that Ctrl-C ended.
+_INTERRUPTED = 130
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status. What the user can mend is one sentence on stderr and status 2."""
@@ -35,10 +38,9 @@ def _run(arguments: list[str]) -> int:
 
     sys.path.insert(0, os.getcwd())  # where methods of one's own lie: --methods my_module:MyRegularizer
     try:
-        return app(args=arguments or ["--help"], prog_name="labo", standalone_mode=False) or 0
-    except typer.Abort:
-        print("Interrupted; what is finished is recorded, and the same command goes on from there.", file=sys.stderr)
-        return 130
+        status = app(args=arguments or ["--help"], prog_name="labo", standalone_mode=False) or 0
+    except typer.Abort:  # how some versions of Typer tell of Ctrl-C
+        status = _INTERRUPTED
     except Exception as error:
         # Typer's errors of usage; their class is public in no version of it.
         message = getattr(error, "format_message", None)
@@ -46,6 +48,9 @@ def _run(arguments: list[str]) -> int:
             raise
         told = message().strip()
         return _tell(f"{told}{'' if told.endswith(('.', '?')) else '.'} {_help_of(error)}")
+    if status == _INTERRUPTED:
+        print("Interrupted; what is finished is recorded, and the same command goes on from there.", file=sys.stderr)
+    return status
 
 
 def _help_of(error: Exception) -> str:

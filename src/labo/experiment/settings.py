@@ -42,12 +42,11 @@ def parse(texts: Iterable[str]) -> Settings:
 def _value(text: str) -> Any:
     import yaml
 
-    try:
-        return float(text)  # YAML takes 1e-3 and inf for texts
-    except ValueError:
-        pass
-    else:
-        return int(text) if text.lstrip("+-").isdigit() else float(text)
+    for read in (int, float):  # YAML takes 1e-3 and inf for texts
+        try:
+            return read(text)
+        except ValueError:
+            continue
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:

@@ -65,7 +65,7 @@ def choose(tried: Iterable[Mapping[str, Any]], among: Sequence[Settings], metric
 
     def rank(candidate: Settings) -> tuple[float, float]:
         records = [record for record in tried if record["settings"] == candidate]
-        return sign * _mean(records, metric, -sign * math.inf), _mean(records, "nll_scaled", math.inf)
+        return sign * _mean(records, metric, sign * math.inf), _mean(records, "nll_scaled", math.inf)
 
     return min(among, key=rank)
 

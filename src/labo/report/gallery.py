@@ -79,9 +79,9 @@ def _labels(task: TaskSummary, files: dict[str, list[dict]], prefix: str) -> Gro
     caption = (
         "The mean label q that each regularizer gives to the validation examples of a class, which the network has not "
         "trained on, averaged over seeds; a row is the class. The diagonal stands apart: it is written as a number and "
-        "left out of the colours. Elsewhere colour says how the rest of the mass is shared: orange is more than an even "
-        "share, blue is less. Label smoothing shares evenly; a label that follows the model shows which classes it "
-        "confuses. All maps share one scale."
+        "left out of the colours. Elsewhere colour says how the rest of the mass is shared: orange is more than an "
+        "even share, blue is less. Label smoothing shares evenly; a label that follows the model shows which classes "
+        "it confuses. All maps share one scale."
     )
     if not found:
         return Group("What the labels look like", caption, missing=_absent("label maps", "figures.json"))

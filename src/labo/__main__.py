@@ -1,0 +1,7 @@
+"""`python -m labo` is `labo`."""
+
+import sys
+
+from labo.cli import main
+
+sys.exit(main())

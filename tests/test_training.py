@@ -1,0 +1,262 @@
+"""One trial: it trains as a plain loop would, is the same again, and goes on exactly where a kill left it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import labo
+from experiments import trial
+from labo import regularizers, tasks
+from labo.errors import UserError
+from labo.experiment import runs, training
+from labo.experiment import trial as trials
+from labo.experiment.trial import RECORD, RUN, WEIGHTS
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / WEIGHTS)
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_trainer_trains_as_a_plain_loop_does(tmp_path):
+    options = {"alpha": 0.4, "beta": 4.0}
+    trials.run(trial("labo", 3, epochs=3, set=options), tmp_path / "run")
+
+    splits = tasks.create("digits").splits(3)
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
+    decayed = [p for name, p in model.named_parameters() if name.endswith("weight")]
+    others = [p for name, p in model.named_parameters() if name.endswith("bias")]
+    groups = [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=2e-3)
+    criterion = labo.LabelRegularizedLoss(regularizers.create("labo", **options))
+    for epoch in range(3):
+        order = torch.randperm(400, generator=torch.Generator().manual_seed(3 * 1_000_003 + epoch))
+        for rows in order.split(64):
+            optimizer.zero_grad()
+            criterion(model(splits.train.features[rows]), splits.train.target[rows]).backward()
+            optimizer.step()
+    for name, value in weights(tmp_path / "run").items():
+        torch.testing.assert_close(value, model.state_dict()[name], atol=1e-5, rtol=1e-4)
+
+
+def test_a_record_has_what_the_pages_promise(tmp_path):
+    record = trials.run(trial("labo", epochs=2, curves=True), tmp_path)
+    assert record == json.loads((tmp_path / RECORD).read_text())
+    assert {"task", "method", "seed", "settings", "metrics", "seconds", "versions"} <= record.keys()
+    measured = {"accuracy", "nll", "nll_scaled", "ece", "ece_scaled", "brier", "temperature"}
+    assert measured <= record["metrics"].keys()
+    assert 0.5 < record["metrics"]["accuracy"] <= 1
+    assert {path.name for path in tmp_path.iterdir()} == {RUN, RECORD, WEIGHTS, "curve.jsonl", "figures.json"}
+    curve = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in curve] == [1, 2]
+    assert [line["step"] for line in curve] == [7, 14]
+    assert curve[1]["loss"] < curve[0]["loss"]
+    assert {"learning_rate", "validation_nll", "validation_accuracy"} <= curve[0].keys()
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert torch.tensor(figures["labels"]).shape == (10, 10)
+    torch.testing.assert_close(torch.tensor(figures["labels"]).sum(1), torch.ones(10))
+    assert sum(entry["count"] for entry in figures["reliability"]["raw"]) == 1000
+
+
+def test_the_same_trial_is_the_same_again_and_another_seed_is_not(tmp_path):
+    first, again, other = (
+        trials.run(trial("label_smoothing", seed, epochs=1), tmp_path / name)
+        for seed, name in ((0, "a"), (0, "b"), (1, "c"))
+    )
+    assert first["metrics"] == again["metrics"]
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert first["metrics"] != other["metrics"]
+
+
+def test_every_method_starts_from_the_same_weights_and_order(tmp_path):
+    task = tasks.create("digits")
+    splits = task.splits(5)
+    built = [trials.build(trial(method, 5), task, splits)[0].state_dict() for method in regularizers.available()]
+    assert all(same(state, built[0]) for state in built)
+
+
+def test_steps_in_place_of_epochs(tmp_path):
+    record = trials.run(trial("none", epochs=1, set={"steps": 3}), tmp_path)
+    assert record["step"] == 3
+    assert "epochs" not in record["settings"]
+
+
+def test_a_tuning_trial_looks_at_validation_alone_and_keeps_nothing(tmp_path, monkeypatch):
+    seen = []
+    predict = training.predict
+    monkeypatch.setattr(
+        training, "predict", lambda model, features: seen.append(len(features)) or predict(model, features)
+    )
+    record = trials.run(trial("none", epochs=1, tuning=True), tmp_path / "t")
+    assert set(seen) == {397}
+    assert "metrics" not in record
+    assert 0 < record["validation"]["accuracy"] <= 1
+    assert not (tmp_path / "t").exists()
+
+
+def test_the_test_split_is_read_once_and_at_the_end(tmp_path, monkeypatch):
+    seen = []
+    predict = training.predict
+    monkeypatch.setattr(
+        training, "predict", lambda model, features: seen.append(len(features)) or predict(model, features)
+    )
+    trials.run(trial("labo", epochs=2, curves=True, checkpoint="best"), tmp_path)
+    assert seen.count(1000) == 1
+    assert 1000 not in seen[:3]
+
+
+def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch):
+    record = trials.run(trial("none", epochs=1), tmp_path)
+    monkeypatch.setattr(training, "train", None)
+    assert trials.run(trial("none", epochs=1), tmp_path) == record
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        (trial("none", epochs=2), "epochs was 1, now 2"),
+        (trial("none", 1, epochs=1), "seed was 0, now 1"),
+        (trial("none", epochs=1, checkpoint="best"), "checkpoint was last, now best"),
+        (trial("none", epochs=1, task_options={"train_size": 100}), "train_size was None, now 100"),
+    ],
+)
+def test_a_folder_of_another_run_is_refused(tmp_path, other, told):
+    trials.run(trial("none", epochs=1), tmp_path)
+    with pytest.raises(UserError, match=told):
+        trials.run(other, tmp_path)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("…")
+    with pytest.raises(UserError, match="is not empty and holds no run"):
+        trials.run(trial("none", epochs=1), tmp_path)
+
+
+@pytest.mark.parametrize("method", ["experiments:Diverging", "none"])
+def test_a_loss_that_is_no_number_ends_the_trial_and_is_recorded(tmp_path, method):
+    record = trials.run(trial(method, epochs=3, set={} if "Div" in method else {"learning_rate": 1e30}), tmp_path)
+    assert record["metrics"] == {}
+    assert 1 < record["failed"]["step"] <= 21
+    assert "nan" in record["failed"]["reason"] or "inf" in record["failed"]["reason"]
+    assert json.loads((tmp_path / RECORD).read_text())["failed"] == record["failed"]
+    with pytest.raises(UserError, match=f"failed at step {record['failed']['step']}"):
+        runs.load(tmp_path)
+
+
+def test_the_best_epoch_is_the_one_with_the_lowest_scaled_nll(tmp_path):
+    # A learning rate at which later epochs are worse than some earlier one.
+    chosen = {"learning_rate": 0.03}
+    record = trials.run(trial("none", epochs=12, set=chosen, checkpoint="best", curves=True), tmp_path / "best")
+    curve = [json.loads(line) for line in (tmp_path / "best" / "curve.jsonl").read_text().splitlines()]
+    lowest = min(curve, key=lambda line: line["validation_nll_scaled"])
+    assert record["step"] == lowest["step"] < 84
+    again = trials.run(trial("none", epochs=lowest["epoch"], set=chosen), tmp_path / "as-long")
+    assert same(weights(tmp_path / "best"), weights(tmp_path / "as-long"))
+    assert again["metrics"] == record["metrics"]
+
+
+CHILD = """
+import sys, torch
+torch.set_num_threads(1)
+from pathlib import Path
+from experiments import trial
+from labo.experiment import trial as trials
+trials.run(trial("unigram_smoothing", epochs=30, set={"dropout": 0.2}, checkpoint=sys.argv[2], save_seconds=0.0),
+           Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("checkpoint", ["last", "best"])
+def test_a_run_killed_in_the_middle_ends_as_if_it_was_not(tmp_path, checkpoint):
+    options: dict[str, Any] = {"epochs": 30, "set": {"dropout": 0.2}, "checkpoint": checkpoint}
+    whole = trials.run(trial("unigram_smoothing", **options), tmp_path / "whole")
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(tmp_path / "cut"), checkpoint], env={**os.environ, "PYTHONPATH": path}
+    )
+    saved = tmp_path / "cut" / training.CHECKPOINTS
+    deadline = time.monotonic() + 60
+    while not (saved / "checkpoint-10").exists() and time.monotonic() < deadline and child.poll() is None:
+        if any(int(p.name.partition("-")[2]) >= 10 for p in saved.glob("checkpoint-*")):
+            break
+        time.sleep(0.005)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert not (tmp_path / "cut" / RECORD).exists()
+    assert list(saved.glob("checkpoint-*"))
+    resumed = trials.run(trial("unigram_smoothing", **options), tmp_path / "cut")
+    assert resumed["metrics"] == whole["metrics"]
+    assert same(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
+
+
+def interrupted(folder: Path) -> Path:
+    """A run stopped after its second epoch, with a checkpoint."""
+
+    def stop(share: float) -> None:
+        if share >= 0.5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trials.run(trial("none", epochs=4, save_seconds=0.0), folder, stop)
+    (found,) = (folder / training.CHECKPOINTS).glob("checkpoint-*")
+    return found
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json"])
+def test_a_damaged_checkpoint_gets_one_sentence(tmp_path, name):
+    checkpoint = interrupted(tmp_path / "run")
+    content = (checkpoint / name).read_bytes()
+    (checkpoint / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=f"is damaged \\({name}: .*delete it") as caught:
+        trials.run(trial("none", epochs=4), tmp_path / "run")
+    assert "\n" not in str(caught.value)
+
+
+def test_evaluate_says_what_the_record_says(tmp_path):
+    record = trials.run(trial("labo", epochs=3), tmp_path)
+    loaded = runs.load(tmp_path)
+    assert loaded.evaluate("test") == pytest.approx(record["metrics"])
+    assert loaded.evaluate("train")["accuracy"] > record["metrics"]["accuracy"] - 0.05
+    with pytest.raises(UserError, match="Unknown split 'tset'; the nearest is 'test'"):
+        loaded.evaluate("tset")
+
+
+@pytest.mark.parametrize(
+    "spoil", ["no run", "half weights", "no weights", "half run.json", "unfinished", "other network"]
+)
+def test_damaged_runs_get_one_sentence(tmp_path, spoil):
+    folder = tmp_path / "run"
+    if spoil != "no run":
+        trials.run(trial("none", epochs=1), folder)
+    if spoil == "half weights":
+        content = (folder / WEIGHTS).read_bytes()
+        (folder / WEIGHTS).write_bytes(content[: len(content) // 2])
+    elif spoil == "no weights":
+        (folder / WEIGHTS).unlink()
+    elif spoil == "half run.json":
+        (folder / RUN).write_text((folder / RUN).read_text()[:100])
+    elif spoil == "unfinished":
+        (folder / RECORD).unlink()
+    elif spoil == "other network":
+        about = json.loads((folder / RUN).read_text())
+        about["settings"]["hidden"] = 8
+        (folder / RUN).write_text(json.dumps(about))
+    with pytest.raises(UserError, match="run") as caught:
+        runs.load(folder).evaluate("test")
+    assert "\n" not in str(caught.value)
