@@ -1,4 +1,4 @@
-# One environment in .venv; the two commands of the README are make setup and make test.
+# One environment in .venv; the two commands of the README are make demo and make test.
 # TORCH_INDEX=URL takes torch from another wheel index.
 PYTHON ?= python3
 VENV := .venv
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 TORCH_FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
-.PHONY: setup test lint slow clean
+.PHONY: demo setup test lint slow clean
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
@@ -15,6 +15,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet $(TORCH_FROM) "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/labo compare digits --methods none,label_smoothing,confidence_penalty,labo \
+		--seeds 8 --settings-per-method 3 --tuning-seeds 3 --curves --output runs/demo
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -98,7 +98,7 @@ def test_train_evaluate_predict(labo: Run, trained: Path, tmp_path: Path):
     assert status == 0
     assert f"{record['metrics']['accuracy']:.2%}" in out
     found = json.loads(labo("evaluate", trained, "--split", "validation", "--json")[1])
-    assert found["split"] == "validation"
+    assert found["data"] == "validation"
 
     examples = tasks.create("digits").splits(0).test
     about = json.loads((trained / "run.json").read_text())
@@ -162,6 +162,18 @@ def test_train_on_a_table_and_predict_new_rows(labo: Run, tmp_path: Path):
     pd.DataFrame({"size": [3.0, -3.0], "colour": ["red", "green"]}).to_csv(tmp_path / "new.csv", index=False)
     rows = list(csv.DictReader(labo("predict", run, "new.csv")[1].splitlines()))
     assert [row["prediction"] for row in rows] == ["big", "small"]
+    labelled = pd.DataFrame({"size": [3.0, -3.0], "colour": ["red", "green"], "what": ["big", "big"]})
+    labelled.to_csv(tmp_path / "labelled.csv", index=False)
+    found = json.loads(labo("evaluate", run, "--data", "labelled.csv", "--target", "what", "--json")[1])
+    assert found["metrics"]["accuracy"] == 0.5
+    status, _, err = labo("evaluate", run, "--data", "labelled.csv")
+    assert status == 2
+    assert "Unknown column 'kind'" in err
+    labelled.assign(what=["big", "bigger"]).to_csv(tmp_path / "labelled.csv", index=False)
+    assert (
+        "(big, small) in row 2 of column 'what', but got 'bigger'"
+        in labo("evaluate", run, "--data", "labelled.csv", "--target", "what")[2]
+    )
 
 
 def test_a_method_of_ones_own_from_where_it_lies(labo: Run, tmp_path: Path):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from labo import tasks
-from labo.errors import UserError
+from labo.errors import UserError, unknown
 from labo.experiment import settings as flat
 from labo.experiment import trial
 from labo.storage import read_object
@@ -56,16 +56,20 @@ class Run:
 
     def evaluate(self, split: str) -> dict[str, float]:
         """The scores of one split, raw and at the temperature fitted on validation."""
-        from labo.errors import unknown
-        from labo.experiment import training
-        from labo.metrics.scores import scores
-
         if split not in SPLITS:
             raise unknown("split", split, SPLITS)
-        splits = self.task.splits(self.about["seed"])
-        examples, validation = getattr(splits, split), splits.validation
-        held = training.predict(self.model, validation.features)
-        return scores(held, validation.target, training.predict(self.model, examples.features), examples.target)
+        return self._scores(getattr(self.task.splits(self.about["seed"]), split))
+
+    def evaluate_file(self, path: Path, target: str | None) -> dict[str, float]:
+        """The scores of labelled examples in a file; `target` is the column of their classes."""
+        return self._scores(self.task.read_examples(path, self.about["preprocessing"], self.classes, target))
+
+    def _scores(self, examples: Any) -> dict[str, float]:
+        from labo.experiment import training
+        from labo.metrics.scores import scores_at
+
+        logits = training.predict(self.model, examples.features)
+        return scores_at(self.temperature, logits, examples.target)
 
     def predict(self, path: Path, *, scaled: bool) -> Any:
         """Probabilities (N, C), float64, of the inputs in a file; `scaled` applies the temperature."""

@@ -48,8 +48,12 @@ def scores(
 
     Accuracy does not change with temperature and is given once; "temperature" is the one fitted.
     """
-    temperature = fit_temperature(validation_logits, validation_target)
-    found = classification_scores(test_logits, test_target)
-    scaled = classification_scores(test_logits, test_target, temperature=temperature)
+    return scores_at(fit_temperature(validation_logits, validation_target), test_logits, test_target)
+
+
+def scores_at(temperature: float, logits: Tensor, target: Tensor) -> dict[str, float]:
+    """`classification_scores` raw and ("…_scaled") at `temperature`, which is among them."""
+    found = classification_scores(logits, target)
+    scaled = classification_scores(logits, target, temperature=temperature)
     found |= {f"{key}_scaled": scaled[key] for key in ("nll", "brier", "ece")}
     return found | {"temperature": temperature}

@@ -21,6 +21,9 @@ def paragraphs(recorded: Recorded, summary: Summary) -> list[str]:
             "split alone; the best mean over those seeds was chosen. A method without options of its own had its "
             "candidates in the learning rate and the weight decay, which every method has too."
         )
+    if isinstance(options := asked.get("task_options"), dict) and options and len(summary.tasks) == 1:
+        told = ", ".join(f"{key.replace('_', ' ')} {_without_place(key, value)}" for key, value in options.items())
+        found.append(f"Data. The task is {asked.get('task')}, with {told}.")
     found.append(
         "Trials. One trial is one method on one seed with its chosen settings. A seed draws the split, the "
         "initialisation and the order of the examples, the same for every method. The test split "
@@ -125,3 +128,8 @@ def _short(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _without_place(key: str, value: Any) -> str:
+    # A report is shown to others; where the file lay on one machine is no business of theirs.
+    return _short(str(value).replace("\\", "/").rpartition("/")[2] if key == "data" else value)

@@ -30,6 +30,8 @@ def read(directory: str | Path) -> Recorded:
     """The records under `directory`; raises UserError where it holds no finished trial."""
     directory = Path(directory)
     path = directory / "results.jsonl"
+    if (directory / "run.json").is_file():
+        raise UserError(f"'{directory}' holds a single run, which `labo evaluate` shows; a report is of a comparison.")
     if not path.is_file():
         raise UserError(f"No results.jsonl in '{directory}': nothing was recorded there; run `labo compare` first.")
     lines = read_lines(path)

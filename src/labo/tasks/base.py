@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -72,6 +72,12 @@ class Task(ABC):
     @abstractmethod
     def read_inputs(self, path: Path, preprocessing: Mapping[str, Any]) -> Tensor:
         """The features of new, unlabelled inputs in a file."""
+
+    @abstractmethod
+    def read_examples(
+        self, path: Path, preprocessing: Mapping[str, Any], classes: Sequence[str], target: str | None
+    ) -> Examples:
+        """New, labelled examples in a file; `target` names the labels where it is not what the task calls them."""
 
     def fingerprint(self) -> str:
         """Changes when the data do; empty where they cannot."""

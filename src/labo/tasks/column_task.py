@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from labo.errors import UserError, unknown
 from labo.tasks import columns, networks
 from labo.tasks.base import Examples, Task
 from labo.tasks.files import read_frame
@@ -59,6 +60,23 @@ class ColumnTask(Task):
             {"learning_rate": 1e-3, "weight_decay": 1e-1},
             {"weight_decay": 1.0},
         )
+
+    def read_examples(
+        self, path: Path, preprocessing: Mapping[str, Any], classes: Sequence[str], target: str | None
+    ) -> Examples:
+        """See `Task.read_examples`."""
+        name = target or self.options.get("target", "target")
+        frame = read_frame(path)
+        if name not in frame.columns:
+            raise unknown("column", name, frame.columns)
+        found = [columns.class_index(value, classes) for value in frame[name]]
+        if None in found:
+            row = found.index(None)
+            raise UserError(
+                f"Expected one of the classes trained on ({', '.join(classes)}) in row {row + 1} of column '{name}', "
+                f"but got '{frame[name][row]}'."
+            )
+        return Examples(columns.encode(frame, preprocessing["columns"]), torch.tensor(found))
 
     def read_inputs(self, path: Path, preprocessing: Mapping[str, Any]) -> Tensor:
         """See `Task.read_inputs`."""

@@ -130,5 +130,26 @@ def _category(series: Series, train: np.ndarray) -> tuple[Column | None, str]:
     return column, " ".join(told)
 
 
+def class_name(value: Any) -> str:
+    """What a class is called whose value in a table is `value`: whole numbers without a point."""
+    return str(int(value)) if isinstance(value, float | np.floating) and value == int(value) else str(value)
+
+
+def class_index(value: Any, classes: Sequence[str]) -> int | None:
+    """Which of the named classes a value in a table is; None where it is none of them.
+
+    Example:
+        >>> class_index("2.0", ("1", "2"))
+        1
+    """
+    text = str(value)
+    if text not in classes:
+        try:
+            text = class_name(float(text))
+        except (ValueError, OverflowError):
+            return None
+    return classes.index(text) if text in classes else None
+
+
 def _texts(series: Series) -> Series:
     return series.astype(object).where(series.notna(), "(missing)").map(str)

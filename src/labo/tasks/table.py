@@ -132,14 +132,10 @@ def _classes(series: Series, path: str) -> tuple[Tensor, tuple[str, ...]]:
         lonely = found[counts.argmin()]
         row = int((values == lonely).to_numpy().argmax())
         raise UserError(
-            f"The class '{_text(lonely)}' has a single example (row {row + 1}), which cannot both train and test: "
-            "merge the class with another or leave it out."
+            f"The class '{columns.class_name(lonely)}' has a single example (row {row + 1}), which cannot both train "
+            "and test: merge the class with another or leave it out."
         )
-    return torch.from_numpy(np.searchsorted(found, values.to_numpy())).long(), tuple(map(_text, found))
-
-
-def _text(value: Any) -> str:
-    return str(int(value)) if isinstance(value, float | np.floating) and value == int(value) else str(value)
+    return torch.from_numpy(np.searchsorted(found, values.to_numpy())).long(), tuple(map(columns.class_name, found))
 
 
 def _split_codes(series: Series) -> Tensor:

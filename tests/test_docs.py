@@ -1,0 +1,65 @@
+"""What the pages say can be typed: code blocks run as written, commands and links exist."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HOME = Path(__file__).parents[1]
+PAGES = sorted([*HOME.glob("*.md"), *(HOME / "docs").glob("*.md")])
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), flags=re.DOTALL)
+
+
+WITH_CODE = [page for page in PAGES if blocks(page, "python")]
+COMMANDS = sorted(
+    {
+        command.strip()
+        for page in PAGES
+        for text in (*blocks(page, "sh"), *re.findall(r"`(labo [^`]+)`", page.read_text()))
+        for line in text.splitlines()
+        for command in line.split("#")[0].split(";")
+        if command.strip().startswith("labo ")
+    }
+)
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.name)
+def test_python_blocks_run_as_written(page: Path):
+    code = "\n".join(blocks(page, "python"))
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=HOME)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_and_their_options_exist(command: str):
+    _, name, *rest = shlex.split(command)
+    if not name.islower():
+        return  # labo COMMAND --help
+    environment = {**os.environ, "COLUMNS": "200"}
+    done = subprocess.run(
+        [sys.executable, "-m", "labo", name, "--help"], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    for option in rest:
+        if option.startswith("--"):
+            assert re.search(rf"{re.escape(option)}\b", done.stdout), f"{name} has no {option}"
+
+
+def test_there_are_commands_and_code_to_check():
+    assert len(COMMANDS) > 8
+    assert {"README.md", "choosing.md", "write-your-own.md"} <= {page.name for page in WITH_CODE}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path):
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
