@@ -150,6 +150,18 @@ def test_another_comparison_in_the_same_folder_is_refused(finished, options, tol
         run(finished, **options)
 
 
+def test_other_candidates_of_a_method_are_not_mixed_in(tmp_path, monkeypatch):
+    from experiments import Killer
+
+    monkeypatch.setenv(KILL, str(tmp_path / "left"))
+    (tmp_path / "left").write_text("0")
+    options: dict[str, Any] = {"methods": ("experiments:Killer", "none"), "baseline": "none", "settings_per_method": 1}
+    run(tmp_path / "out", seeds=1, **options)
+    monkeypatch.setattr(Killer, "candidates", ({"strength": 0.7},))
+    with pytest.raises(UserError, match="ran experiments:Killer with other candidate settings"):
+        run(tmp_path / "out", seeds=2, **options)
+
+
 def test_one_setting_needs_no_tuning(tmp_path):
     watcher = run(tmp_path, settings_per_method=1, seeds=1)
     assert watcher.total == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -97,7 +98,7 @@ def test_steps_in_place_of_epochs(tmp_path):
     assert "epochs" not in record["settings"]
 
 
-def test_a_tuning_trial_looks_at_validation_alone_and_keeps_nothing(tmp_path, monkeypatch):
+def test_a_tuning_trial_looks_at_validation_alone(tmp_path, monkeypatch):
     seen = []
     predict = training.predict
     monkeypatch.setattr(
@@ -107,7 +108,7 @@ def test_a_tuning_trial_looks_at_validation_alone_and_keeps_nothing(tmp_path, mo
     assert set(seen) == {397}
     assert "metrics" not in record
     assert 0 < record["validation"]["accuracy"] <= 1
-    assert not (tmp_path / "t").exists()
+    assert not (tmp_path / "t" / WEIGHTS).exists()
 
 
 def test_the_test_split_is_read_once_and_at_the_end(tmp_path, monkeypatch):
@@ -203,6 +204,30 @@ def test_a_run_killed_in_the_middle_ends_as_if_it_was_not(tmp_path, checkpoint):
     resumed = trials.run(trial("unigram_smoothing", **options), tmp_path / "cut")
     assert resumed["metrics"] == whole["metrics"]
     assert same(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
+    assert (tmp_path / "cut" / "curve.jsonl").read_text() == (tmp_path / "whole" / "curve.jsonl").read_text()
+
+
+@pytest.mark.parametrize("step", [6, 7, 8, 14, 20])
+def test_a_run_stopped_at_any_step_goes_on_exactly(tmp_path, step):
+    class StoppedError(Exception):
+        pass
+
+    def stop(share: float) -> None:
+        if share >= step / 21:
+            raise StoppedError
+
+    options: dict[str, Any] = {"epochs": 3, "set": {"dropout": 0.2}, "checkpoint": "best"}
+    whole = trials.run(trial("labo", **options), tmp_path / "whole")
+    with pytest.raises(StoppedError):
+        trials.run(trial("labo", save_seconds=0.0, **options), tmp_path / "cut", stop)
+    with open(tmp_path / "cut" / "curve.jsonl", "a") as file:
+        file.write('{"epoch": 2.0, "st')  # what a kill may leave
+    resumed = trials.run(trial("labo", **options), tmp_path / "cut")
+    assert resumed["metrics"] == whole["metrics"]
+    assert (tmp_path / "cut" / "curve.jsonl").read_text() == (tmp_path / "whole" / "curve.jsonl").read_text()
+    assert {path.name for path in (tmp_path / "cut").iterdir()} == {
+        path.name for path in (tmp_path / "whole").iterdir()
+    }
 
 
 def interrupted(folder: Path) -> Path:
@@ -218,7 +243,7 @@ def interrupted(folder: Path) -> Path:
     return found
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json"])
 def test_a_damaged_checkpoint_gets_one_sentence(tmp_path, name):
     checkpoint = interrupted(tmp_path / "run")
     content = (checkpoint / name).read_bytes()
@@ -260,3 +285,26 @@ def test_damaged_runs_get_one_sentence(tmp_path, spoil):
     with pytest.raises(UserError, match="run") as caught:
         runs.load(folder).evaluate("test")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("left", [".run.json.123", "error.txt", ".lock"])
+def test_what_a_kill_leaves_before_a_run_is_written_down_is_no_obstacle(tmp_path, left):
+    (tmp_path / left).write_text("")
+    assert trials.run(trial("none", epochs=1), tmp_path)["metrics"]
+    assert not (tmp_path / "error.txt").exists()
+
+
+def test_data_that_changed_are_not_evaluated_as_if_they_had_not(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("x,y\n" + "".join(f"{i % 7},{'ab'[i % 2]}\n" for i in range(60)))
+    options = {"data": str(path), "target": "y"}
+    made = tasks.create("table", **options)
+    asked = trial("none", epochs=1, task="table", task_options=made.options, data=made.fingerprint())
+    trials.run(asked, tmp_path / "run")
+    assert runs.load(tmp_path / "run").evaluate("test")["accuracy"] >= 0
+    path.write_text(path.read_text() + "3,a\n")
+    with pytest.raises(UserError, match="have changed since it was trained"):
+        runs.load(tmp_path / "run").evaluate("test")
+    changed = dataclasses.replace(asked, data=made.fingerprint())
+    with pytest.raises(UserError, match="data was"):
+        trials.run(changed, tmp_path / "run")

@@ -230,3 +230,21 @@ def test_the_best_checkpoint_is_kept_and_loaded(tmp_path):
     best = trainer.state.best_model_checkpoint
     assert best is not None
     assert Path(best) in checkpoints(tmp_path)
+
+
+def test_a_best_step_that_was_never_saved_changes_nothing(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 4, "eval_strategy": "steps", "eval_steps": 2}
+    trainer = LabelRegularizedTrainer(
+        model=Tokens(),
+        args=arguments(
+            tmp_path, load_best_model_at_end=True, label_names=["labels"], max_steps=6, save_total_limit=1, **options
+        ),
+        train_dataset=Sentences(),
+        eval_dataset=Sentences(),
+        loss=loss(),
+    )
+    trainer.train()  # the Trainer's own way: it loads the best one that was saved, or none
+    for folder in checkpoints(tmp_path):
+        assert (folder / "model.safetensors").exists()
+    best = trainer.state.best_model_checkpoint
+    assert best is None or Path(best) in checkpoints(tmp_path)

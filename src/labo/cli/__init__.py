@@ -29,6 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of a pipe has gone; nothing more can be told, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        at = f" ('{error.filename}')" if error.filename else ""
+        return _tell(f"The system refuses: {error.strerror or error}{at}.")
 
 
 def _run(arguments: list[str]) -> int:
@@ -36,7 +39,8 @@ def _run(arguments: list[str]) -> int:
 
     from labo.cli.app import app
 
-    sys.path.insert(0, os.getcwd())  # where methods of one's own lie: --methods my_module:MyRegularizer
+    # Where methods of one's own lie: --methods my_module:MyRegularizer. Last, so that no file there hides a library.
+    sys.path.append(os.getcwd())
     try:
         status = app(args=arguments or ["--help"], prog_name="labo", standalone_mode=False) or 0
     except typer.Abort:  # how some versions of Typer tell of Ctrl-C

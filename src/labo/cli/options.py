@@ -62,16 +62,15 @@ def settings(
     from labo.experiment import settings as flat
 
     found = flat.read_config(config) if config is not None else {}
-    layers = [flat.parse(texts or []), {"epochs": epochs, "steps": steps, "model": model}]
-    lengths = [
-        (key, value) for layer in layers for key, value in layer.items() if key in flat.LENGTHS and value is not None
-    ]
-    if len({key for key, _ in lengths}) > 1:
+    own = {"epochs": epochs, "steps": steps, "model": model}
+    layers = [flat.parse(texts or []), {key: value for key, value in own.items() if value is not None}]
+    lengths = [key for layer in layers for key in layer if key in flat.LENGTHS]
+    if len(set(lengths)) > 1:
         raise UserError("Expected either epochs or steps, but got both.")
     if lengths:
         found = {key: value for key, value in found.items() if key not in flat.LENGTHS}
     for layer in layers:
-        found |= {key: value for key, value in layer.items() if value is not None}
+        found |= layer
     return found
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from labo.cli import options, scores
+from labo.errors import UserError
 
 if TYPE_CHECKING:
     from labo.experiment.trial import Trial
@@ -46,6 +47,8 @@ def train(
     name, task_options = options.task(
         task, data=data, target=target, split=split, train_size=train_size, label_noise=label_noise
     )
+    if not 0 <= seed < 2**32:
+        raise UserError(f"Expected --seed from 0 to 2**32 - 1, but got {seed}.")
     made = tasks.create(name, **task_options)
     given = options.settings(config, set_, epochs, steps, model)
     defaults = made.default_settings()
@@ -59,6 +62,7 @@ def train(
         options.known_checkpoint(checkpoint),
         curves,
         save_every,
+        data=made.fingerprint(),
     )
     folder = output or Path("runs/train") / f"{options.slug(name, data)}-{method}-{seed}"
     with lock.hold(folder):

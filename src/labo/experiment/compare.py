@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -106,6 +107,8 @@ def _run(runner: Runner, records: Records, jobs: list[Job], watcher: Watcher) ->
             lost += 1
         else:
             records.add(record, tuning=job.trial.tuning)
+            if job.trial.tuning:
+                shutil.rmtree(job.folder, ignore_errors=True)
         watcher.finished(job, record)
     return lost
 
@@ -122,13 +125,13 @@ class _Plan:
         self.candidates = {
             method: tuning.candidates(method, count, defaults, optimizer, asked.set) for method in asked.methods
         }
+        self.data = self.task.fingerprint()
         splits = self.task.splits(0)
         for method, among in self.candidates.items():
             for settings in among:
                 build(self._trial(method, 0, settings), self.task, splits)
         for note in splits.notes:
             watcher.say(note)
-        self.data = self.task.fingerprint()
 
     def written(self) -> dict[str, Any]:
         """The plan as it is recorded."""
@@ -173,6 +176,7 @@ class _Plan:
             curves=asked.curves and not tuned,
             save_seconds=asked.save_seconds,
             tuning=tuned,
+            data=self.data,
         )
 
     @property

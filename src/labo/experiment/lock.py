@@ -26,17 +26,19 @@ def hold(folder: Path) -> Iterator[None]:
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / LOCK, timeout=0):
-            since = datetime.now().astimezone().isoformat(timespec="seconds")
-            write_object(folder / HOLDER, {"pid": os.getpid(), "host": socket.gethostname(), "since": since})
-            try:
-                yield
-            finally:
-                (folder / HOLDER).unlink(missing_ok=True)
+        lock = FileLock(folder / LOCK, timeout=0)
+        lock.acquire()
+        since = datetime.now().astimezone().isoformat(timespec="seconds")
+        write_object(folder / HOLDER, {"pid": os.getpid(), "host": socket.gethostname(), "since": since})
     except Timeout as error:
         raise UserError(f"'{folder}' is in use by {_holder(folder)}.") from error
     except OSError as error:
         raise UserError(f"Cannot write into '{folder}': {error.strerror or error}.") from error
+    try:
+        yield
+    finally:
+        (folder / HOLDER).unlink(missing_ok=True)
+        lock.release()
 
 
 def _holder(folder: Path) -> str:

@@ -69,7 +69,7 @@ class Records:
         Raises:
             UserError: one of `FIXED` differs from what the folder holds for this task.
         """
-        fixed = {key: plan[key] for key in FIXED}
+        fixed: dict[str, Any] = {key: plan[key] for key in FIXED}
         home = self.folder / str(plan["task"])
         known = read_object(home / PLAN)
         if known is None and any(str(record.get("task")) == plan["task"] for record in self.results):
@@ -82,6 +82,11 @@ class Records:
                     f"'{self.folder}' holds a comparison with another {key} ({known.get(key)}, now {value}): name "
                     "another --output."
                 )
+        before = (known or {}).get("candidates", {})
+        for method, among in plan["candidates"].items():
+            if before.get(method, among) != among:
+                raise UserError(f"'{self.folder}' ran {method} with other candidate settings: name another --output.")
+        fixed["candidates"] = {**before, **plan["candidates"]}
         home.mkdir(parents=True, exist_ok=True)
         write_object(home / PLAN, fixed)
         write_object(self.folder / COMPARISON, plan)

@@ -17,11 +17,10 @@ from types import TracebackType
 from typing import Any
 
 from labo.errors import UserError
-from labo.experiment.trial import Trial
+from labo.experiment.trial import ERROR, Trial
 
 # How often a trial is tried whose process died.
 TRIES = 2
-ERROR = "error.txt"
 
 
 @dataclass(frozen=True)

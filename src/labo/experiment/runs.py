@@ -55,9 +55,15 @@ class Run:
         return model.eval()
 
     def evaluate(self, split: str) -> dict[str, float]:
-        """The scores of one split, raw and at the temperature fitted on validation."""
+        """The scores of one split, raw and at the temperature fitted on validation.
+
+        Raises:
+            UserError: unknown split, or data that have changed since the training.
+        """
         if split not in SPLITS:
             raise unknown("split", split, SPLITS)
+        if self.task.fingerprint() != self.about["data"]:
+            raise UserError(f"The data of the run in '{self.folder}' have changed since it was trained: name a --data.")
         return self._scores(getattr(self.task.splits(self.about["seed"]), split))
 
     def evaluate_file(self, path: Path, target: str | None) -> dict[str, float]:

@@ -121,11 +121,12 @@ def _same_kind(key: str, value: Any, default: Any) -> Any:
     """`value` as the kind of thing that the default is; options of methods check themselves."""
     if default is None or key in LENGTHS:
         return value
-    if isinstance(default, str) != isinstance(value, str) or isinstance(value, bool) != isinstance(default, bool):
+    wrong = not isinstance(value, str | int | float) or isinstance(default, str) != isinstance(value, str)
+    if wrong or isinstance(value, bool) != isinstance(default, bool):
         kind = "a text" if isinstance(default, str) else "a number"
         raise UserError(f"Expected setting `{key}` to be {kind} (default {default}), but got {value!r}.")
     if isinstance(default, int) and isinstance(value, float):
-        if value != int(value):
+        if not value.is_integer():
             raise UserError(f"Expected setting `{key}` to be a whole number, but got {value}.")
         return int(value)
     return float(value) if isinstance(default, float) else value

@@ -7,9 +7,11 @@ import logging
 import math
 import time
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -25,13 +27,15 @@ from labo.integrations.transformers import LabelRegularizedTrainer, checkpoints,
 from labo.metrics.scores import classification_scores
 from labo.metrics.temperature import fit_temperature
 from labo.modules import LabelRegularizedLoss
-from labo.storage import append_line
+from labo.storage import append_line, read_lines, write_text
 from labo.tasks.base import Examples, Splits
 
 CURVE = "curve.jsonl"
 BEST = "best.safetensors"
 CHECKPOINTS = "checkpoints"
 PREDICTION_ROWS = 1024
+# What a checkpoint keeps of the epoch in which it was written, in the Trainer's own history.
+_LOSSES = "losses_of_this_epoch"
 Progress = Callable[[float], None]
 
 
@@ -83,12 +87,11 @@ def train(
         train_dataset=splits.train,  # pyright: ignore[reportArgumentType]
         data_collator=_as_it_is,
         loss=loss,
-        callbacks=[watch],
+        watch=watch,
     )
     trainer.remove_callback(PrinterCallback)
     start = _resume_from(folder / CHECKPOINTS)
-    if start is None:
-        (folder / CURVE).unlink(missing_ok=True)
+    _cut_curve(folder / CURVE, checkpoint_step(start))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="(torch|accelerate|transformers)")
         trainer.train(resume_from_checkpoint=str(start) if start else None)
@@ -133,7 +136,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def _arguments(settings: Mapping[str, Any], seed: int, folder: Path) -> TrainingArguments:
     by_steps = "steps" in settings
-    return TrainingArguments(
+    found = TrainingArguments(
         output_dir=str(folder / CHECKPOINTS),
         num_train_epochs=1 if by_steps else settings["epochs"],
         max_steps=int(settings["steps"]) if by_steps else -1,
@@ -143,7 +146,7 @@ def _arguments(settings: Mapping[str, Any], seed: int, folder: Path) -> Training
         lr_scheduler_type=settings["schedule"],
         max_grad_norm=0.0,
         optim="adamw_torch",
-        logging_strategy="epoch",
+        logging_strategy="no",
         logging_nan_inf_filter=False,
         save_strategy="no",
         save_total_limit=1,
@@ -153,6 +156,9 @@ def _arguments(settings: Mapping[str, Any], seed: int, folder: Path) -> Training
         dataloader_pin_memory=False,
         seed=seed,
     )
+    # The Trainer would split a batch over all accelerators that it sees, and make it so many times larger.
+    found._n_gpu = min(1, found.n_gpu)
+    return found
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -179,6 +185,10 @@ class _EpochOrder(Sampler[int]):
 class _EpochTrainer(LabelRegularizedTrainer):
     """The integration's Trainer with this project's order of examples, stopping at a loss that is no number."""
 
+    def __init__(self, *, watch: _Watch, **options: Any) -> None:
+        super().__init__(callbacks=[watch], **options)
+        self.watch = watch
+
     def get_train_dataloader(self) -> DataLoader:
         examples: Any = self.train_dataset
         order = _EpochOrder(len(examples), self.args.seed)
@@ -190,6 +200,7 @@ class _EpochTrainer(LabelRegularizedTrainer):
         value = loss.item()
         if not math.isfinite(value):
             raise DivergedError(self.state.global_step + 1, f"the loss became {value}")
+        self.watch.add(value)
         return loss
 
 
@@ -203,19 +214,34 @@ class _Watch(TrainerCallback):
     progress: Progress
     best_step: int = 0
     _best: float = math.inf
-    _measured: dict[str, float] = field(default_factory=dict)
+    _losses: list[float] = field(default_factory=list)  # of the steps of this epoch
     _saved: float = field(default_factory=time.monotonic)
+
+    def add(self, loss: float) -> None:
+        """Take the loss of a step."""
+        self._losses.append(loss)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if state.global_step and self.options.checkpoint == "best":
+        if not state.global_step:
+            return
+        history: list[Any] = state.log_history
+        self._losses = next((entry[_LOSSES] for entry in reversed(history) if _LOSSES in entry), [])
+        if self.options.checkpoint == "best":
             self._best, self.best_step = _read_best(self.folder / BEST)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if time.monotonic() - self._saved >= self.options.save_seconds and state.global_step < state.max_steps:
-            control.should_save = True
+        if not (state.epoch or 0.0).is_integer():  # else when the epoch has been measured
+            self._ask_to_save(state, control)
         self.progress(state.global_step / max(1, state.max_steps))
+
+    def _ask_to_save(self, state: TrainerState, control: TrainerControl) -> None:
+        if time.monotonic() - self._saved >= self.options.save_seconds and state.global_step < state.max_steps:
+            # The checkpoint is written next, with this history: a resumed epoch has the loss of all its steps.
+            history: list[Any] = state.log_history
+            history[:] = [{_LOSSES: list(self._losses)}]
+            control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._saved = time.monotonic()
@@ -223,34 +249,25 @@ class _Watch(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        line = {"epoch": round(state.epoch or 0.0, 4), "step": state.global_step, "loss": fmean(self._losses)}
+        line["learning_rate"] = kwargs["optimizer"].param_groups[0]["lr"]
         if self.options.curves or self.options.checkpoint == "best":
-            self._measure(kwargs["model"], state.global_step)
+            line |= self._measure(kwargs["model"], state.global_step)
+        append_line(self.folder / CURVE, line)
+        self._losses = []
+        self._ask_to_save(state, control)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if not logs or "loss" not in logs:
-            return
-        line = {"epoch": round(state.epoch or 0.0, 4), "step": state.global_step, "loss": logs["loss"]}
-        append_line(self.folder / CURVE, line | {"learning_rate": logs["learning_rate"]} | self._measured)
-        self._measured = {}
-
-    def _measure(self, model: nn.Module, step: int) -> None:
+    def _measure(self, model: nn.Module, step: int) -> dict[str, float]:
         logits, target = predict(model, self.validation.features), self.validation.target
         found = classification_scores(logits, target)
-        self._measured = {"validation_nll": found["nll"], "validation_accuracy": found["accuracy"]}
-        if self.options.checkpoint != "best":
-            return
-        scaled = classification_scores(logits, target, temperature=fit_temperature(logits, target))["nll"]
-        self._measured["validation_nll_scaled"] = scaled
-        if scaled < self._best:
-            self._best, self.best_step = scaled, step
-            save_weights(model, self.folder / BEST, value=scaled, step=step)
+        measured = {"validation_nll": found["nll"], "validation_accuracy": found["accuracy"]}
+        if self.options.checkpoint == "best":
+            scaled = classification_scores(logits, target, temperature=fit_temperature(logits, target))["nll"]
+            measured["validation_nll_scaled"] = scaled
+            if scaled < self._best:
+                self._best, self.best_step = scaled, step
+                save_weights(model, self.folder / BEST, value=scaled, step=step)
+        return measured
 
 
 def _read_best(path: Path) -> tuple[float, int]:
@@ -277,8 +294,10 @@ def _resume_from(folder: Path) -> Path | None:
         for file in newest.iterdir():
             if file.suffix == ".safetensors":
                 load_file(file)
-            elif file.name in ("optimizer.pt", "scheduler.pt"):
-                torch.load(file, weights_only=True, map_location="cpu")
+            elif file.suffix in (".pt", ".pth"):
+                with zipfile.ZipFile(file) as parts:
+                    if parts.testzip() is not None:
+                        raise ValueError("a part of it fails its checksum")
             elif file.suffix == ".json":
                 json.loads(file.read_text(encoding="utf-8"))
     except Exception as error:  # what a damaged file raises depends on where it is damaged
@@ -287,6 +306,17 @@ def _resume_from(folder: Path) -> Path | None:
             "again."
         ) from error
     return newest
+
+
+def checkpoint_step(checkpoint: Path | None) -> int:
+    """The step that a checkpoint was written at; 0 without one."""
+    return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+
+
+def _cut_curve(path: Path, step: int) -> None:
+    """Leave the lines up to `step`: what comes after is trained, and written, again."""
+    lines = [line for line in read_lines(path) if line["step"] <= step]
+    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _first_line(error: BaseException) -> str:

@@ -14,14 +14,17 @@ from labo.errors import UserError
 from labo.experiment import settings as flat
 from labo.storage import read_object, write_object
 
-RUN, RECORD, WEIGHTS = "run.json", "record.json", "model.safetensors"
+RUN, RECORD, WEIGHTS, ERROR = "run.json", "record.json", "model.safetensors", "error.txt"
 # What must be the same for a run to be continued, and what that is called.
-IDENTITY = ("task", "task_options", "method", "seed", "settings", "checkpoint")
+IDENTITY = ("task", "task_options", "data", "method", "seed", "settings", "checkpoint")
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What is run; all of it is JSON-able. `tuning` trials look at the validation split alone and keep nothing."""
+    """What is run; all of it is JSON-able.
+
+    `data` is the task's fingerprint of its data. `tuning` trials look at the validation split alone and keep nothing.
+    """
 
     task: str
     method: str
@@ -32,6 +35,7 @@ class Trial:
     curves: bool = False
     save_seconds: float = 60.0
     tuning: bool = False
+    data: str = ""
 
     @property
     def name(self) -> str:
@@ -64,7 +68,8 @@ def claim(trial: Trial, folder: Path) -> None:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if any(path.name not in (".lock", ".holder.json") for path in folder.iterdir()):
+        # What a kill or a mistake leaves before a run is written down, and a lock, are no run.
+        if any(not path.name.startswith(".") and path.name != ERROR for path in folder.iterdir()):
             raise UserError(f"'{folder}' is not empty and holds no run: name another folder.")
     except OSError as error:
         raise UserError(f"Cannot write into '{folder}': {error.strerror or error}.") from error
@@ -81,23 +86,19 @@ def _change(key: str, before: Any, now: Any) -> str:
 def run(trial: Trial, folder: Path, progress: Any = lambda share: None) -> dict[str, Any]:
     """Run a trial in `folder`, or continue it there; its record.
 
-    The record of a tuning trial has "validation" in place of "metrics". A trial whose loss is no number has "failed"
-    with step and reason, and no metrics.
+    The record of a tuning trial has "validation" in place of "metrics"; its folder can go once it is recorded. A trial
+    whose loss is no number has "failed" with step and reason, and no metrics.
 
     Raises:
         UserError: the folder holds another run or a damaged checkpoint, or the data will not do.
     """
-    done = None if trial.tuning else finished(folder)
+    done = finished(folder)
     claim(trial, folder)
-    if done is not None:
-        return done
-    record = _run(trial, folder, progress)
-    if trial.tuning:
-        shutil.rmtree(folder, ignore_errors=True)
-    else:
-        write_object(folder / RECORD, record)
-        _clear(folder)
-    return record
+    if done is None:
+        done = _run(trial, folder, progress)
+        write_object(folder / RECORD, done)
+    _clear(folder)
+    return done
 
 
 def _clear(folder: Path) -> None:
@@ -105,7 +106,8 @@ def _clear(folder: Path) -> None:
     from labo.experiment import training
 
     shutil.rmtree(folder / training.CHECKPOINTS, ignore_errors=True)
-    (folder / training.BEST).unlink(missing_ok=True)
+    for name in (training.BEST, ERROR):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _run(trial: Trial, folder: Path, progress: Any) -> dict[str, Any]:

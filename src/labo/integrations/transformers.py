@@ -162,9 +162,9 @@ class LabelRegularizedTrainer(Trainer):
     def _complete(self, staged: Path, home: Path) -> None:
         state = {name: value.contiguous() for name, value in self.loss.regularizer.state_dict().items()}
         save_file(state, staged / REGULARIZER)
-        best = self.state.best_global_step
-        if best and self.state.best_model_checkpoint is not None:
-            self.state.best_model_checkpoint = str(home / f"{_PREFIX}{best}")
+        best = self.state.best_model_checkpoint
+        if best is not None and Path(best).parent == staged.parent:
+            self.state.best_model_checkpoint = str(home / Path(best).name)
             self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
         for file in staged.iterdir():
             _to_disk(file)
@@ -178,11 +178,12 @@ class LabelRegularizedTrainer(Trainer):
         limit = self.args.save_total_limit
         if not limit or limit < 1:
             return
-        best = self.state.best_model_checkpoint
-        kept = {Path(best).name} if best else set()
-        found = checkpoints(home)
-        for folder in found[: max(0, len(found) - limit)]:
-            if folder.name not in kept:
+        best = Path(self.state.best_model_checkpoint or "").name
+        newest = checkpoints(home)[-1].name
+        # The best and the newest come last: they stay, even where that is one more than asked for.
+        found = sorted(checkpoints(home), key=lambda folder: folder.name in (best, newest))
+        for folder in found[: len(found) - limit]:
+            if folder.name not in (best, newest):
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

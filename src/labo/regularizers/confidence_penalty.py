@@ -35,7 +35,7 @@ class ConfidencePenalty(Regularizer):
     summary = "cross-entropy minus the entropy of the prediction"
     paper = "Pereyra et al., ICLR workshop 2017"
     year = 2017
-    candidates = ({"strength": 0.1}, {"strength": 0.3}, {"strength": 1.0}, {"strength": 0.03}, {"strength": 2.0})
+    candidates = ({"strength": 0.1}, {"strength": 1.0}, {"strength": 2.0}, {"strength": 0.3}, {"strength": 0.03})
 
     def __init__(self, *, strength: float = 0.1, convention: str = "paper") -> None:
         super().__init__()

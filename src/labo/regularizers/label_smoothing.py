@@ -48,7 +48,7 @@ class LabelSmoothing(SoftLabelRegularizer):
     paper = "Szegedy et al., CVPR 2016"
     year = 2016
     strength_name = "epsilon"
-    candidates = ({"epsilon": 0.1}, {"epsilon": 0.2}, {"epsilon": 0.4}, {"epsilon": 0.05}, {"epsilon": 0.6})
+    candidates = ({"epsilon": 0.1}, {"epsilon": 0.4}, {"epsilon": 0.8}, {"epsilon": 0.2}, {"epsilon": 0.6})
 
     def __init__(self, *, epsilon: float = 0.1, convention: str = "torch", padding_index: int | None = None) -> None:
         super().__init__(strength=epsilon)

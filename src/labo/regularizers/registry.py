@@ -118,4 +118,7 @@ def _own(name: str) -> type[Regularizer]:
         raise UserError(f"Cannot load the method '{name}': {error}.") from error
     if not (isinstance(member, type) and issubclass(member, Regularizer)):
         raise UserError(f"Expected '{name}' to be a labo.regularizers.Regularizer, but it is not.")
+    for option, default in _defaults(member).items():
+        if default is inspect.Parameter.empty:
+            raise UserError(f"Expected option `{option}` of '{name}' to have a default.")
     return member

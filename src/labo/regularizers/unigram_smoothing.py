@@ -33,7 +33,7 @@ class UnigramSmoothing(SoftLabelRegularizer):
     paper = "Pereyra et al., ICLR workshop 2017"
     year = 2017
     strength_name = "epsilon"
-    candidates = ({"epsilon": 0.1}, {"epsilon": 0.2}, {"epsilon": 0.4}, {"epsilon": 0.05}, {"epsilon": 0.6})
+    candidates = ({"epsilon": 0.1}, {"epsilon": 0.4}, {"epsilon": 0.8}, {"epsilon": 0.2}, {"epsilon": 0.6})
     prior: Tensor | None
 
     def __init__(self, *, epsilon: float = 0.1, temperature: float = 1.0) -> None:

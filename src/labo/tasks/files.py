@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 import zipfile
 from collections import Counter
 from functools import lru_cache
@@ -18,6 +19,7 @@ from labo.errors import UserError
 Frame = Any
 Series = Any
 
+_NESTED = (list, dict, tuple, set, np.ndarray)
 ENDINGS = (".csv", ".parquet", ".npz")
 
 
@@ -49,7 +51,7 @@ def _read(path: Path, changed: int, size: int) -> Frame:
         raise
     except UnicodeDecodeError as error:
         raise UserError(f"The file '{path}' is not UTF-8 text.") from error
-    except (ValueError, OSError, zipfile.BadZipFile, pd.errors.ParserError) as error:
+    except (ValueError, OSError, zipfile.BadZipFile, pd.errors.ParserError, pd.errors.ParserWarning) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"Cannot read '{path}': {reason}") from error
     if frame.empty:
@@ -58,6 +60,11 @@ def _read(path: Path, changed: int, size: int) -> Frame:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise UserError(f"The file '{path}' has two columns named '{twice[0]}'.")
+    nested = [name for name in names if frame[name].map(lambda value: isinstance(value, _NESTED)).any()]
+    if nested:
+        raise UserError(
+            f"The column '{nested[0]}' in '{path}' holds lists or objects; a cell must be a number or a text."
+        )
     frame.columns = names
     return frame.reset_index(drop=True)
 
@@ -66,7 +73,10 @@ def _parse(path: Path) -> Frame:
     kind = path.suffix.lower()
     if kind == ".csv":
         # Everything as text: what is a number is decided by column, with the row told where one is not.
-        return pd.read_csv(path, dtype=str, skipinitialspace=True, encoding="utf-8-sig")
+        with warnings.catch_warnings():
+            # Rows longer than the header would lose a value, or shift the columns.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            return pd.read_csv(path, dtype=str, skipinitialspace=True, encoding="utf-8-sig", index_col=False)
     return pd.read_parquet(path) if kind == ".parquet" else _parse_arrays(path)
 
 
