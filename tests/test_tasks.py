@@ -9,11 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from labo import tasks
 from labo.errors import UserError
 from labo.tasks.noise import flip_labels, parse_label_noise
-from labo.tasks.splitting import stratified
+from labo.tasks.splitting import some, stratified
 
 
 @pytest.fixture
@@ -94,6 +96,47 @@ def test_stratified_parts_have_the_sizes_and_proportions_asked_for():
         assert abs(int((target[parts[0]] == label).sum()) - count * 100 / 163) <= 1.5
 
 
+@given(st.lists(st.integers(1, 30), min_size=2, max_size=6), st.data())
+def test_parts_are_whole_whatever_is_asked_for(counts, data):
+    target = torch.cat([torch.full((count,), label) for label, count in enumerate(counts)])
+    size = data.draw(st.integers(len(counts), len(target)))
+    kept = some(target, size, torch.Generator().manual_seed(data.draw(st.integers(0, 99))))
+    assert len(set(kept.tolist())) == size
+    assert len(target[kept].unique()) == len(counts)
+    shares = data.draw(st.lists(st.floats(0.01, 1.0), min_size=2, max_size=4))
+    parts = stratified(target, shares, torch.Generator().manual_seed(0))
+    assert torch.cat(parts).sort().values.tolist() == list(range(len(target)))
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_no_class_can_be_left_out(size):
+    with pytest.raises(ValueError, match="`size` from 3 to 4"):
+        some(torch.tensor([0, 1, 2, 2]), size, torch.Generator())
+
+
+def test_rows_longer_than_the_header_are_refused(tmp_path):
+    # A comma at the end of a row is no value, and shifts no column.
+    (tmp_path / "a.csv").write_text("y,a,b\n" + "p,1,2,\nq,3,4,\n" * 10)
+    assert tasks.create("table", data=str(tmp_path / "a.csv"), target="y").splits(0).classes == ("p", "q")
+    (tmp_path / "a.csv").write_text("y,a,b\n" + "p,1,2,9\nq,3,4,9\n" * 10)
+    with pytest.raises(UserError, match=r"Cannot read .*a\.csv.*Length of header"):
+        tasks.create("table", data=str(tmp_path / "a.csv"), target="y").splits(0)
+
+
+def test_cells_that_hold_lists_are_refused(frame, tmp_path):
+    frame["path"] = [[1, 2]] * 200
+    frame.to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"column 'path' .* holds lists or objects"):
+        tasks.create("table", data=str(tmp_path / "a.parquet"), target="answer").splits(0)
+
+
+def test_rows_are_told_as_the_file_has_them(frame, tmp_path):
+    frame = change(frame, 14, "age", "forty")
+    frame.loc[[2, 3], "answer"] = None
+    with pytest.raises(UserError, match="in row 15 of column 'age', but got 'forty'"):
+        table(frame, tmp_path).splits(0)
+
+
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_a_table_becomes_features(frame, tmp_path, ending):
     path = save(frame, tmp_path / f"data.{ending}")
@@ -145,7 +188,7 @@ def test_own_split_without_validation_draws_one(frame, tmp_path):
     frame["part"] = ["train"] * 150 + ["test"] * 50
     splits = table(frame, tmp_path, split="part").splits(0)
     assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [120, 30, 50]
-    assert any("a fifth of the training rows validate" in note for note in splits.notes)
+    assert any("the seed draws a fifth of the training rows" in note for note in splits.notes)
 
 
 def test_train_size_keeps_some_of_the_training_examples(frame, tmp_path):
@@ -184,7 +227,7 @@ def change(frame: pd.DataFrame, row: int, column: str, value: Any) -> pd.DataFra
         (lambda f: f.head(0), {}, "holds no rows"),
         (lambda f: f.assign(part="train"), {"split": "part"}, "has no 'test' row"),
         (lambda f: change(f.assign(part="train"), 2, "part", "exam"), {"split": "part"}, "in row 3 of column 'part'"),
-        (lambda f: f, {"train_size": 500}, "a train size from 1 to 120"),
+        (lambda f: f, {"train_size": 500}, r"a train size from 3 \(the classes\) to 120"),
     ],
 )
 def test_data_that_will_not_do_get_one_sentence(frame, tmp_path, spoil, options, told):

@@ -39,7 +39,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
-    return [value for line in text.splitlines() if isinstance(value := _parse(line), dict)]
+    return [value for line in text.split("\n") if isinstance(value := _parse(line), dict)]
 
 
 def read_object(path: Path) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -79,14 +80,15 @@ def _run(asked: Trial, folder: Path, notes: Sequence[str]) -> int:
         for note in notes:
             progress.say(note)
         if record is not None:
-            progress.say(f"The run in '{folder}' is finished already.")
             record = trial.run(asked, folder)
+            progress.say(f"The run in '{folder}' is finished already.")
         else:
             progress.begin(1, 0)
             progress.phase("training")
             record = trial.run(asked, folder, lambda share: progress.share(job, share))
             progress.finished(job, record)
-    if record.get("failed"):
+    if failed := record.get("failed"):
+        print(f"labo: The run failed at step {failed['step']}: {failed['reason']}.", file=sys.stderr)
         return 1
     print(scores.table({asked.method: record["metrics"]}))
     print(f"\nRun: {folder} (next: labo evaluate {folder}, labo predict {folder} INPUT)")

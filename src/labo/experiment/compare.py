@@ -72,11 +72,12 @@ def run(asked: Comparison, watcher: Watcher) -> int:
     _check(asked)
     with ExitStack() as stack:
         stack.enter_context(lock.hold(asked.output))
-        runner = stack.enter_context(Runner(asked.jobs or machine.cores()))  # its processes warm up meanwhile
+        processes = min(asked.jobs or machine.cores(), most_at_once(asked))
+        runner = stack.enter_context(Runner(processes))  # its processes warm up meanwhile
         plan = _Plan(asked, watcher)
-        records = Records(asked.output)
+        records = Records(asked.output, watcher.say)
         records.begin(plan.written())
-        watcher.say(plan.reach())
+        watcher.say(plan.reach(records))
         first = plan.tuning_jobs(records)
         watcher.begin(plan.total, plan.total - len(first) - plan.missing(records))
         watcher.phase("choosing settings")
@@ -95,9 +96,17 @@ def _check(asked: Comparison) -> None:
         raise UserError(f"Method '{twice[0]}' is named twice.")
     if asked.baseline not in asked.methods:
         raise unknown("baseline", asked.baseline, asked.methods)
-    for name in ("seeds", "settings_per_method", "tuning_seeds"):
-        if getattr(asked, name) < 1:
-            raise UserError(f"Expected --{name.replace('_', '-')} of at least 1, but got {getattr(asked, name)}.")
+    for name in ("seeds", "settings_per_method", "tuning_seeds", "jobs"):
+        least = 0 if name == "jobs" else 1
+        if getattr(asked, name) < least:
+            raise UserError(f"Expected --{name.replace('_', '-')} of at least {least}, but got {getattr(asked, name)}.")
+    tasks.describe(asked.task)
+
+
+def most_at_once(asked: Comparison) -> int:
+    """How many trials can ever run at the same time."""
+    tuned = asked.settings_per_method * asked.tuning_seeds if asked.settings_per_method > 1 else 0
+    return len(asked.methods) * max(asked.seeds, tuned)
 
 
 def _run(runner: Runner, records: Records, jobs: list[Job], watcher: Watcher) -> int:
@@ -152,12 +161,13 @@ class _Plan:
             "versions": machine.versions(),
         }
 
-    def reach(self) -> str:
-        """What so many seeds can tell at best."""
-        asked = self.asked
-        others = len(asked.methods) - 1
-        least = significance.smallest_p(asked.seeds)
-        told = f"{_many(asked.seeds, 'seed')}: the smallest p that the sign-flip test can reach is {least:.3g}"
+    def reach(self, records: Records) -> str:
+        """What so many seeds can tell at best, with all that is recorded and will be."""
+        recorded = [record for record in records.results if record["task"] == self.asked.task]
+        seeds = len({record["seed"] for record in recorded} | set(range(self.asked.seeds)))
+        others = len({record["method"] for record in recorded} | set(self.asked.methods)) - 1
+        least = significance.smallest_p(seeds)
+        told = f"{_many(seeds, 'seed')}: the smallest p that the sign-flip test can reach is {least:.3g}"
         if others > 1:
             told += f", {min(1.0, others * least):.3g} after Holm's correction over {others} comparisons"
         if min(1.0, max(others, 1) * least) > 0.05:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +22,14 @@ FIXED = (
 )
 
 
-class CutLineWarning(UserWarning):
-    """A record that a kill had cut short was dropped; its trial runs again."""
-
-
 class Records:
-    """Reads and adds to the records of one folder, which the caller holds (lock.py)."""
+    """Reads and adds to the records of one folder, which the caller holds (lock.py); tells `warn` of damage."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
         self.folder = folder
         for name in (RESULTS, TUNING):
             if drop_cut_line(folder / name):
-                warnings.warn(
-                    f"The last line of '{folder / name}' was cut short and is dropped; its trial runs again.",
-                    CutLineWarning,
-                    stacklevel=2,
-                )
+                warn(f"The last line of '{folder / name}' was cut short and is dropped; its trial runs again.")
         self.results = read_lines(folder / RESULTS)
         self.tuning = read_lines(folder / TUNING)
 

@@ -80,7 +80,8 @@ class Runner:
             done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
             self._tell(progress, {job.folder: job for job in running.values()})
             died = [future for future in done if isinstance(future.exception(), BrokenProcessPool)]
-            for future in done:
+            # Results before refusals: what is finished is recorded, whatever else went wrong.
+            for future in sorted(done, key=lambda future: future.exception() is not None):
                 job = running.pop(future)
                 if future not in died:
                     yield job, future.result()
@@ -126,8 +127,15 @@ class Runner:
         self._queue = context.Queue()
         there, self._alive = context.Pipe(duplex=False)
         self._pool = ProcessPoolExecutor(self.processes, context, _begin, (self._queue, there))
-        for _ in range(self.processes):
-            self._pool.submit(_warm)
+        # Processes are born deaf to Ctrl-C, so that none prints a traceback of its start.
+        main = threading.current_thread() is threading.main_thread()
+        heard = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
+        try:
+            for _ in range(self.processes):
+                self._pool.submit(_warm)
+        finally:
+            if main:
+                signal.signal(signal.SIGINT, heard)
 
     def _stop(self) -> None:
         if self._pool is not None:

@@ -45,7 +45,7 @@ def candidates(
             return found
     raise UserError(
         f"Method '{method}' has {len(found)} different settings to try here, but --settings-per-method asks for "
-        f"{count} of every method."
+        f"{count} of every method; fix fewer settings, or take --settings-per-method {len(found)}."
     )
 
 

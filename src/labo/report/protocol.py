@@ -21,13 +21,17 @@ def paragraphs(recorded: Recorded, summary: Summary) -> list[str]:
             "split alone; the best mean over those seeds was chosen. A method without options of its own had its "
             "candidates in the learning rate and the weight decay, which every method has too."
         )
-    if isinstance(options := asked.get("task_options"), dict) and options and len(summary.tasks) == 1:
-        told = ", ".join(f"{key.replace('_', ' ')} {_without_place(key, value)}" for key, value in options.items())
+    options = asked.get("task_options")
+    given: dict[str, Any] = options if isinstance(options, dict) and len(summary.tasks) == 1 else {}
+    if given:
+        told = ", ".join(f"{key.replace('_', ' ')} {_without_place(key, value)}" for key, value in given.items())
         found.append(f"Data. The task is {asked.get('task')}, with {told}.")
+    drawn, overlap = "the split, ", " What trains or validates on one seed tests on another, for every method alike."
+    if given.get("split"):
+        drawn = overlap = ""
     found.append(
-        "Trials. One trial is one method on one seed with its chosen settings. A seed draws the split, the "
-        "initialisation and the order of the examples, the same for every method. The test split "
-        "is read once per trial."
+        f"Trials. One trial is one method on one seed with its chosen settings. A seed draws {drawn}the initialisation "
+        "and the order of the examples, the same for every method. The test split is read once per trial." + overlap
     )
     if asked.get("checkpoint") in ("last", "best"):
         which = "the last epoch" if asked["checkpoint"] == "last" else "the epoch with the best validation value"

@@ -87,9 +87,10 @@ def as_numbers(series: Series, needed: bool = False) -> np.ndarray | None:
         return numbers
     wrong = texts | np.isinf(numbers)
     if wrong.any():
-        row = int(wrong.argmax())
+        place = int(wrong.argmax())
         raise UserError(
-            f"Expected a finite number in row {row + 1} of column '{series.name}', but got {str(series.iloc[row])!r}."
+            f"Expected a finite number in row {series.index[place] + 1} of column '{series.name}', but got "
+            f"{str(series.iloc[place])!r}."
         )
     return numbers
 

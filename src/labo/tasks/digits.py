@@ -10,7 +10,7 @@ from torch import Tensor
 from labo.errors import UserError
 from labo.tasks.base import Splits
 from labo.tasks.column_task import ColumnTask
-from labo.tasks.splitting import stratified
+from labo.tasks.splitting import some, stratified
 
 VALIDATION, TEST = 397, 1_000
 BRIGHTEST = 16.0
@@ -43,7 +43,7 @@ class Digits(ColumnTask):
         pixels, target = _images()
         generator = torch.Generator().manual_seed(seed)
         train, validation, test = stratified(target, (len(target) - VALIDATION - TEST, VALIDATION, TEST), generator)
-        train = train[: self.train_size]
+        train = train[some(target[train], self.train_size, generator)] if self.train_size < len(train) else train
         mean = pixels[train].mean(0)
         features = (pixels - mean) / BRIGHTEST
         known = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -29,7 +30,7 @@ def stratified(target: Tensor, sizes: Sequence[float], generator: torch.Generato
             gaps = [want - count for want, count in zip(wanted, counts, strict=True)]
             counts[gaps.index(max(gaps))] += 1
         while sum(counts) > len(members):
-            gaps = [count - want for want, count in zip(wanted, counts, strict=True)]
+            gaps = [count - want if count else -math.inf for want, count in zip(wanted, counts, strict=True)]
             counts[gaps.index(max(gaps))] -= 1
         counts = _at_least_one_first(counts)
         owed = [want - count for want, count in zip(wanted, counts, strict=True)]
@@ -37,6 +38,24 @@ def stratified(target: Tensor, sizes: Sequence[float], generator: torch.Generato
             part.append(piece)
     joined = [torch.cat(part) for part in parts]
     return [part[torch.randperm(len(part), generator=generator)] for part in joined]
+
+
+def some(target: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Indices of `size` examples of (N,) class indices: one of every class, the others in proportion.
+
+    Raises:
+        ValueError: fewer than there are classes, or more than there are examples.
+    """
+    classes = torch.unique(target)
+    if not len(classes) <= size <= len(target):
+        raise ValueError(f"Expected argument `size` from {len(classes)} to {len(target)}, but got {size}.")
+    order = torch.randperm(len(target), generator=generator)
+    first = torch.stack([order[(target[order] == label).nonzero()[0, 0]] for label in classes])
+    rest = order[~torch.isin(order, first)]
+    if size == len(classes):
+        return first
+    kept, _ = stratified(target[rest], (size - len(classes), len(rest) - size + len(classes)), generator)
+    return torch.cat([first, rest[kept]])[torch.randperm(size, generator=generator)]
 
 
 def _at_least_one_first(counts: list[int]) -> list[int]:

@@ -14,7 +14,7 @@ from labo.tasks import columns
 from labo.tasks.base import Splits
 from labo.tasks.column_task import ColumnTask
 from labo.tasks.files import Frame, Series, digest, read_frame, to_numbers
-from labo.tasks.splitting import stratified
+from labo.tasks.splitting import some, stratified
 
 SHARES = (0.6, 0.2, 0.2)
 SPLIT_NAMES = {"train": 0, "training": 0, "validation": 1, "val": 1, "valid": 1, "dev": 1, "test": 2}
@@ -83,7 +83,7 @@ class Table(ColumnTask):
         unlabelled = frame[self.target].isna()
         if unlabelled.any():
             notes.append(f"{int(unlabelled.sum())} rows have no '{self.target}' and are left out.")
-            frame = frame[~unlabelled].reset_index(drop=True)
+            frame = frame[~unlabelled]  # whose index still tells the row in the file
         copies = int(frame.duplicated().sum())
         if copies:
             notes.append(f"{copies} rows are copies of another row; a copy may test what its twin trained.")
@@ -102,14 +102,15 @@ class Table(ColumnTask):
             return stratified(target, SHARES, generator)
         codes = _split_codes(frame[self.split])
         parts = [torch.nonzero(codes == code).flatten() for code in range(3)]
-        notes.append("The split is your own: seeds differ in the initialisation and the order alone.")
         for part, name in ((parts[0], "train"), (parts[2], "test")):
             if not len(part):
                 raise UserError(f"The split column '{self.split}' has no '{name}' row.")
         if not len(parts[1]):
             kept, drawn = stratified(target[parts[0]], (0.8, 0.2), generator)
             parts[0], parts[1] = parts[0][kept], parts[0][drawn]
-            notes.append(f"'{self.split}' names no validation rows: a fifth of the training rows validate.")
+            notes.append(f"'{self.split}' names no validation rows: the seed draws a fifth of the training rows.")
+        else:
+            notes.append("The split is your own: seeds differ in the initialisation and the order alone.")
         unseen = set(target.tolist()) - set(target[parts[0]].tolist())
         if unseen:
             raise UserError(f"The class '{classes[min(unseen)]}' has no training row in the split '{self.split}'.")
@@ -130,7 +131,7 @@ def _classes(series: Series, path: str) -> tuple[Tensor, tuple[str, ...]]:
         )
     if counts.min() == 1:
         lonely = found[counts.argmin()]
-        row = int((values == lonely).to_numpy().argmax())
+        row = series.index[int((values == lonely).to_numpy().argmax())]
         raise UserError(
             f"The class '{columns.class_name(lonely)}' has a single example (row {row + 1}), which cannot both train "
             "and test: merge the class with another or leave it out."
@@ -142,18 +143,23 @@ def _split_codes(series: Series) -> Tensor:
     names = series.map(lambda value: str(value).strip().lower())
     wrong = ~names.isin(list(SPLIT_NAMES))
     if wrong.any():
-        row = int(wrong.to_numpy().argmax())
+        place = int(wrong.to_numpy().argmax())
         raise UserError(
-            f"Expected train, validation or test in row {row + 1} of column '{series.name}', but got "
-            f"'{series.iloc[row]}'."
+            f"Expected train, validation or test in row {series.index[place] + 1} of column '{series.name}', but got "
+            f"'{series.iloc[place]}'."
         )
     return torch.tensor([SPLIT_NAMES[name] for name in names])
 
 
 def _some(part: Tensor, target: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    if not 1 <= size <= len(part):
-        raise UserError(f"Expected a train size from 1 to {len(part)} (all there is to train on), but got {size}.")
-    return part[stratified(target[part], (size, len(part) - size), generator)[0]]
+    try:
+        return part[some(target[part], size, generator)]
+    except ValueError as error:
+        classes = len(torch.unique(target[part]))
+        raise UserError(
+            f"Expected a train size from {classes} (the classes) to {len(part)} (all there is to train on), but got "
+            f"{size}."
+        ) from error
 
 
 def _mask(part: Tensor, size: int) -> np.ndarray:
