@@ -59,7 +59,7 @@ def reliability(method: str, raw: Sequence[dict], scaled: Sequence[dict], colour
     axes.plot([0, 1], [0, 1], color=MUTED, lw=1, ls=(0, (2, 2)))
     for bins, style, fill, label in (
         (raw, (0, (4, 2)), "none", "as trained"),
-        (scaled, "-", None, "after temperature scaling"),
+        (scaled, "-", None, "temperature-scaled"),
     ):
         points = [(entry["confidence"], entry["accuracy"], entry["count"]) for entry in bins if entry["count"]]
         if not points:
@@ -75,7 +75,7 @@ def reliability(method: str, raw: Sequence[dict], scaled: Sequence[dict], colour
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.grid(color=GRID, lw=0.8)
-    axes.legend(loc="upper left", frameon=False, fontsize=8, labelcolor=INK, handlelength=2.2, borderaxespad=0.2)
+    axes.legend(loc="lower right", frameon=False, fontsize=8, labelcolor=INK, handlelength=2.2, borderaxespad=0.2)
     return figure
 
 

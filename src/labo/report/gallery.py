@@ -81,7 +81,7 @@ def _labels(task: TaskSummary, files: dict[str, list[dict]], prefix: str) -> Gro
         "trained on, averaged over seeds; a row is the class. The diagonal stands apart: it is written as a number and "
         "left out of the colours. Elsewhere colour says how the rest of the mass is shared: orange is more than an "
         "even share, blue is less. Label smoothing shares evenly; a label that follows the model shows which classes "
-        "it confuses. All maps share one scale."
+        "it confuses. All maps share one scale, whose ends say how far from even it is."
     )
     if not found:
         return Group("What the labels look like", caption, missing=_absent("label maps", "figures.json"))
