@@ -174,7 +174,7 @@ def test_noncontiguous_logits_are_left_as_they_are(impl):
     labo_cross_entropy(z.requires_grad_(), y, impl=impl).backward()
     torch.testing.assert_close(z.detach(), before, rtol=0, atol=0)
     torch.testing.assert_close(
-        z.grad, torch.func.grad(lambda x: labo_cross_entropy(x, y, impl=impl))(before.contiguous())
+        z.grad, torch.func.grad(lambda x: labo_cross_entropy(x, y, impl="reference"))(before.contiguous())
     )
 
 

@@ -25,7 +25,8 @@ def transformed() -> bool:
     return _functorch.peek_interpreter_stack() is not None
 
 
-def _traced(*tensors: Tensor) -> bool:
+def traced(*tensors: Tensor) -> bool:
+    """Whether a graph is being traced or transformed, so that no value can be looked at."""
     if torch.compiler.is_compiling():
         return True
     return any(
@@ -56,7 +57,7 @@ def _in_range(name: str, value: float | Tensor, expected: str, low: float, high:
         return
     if value.dtype.is_complex or value.dtype == torch.bool:
         raise TypeError(f"Expected argument `{name}` to be real, but got dtype {value.dtype}.")
-    if _traced(value) or value.numel() == 0:
+    if traced(value) or value.numel() == 0:
         return
     fixed = value.detach()
     fits = ((fixed > low) if open_low else (fixed >= low)) & (fixed <= high)
@@ -94,13 +95,13 @@ def probabilities(name: str, value: Tensor | None, classes: int) -> None:
             f"Expected argument `{name}` to have {classes} classes in its last dimension, "
             f"but got shape {tuple(value.shape)}."
         )
-    if not _traced(value):
+    if not traced(value):
         distribution(name, value, -1)
 
 
 def distribution(name: str, value: Tensor, dim: int) -> None:
     """Refuse where `value` is negative or does not sum to 1 along `dim`."""
-    if _traced(value) or value.numel() == 0:
+    if traced(value) or value.numel() == 0:
         return
     fixed = value.detach()
     fixed = fixed.float() if fixed.dtype in (torch.bfloat16, torch.float16) else fixed
@@ -118,19 +119,22 @@ def _least(tensor: Tensor) -> str:
     return "NaN" if bool(tensor.isnan().any()) else f"{tensor.min().item():g}"
 
 
-def class_indices(name: str, value: Tensor, classes: int, ignore_index: int | None) -> None:
-    """Refuse integer targets outside [0, classes) that are not `ignore_index`."""
-    if _traced(value) or value.numel() == 0:
-        return
+def class_indices(name: str, value: Tensor, classes: int, ignore_index: int) -> bool:
+    """Refuse integer targets outside [0, classes) that are not `ignore_index`; whether some may be that."""
+    if traced(value) or value.numel() == 0:
+        return True
+    if value.device.type == "cpu" and not 0 <= ignore_index < classes:
+        low, high = value.aminmax()
+        if low >= 0 and high < classes:
+            return False
     fits = (value >= 0) & (value < classes)
-    allowed = f"[0, {classes})"
-    if ignore_index is not None:
-        fits = fits | (value == ignore_index)
-        allowed += f" or ignore_index {ignore_index}"
+    fits = fits | (value == ignore_index)
+    allowed = f"[0, {classes}) or ignore_index {ignore_index}"
     came = "an index outside"
     if value.device.type == "cpu" and not bool(fits.all()):
         came = str(value[~fits][0].item())
     require(fits, f"Expected argument `{name}` to be class indices in {allowed}, but got {came}.")
+    return True
 
 
 def same_device(name: str, value: Tensor, other: Tensor) -> None:

@@ -11,7 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 from labo import checks, kernels
 from labo import reduction as _reduction
-from labo.kernels import reference
+from labo.kernels import autograd, reference
+from labo.kernels.options import Options
 from labo.reduction import Rows
 
 __all__ = ["label_regularized_cross_entropy", "labo_cross_entropy", "linear_labo_cross_entropy"]
@@ -72,7 +73,8 @@ def labo_cross_entropy(
     """
     check_options(alpha, beta, prior, reduction, value, impl)
     rows = _reduction.as_rows(input, target, weight, ignore_index)
-    return _reduction.reduce(labo_losses(rows, alpha, beta, prior, value), rows, reduction, checks.result_dtype(input))
+    options = row_options(rows, alpha, beta, prior, value)
+    return reduced(rows, options, reduction, checks.result_dtype(input), impl=impl)
 
 
 def linear_labo_cross_entropy(
@@ -186,17 +188,42 @@ def soft_label_losses(rows: Rows, labels: Tensor, alpha: float | Tensor) -> Tens
     return reference.mix(data, term if mass is None else term * mass, alpha)
 
 
-def labo_losses(rows: Rows, alpha: float | Tensor, beta: float | Tensor, prior: Tensor | None, value: str) -> Tensor:
-    """(1 - alpha) * CE(target, p) + alpha * V of each row (N,); options broadcast over the rows."""
-    return reference.row_losses(
-        rows.logits,
-        rows.target,
-        alpha=rows.per_row("alpha", alpha),
-        beta=rows.per_row("beta", beta),
-        prior=rows.distribution("prior", prior),
-        weight=rows.weight if rows.has_probabilities else None,
-        value=value,
-    )
+def row_options(
+    rows: Rows, alpha: float | Tensor, beta: float | Tensor, prior: Tensor | None, value: str = "inner"
+) -> Options:
+    """The options of the loss beside rows: what broadcasts over the rows as (N,), a prior normalised in float64."""
+    prior = rows.distribution("prior", prior)
+    weight = rows.weight if rows.has_probabilities else None
+    return Options(rows.per_row("alpha", alpha), rows.per_row("beta", beta), prior, weight, value)
+
+
+def labo_losses(rows: Rows, options: Options) -> Tensor:
+    """(1 - alpha) * CE(target, p) + alpha * V of each row (N,)."""
+    return reference.row_losses(rows.logits, rows.target, **options.named())
+
+
+def reduced(
+    rows: Rows,
+    options: Options,
+    reduction: str,
+    dtype: torch.dtype,
+    *,
+    impl: str = "auto",
+    count: Tensor | None = None,
+) -> Tensor:
+    """The loss of `rows`, by the implementation that `impl` names; `count` replaces what "mean" divides by."""
+    solve = kernels.choose(impl, rows.raw, alpha=options.alpha, beta=options.beta, prior=options.prior)
+    if solve is None:
+        losses = labo_losses(rows, options)
+        if count is not None:
+            return _reduction.mean(_reduction.total_and_count(losses, rows)[0], count.to(losses)).to(dtype)
+        return _reduction.reduce(losses, rows, reduction, dtype)
+    shares = _reduction.shares(rows, reference.working_dtype(rows.raw))
+    if reduction == "none":
+        return autograd.rows(solve, rows.raw, rows.target, shares, options).reshape(rows.shape).to(dtype)
+    if reduction == "mean":
+        shares = _reduction.mean(shares, shares.sum() if count is None else count.to(shares))
+    return autograd.total(solve, rows.raw, rows.target, shares, options).to(dtype)
 
 
 def _chunk(hidden: Tensor, head: tuple[Tensor, Tensor | None], batch: tuple[Any, ...]) -> Tensor:
@@ -232,7 +259,7 @@ def check_options(
                 f"Expected argument `{name}` not to require grad with value='plugin', where q* is constant and gives "
                 "none; take value='inner'."
             )
-    kernels.choose(impl)
+    kernels.check(impl)
 
 
 def _check_linear(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> None:

@@ -153,15 +153,31 @@ class LabelRegularizedLoss(nn.Module):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of logits (C), (N, C) or (N, C, d1, …)."""
-        rows, losses = self._row_losses(input, target)
-        return _reduction.reduce(losses, rows, self.reduction, checks.result_dtype(input))
+        rows = self._rows(input, target)
+        options = self.regularizer.as_labo(rows)
+        if options is not None:
+            return functional.reduced(rows, options, self.reduction, checks.result_dtype(input))
+        return _reduction.reduce(self.regularizer.losses(rows), rows, self.reduction, checks.result_dtype(input))
 
     def total_and_count(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """The sum over the kept rows and what "mean" divides it by, for means over several batches or processes."""
-        rows, losses = self._row_losses(input, target)
-        return _reduction.total_and_count(losses, rows)
+        rows = self._rows(input, target)
+        return _reduction.total_and_count(self.regularizer.losses(rows), rows)
 
-    def _row_losses(self, input: Tensor, target: Tensor) -> tuple[_reduction.Rows, Tensor]:
+    def mean_over(self, input: Tensor, target: Tensor, count: Tensor) -> Tensor:
+        """The sum over the kept rows divided by `count`, (): a batch's part in the mean of several; 0 where it is 0.
+
+        Class weights are not in such a count, so there must be none.
+        """
+        if self.weight is not None:
+            raise ValueError("Expected no class weights with a count of examples.")
+        rows = self._rows(input, target)
+        options = self.regularizer.as_labo(rows)
+        if options is not None:
+            return functional.reduced(rows, options, "mean", checks.result_dtype(input), count=count)
+        total, _ = _reduction.total_and_count(self.regularizer.losses(rows), rows)
+        return _reduction.mean(total, count.to(total)).to(checks.result_dtype(input))
+
+    def _rows(self, input: Tensor, target: Tensor) -> _reduction.Rows:
         self.regularizer.require()
-        rows = _reduction.as_rows(input, target, self.weight, self.ignore_index)
-        return rows, self.regularizer.losses(rows)
+        return _reduction.as_rows(input, target, self.weight, self.ignore_index)

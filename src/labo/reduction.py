@@ -5,7 +5,7 @@ The one place that knows `ignore_index`, `weight` and `reduction`; every loss an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,15 +20,26 @@ class Rows:
     """A batch as rows: `logits` (N, C), and `target` (N,) class indices or (N, C) probabilities.
 
     `kept` (N,) is False for ignored rows, whose logits and targets are replaced by zeros so that nothing they hold
-    reaches a sum; it is None where nothing can be ignored. `weight` is the (C,) class weights. `shape` is the shape
-    of the result under reduction="none".
+    reaches a sum; it is None where nothing is ignored. `raw` are the logits with what ignored rows hold, for those that
+    look away themselves. `weight` is the (C,) class weights. `shape` is the shape of the result under reduction="none".
     """
 
-    logits: Tensor
+    raw: Tensor
     target: Tensor
     kept: Tensor | None
     weight: Tensor | None
     shape: torch.Size
+    _clean: list[Tensor] = field(default_factory=list, repr=False, compare=False)
+
+    @property
+    def logits(self) -> Tensor:
+        """The logits (N, C), zeros in ignored rows."""
+        if self.kept is None:
+            return self.raw
+        if not self._clean:
+            with torch.enable_grad():  # kept for all who ask, so not to be made without a graph for the first who does
+                self._clean.append(torch.where(self.kept.unsqueeze(-1), self.raw, 0.0))
+        return self._clean[0]
 
     @property
     def has_probabilities(self) -> bool:
@@ -39,13 +50,13 @@ class Rows:
         """A scalar as it is; a tensor that broadcasts over the result's shape as (N,)."""
         if not isinstance(value, Tensor) or value.dim() == 0:
             return value
-        checks.same_device(name, value, self.logits)
+        checks.same_device(name, value, self.raw)
         checks.broadcasts(name, value, self.shape)
         return value.expand(self.shape).reshape(-1)
 
     def distribution(self, name: str, value: Tensor | None) -> Tensor | None:
         """None and (C,) as they are; classes-last distributions that broadcast over the result's shape as (N, C)."""
-        classes = self.logits.shape[-1]
+        classes = self.raw.shape[-1]
         checks.probabilities(name, value, classes)
         if value is None or value.dim() == 1:
             return value
@@ -67,10 +78,12 @@ def as_rows(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: 
     if target.dtype.is_floating_point:
         checks.distribution("target", target, dim)
         return Rows(logits, target.movedim(dim, -1).reshape(-1, classes), None, weight, shape)
-    checks.class_indices("target", target, classes, ignore_index)
+    some_ignored = checks.class_indices("target", target, classes, ignore_index)
     target = target.reshape(-1).long()
+    if not some_ignored:
+        return Rows(logits, target, None, weight, shape)
     kept = target != ignore_index
-    return Rows(torch.where(kept.unsqueeze(-1), logits, 0.0), torch.where(kept, target, 0), kept, weight, shape)
+    return Rows(logits, torch.where(kept, target, 0), kept, weight, shape)
 
 
 def _fits(input: Tensor, target: Tensor, shape: torch.Size) -> None:
@@ -109,14 +122,14 @@ def check_reduction(reduction: str) -> None:
 
 def total_and_count(losses: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
     """The sum of the row losses (N,), class weights and mask applied, and what "mean" divides it by."""
-    weighted, share = _weigh(losses, rows)
-    return weighted.sum(), share.sum()
+    share = shares(rows, losses.dtype)
+    return _weigh(losses, share).sum(), share.sum()
 
 
 def reduce(losses: Tensor, rows: Rows, reduction: str, dtype: torch.dtype) -> Tensor:
     """Row losses (N,) to the result: weights and mask applied; a batch that keeps nothing gives 0, not NaN."""
     if reduction == "none":
-        return _weigh(losses, rows)[0].reshape(rows.shape).to(dtype)
+        return _weigh(losses, shares(rows, losses.dtype)).reshape(rows.shape).to(dtype)
     total, count = total_and_count(losses, rows)
     return total.to(dtype) if reduction == "sum" else mean(total, count).to(dtype)
 
@@ -126,13 +139,15 @@ def mean(total: Tensor, count: Tensor) -> Tensor:
     return torch.where(count == 0, total * 0.0, total / torch.where(count == 0, 1.0, count))
 
 
-def _weigh(losses: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-    share = torch.ones_like(losses)
-    if rows.has_probabilities:
-        return losses, share  # class weights are inside the data term: they weigh classes, not examples
-    if rows.weight is not None:
-        share = rows.weight.to(losses.dtype)[rows.target]
-        losses = torch.where(share == 0, 0.0, losses) * share
-    if rows.kept is None:
-        return losses, share
-    return torch.where(rows.kept, losses, 0.0), torch.where(rows.kept, share, 0.0)
+def shares(rows: Rows, dtype: torch.dtype) -> Tensor:
+    """What each row counts, (N,): its class weight, 0 where it is ignored."""
+    if rows.has_probabilities or rows.weight is None:  # with probabilities, weights weigh classes and not examples
+        if rows.kept is None:
+            return rows.raw.new_ones(rows.raw.shape[0], dtype=dtype)
+        return rows.kept.to(dtype)
+    share = rows.weight.to(dtype)[rows.target]
+    return share if rows.kept is None else torch.where(rows.kept, share, 0.0)
+
+
+def _weigh(losses: Tensor, share: Tensor) -> Tensor:
+    return torch.where(share == 0, 0.0, losses) * share

@@ -80,14 +80,13 @@ class TrainerLoss:
         self.loss.to(logits.device)
         if num_items_in_batch is None:
             return self.loss(logits, labels)
-        total, count = self.loss.total_and_count(logits, labels)
-        items = torch.as_tensor(num_items_in_batch, device=total.device, dtype=total.dtype)
+        items = torch.as_tensor(num_items_in_batch, device=logits.device, dtype=torch.float32)
         if labels.dtype.is_floating_point:
             items = items / logits.shape[1]  # the Trainer counts every entry of a probability target
         if self.loss.weight is not None:
             self._refuse_parts(labels, items)
-            items = count
-        return (total / items.clamp(min=torch.finfo(items.dtype).tiny)).to(checks.result_dtype(logits))
+            return self.loss(logits, labels)
+        return self.loss.mean_over(logits, labels, items)
 
     def _refuse_parts(self, labels: Tensor, items: Tensor) -> None:
         rows = len(labels) if labels.dtype.is_floating_point else (labels != self.loss.ignore_index).sum()

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from labo.errors import unknown
+from typing import TYPE_CHECKING, Any
 
-IMPLEMENTATIONS = ("reference",)
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from labo import checks
+from labo.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from labo.kernels.autograd import Solve
+
+IMPLEMENTATIONS = ("reference", "blocked")
 
 
 def implementations() -> tuple[str, ...]:
@@ -17,14 +27,41 @@ def implementations() -> tuple[str, ...]:
     return IMPLEMENTATIONS
 
 
-def choose(impl: str) -> str:
-    """The implementation that `impl` stands for ("auto" takes the best one here).
+def check(impl: str) -> None:
+    """Refuse a name that no implementation has."""
+    if impl != "auto" and impl not in IMPLEMENTATIONS:
+        raise unknown("impl", impl, ("auto", *IMPLEMENTATIONS))
+
+
+def choose(impl: str, logits: Tensor, **options: Any) -> Solve | None:
+    """The fused implementation to take for these logits and options; None for the reference.
+
+    "auto" takes the fastest that can do what is asked. The reference alone gives gradients in alpha, beta and the
+    prior, and runs under torch.func, forward-mode differentiation and torch.compile.
 
     Raises:
-        ValueError: nothing has this name.
+        ValueError: `impl` cannot do what is asked; the message names what it is.
     """
-    if impl == "auto":
-        return "reference"
-    if impl not in IMPLEMENTATIONS:
-        raise unknown("impl", impl, ("auto", *IMPLEMENTATIONS))
-    return impl
+    if impl == "reference":
+        return None
+    from labo.kernels import blocked
+
+    obstacle = _obstacle(logits, options)
+    if obstacle and impl != "auto":
+        raise UserError(f"impl='{impl}' {obstacle}; take impl='reference'.")
+    return None if obstacle else blocked.solve
+
+
+def _obstacle(logits: Tensor, options: dict[str, Any]) -> str:
+    """Why the fused implementation for the CPU cannot be taken; empty if it can."""
+    if logits.device.type != "cpu":
+        return f"runs on CPU tensors, but the logits are on {logits.device}"
+    if torch.compiler.is_compiling() or checks.traced(logits):
+        return "cannot be traced"
+    if forward_ad.unpack_dual(logits).tangent is not None:
+        return "has no forward-mode derivative"
+    if torch.is_grad_enabled():
+        for name, option in options.items():
+            if isinstance(option, Tensor) and option.requires_grad:
+                return f"gives no gradient in `{name}`"
+    return ""

@@ -42,13 +42,26 @@ def row_losses(
     return mix(data, term if mass is None else term * mass, alpha)
 
 
+def working_dtype(logits: Tensor) -> torch.dtype:
+    """The precision that sums are made in: float64 for float64 logits, else float32."""
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
 def data_term(rows: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """CE(target, p) of each row, and the weighted mass of a probability target (None for class indices)."""
     log_p = log_belief(rows)
     if target.dim() == 1:
         return -log_p.gather(-1, target.unsqueeze(-1)).squeeze(-1), None
-    mass = target.to(rows.dtype) if weight is None else target.to(rows.dtype) * weight.to(rows.dtype)
+    mass = target_mass(rows, target, weight)
     return cross_entropy(mass, log_p), mass.sum(-1)
+
+
+def target_mass(rows: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+    """The weighted target of each row as (N, C): one-hot for class indices (which `weight` does not touch)."""
+    if target.dim() == 1:
+        return torch.zeros_like(rows).scatter_(-1, target.unsqueeze(-1), 1.0)
+    mass = target.to(rows.dtype)
+    return mass if weight is None else mass * weight.to(rows.dtype)
 
 
 def log_belief(rows: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from labo import checks, functional, inner
 from labo.errors import UserError
 from labo.kernels import reference
+from labo.kernels.options import Options
 from labo.reduction import Rows
 
 # What training can give a regularizer, and how a user of a plain loop gives it.
@@ -55,6 +56,10 @@ class Regularizer(nn.Module, ABC):
     @abstractmethod
     def losses(self, rows: Rows) -> Tensor:
         """The loss of each row, (N,), in float32 (float64 for float64 logits); probability targets included."""
+
+    def as_labo(self, rows: Rows) -> Options | None:
+        """The options with which this member's loss is LABO's, which has fused kernels; None where it is not."""
+        return None
 
     def labels(self, rows: Rows) -> Tensor | None:
         """The label distribution (N, C) that this member trains towards beside the target; None where it has none."""

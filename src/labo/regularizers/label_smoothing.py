@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from labo import inner
+from labo import functional, inner
 from labo.errors import UserError, unknown
 from labo.kernels import reference
+from labo.kernels.options import Options
 from labo.reduction import Rows
 from labo.regularizers.base import SoftLabelRegularizer
 
@@ -58,6 +60,10 @@ class LabelSmoothing(SoftLabelRegularizer):
             raise UserError("Expected argument `padding_index` with convention='joeynmt', and only there.")
         self.convention = convention
         self.padding_index = padding_index
+
+    def as_labo(self, rows: Rows) -> Options | None:
+        """LABO at infinite beta, in PyTorch's convention."""
+        return functional.row_options(rows, self.strength, math.inf, None) if self.convention == "torch" else None
 
     def labels(self, rows: Rows) -> Tensor:
         """The constant labels (N, C): over all classes, or over all but the gold (and the padding) one."""

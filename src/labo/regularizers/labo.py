@@ -10,6 +10,7 @@ from torch import Tensor
 
 from labo import functional, inner
 from labo.errors import unknown
+from labo.kernels.options import Options
 from labo.reduction import Rows
 from labo.regularizers.base import Regularizer, counts_to_prior
 
@@ -80,10 +81,14 @@ class LABO(Regularizer):
         if class_counts is not None:
             self.prior = counts_to_prior(class_counts)
 
+    def as_labo(self, rows: Rows) -> Options:
+        """Itself."""
+        self.require()
+        return functional.row_options(rows, self.alpha, self.beta, self.prior, self.value)
+
     def losses(self, rows: Rows) -> Tensor:
         """See `Regularizer.losses`."""
-        self.require()
-        return functional.labo_losses(rows, self.alpha, self.beta, self.prior, self.value)
+        return functional.labo_losses(rows, self.as_labo(rows))
 
     def labels(self, rows: Rows) -> Tensor:
         """The optimal label q* of each row, (N, C)."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
+from labo import functional
+from labo.kernels.options import Options
 from labo.reduction import Rows
 from labo.regularizers.base import Regularizer, data_losses
 
@@ -13,6 +17,10 @@ class NoRegularizer(Regularizer):
 
     name = "none"
     summary = "plain cross-entropy"
+
+    def as_labo(self, rows: Rows) -> Options:
+        """LABO of strength 0."""
+        return functional.row_options(rows, 0.0, math.inf, None)
 
     def losses(self, rows: Rows) -> Tensor:
         """See `Regularizer.losses`."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from labo import checks, inner
+from labo import checks, functional, inner
+from labo.kernels.options import Options
 from labo.reduction import Rows
 from labo.regularizers.base import SoftLabelRegularizer, counts_to_prior
 
@@ -58,12 +60,21 @@ class UnigramSmoothing(SoftLabelRegularizer):
         if class_counts is not None:
             self.prior = counts_to_prior(class_counts, self.temperature)
 
+    def as_labo(self, rows: Rows) -> Options:
+        """LABO at infinite beta with the frequencies as prior."""
+        self.require()
+        return functional.row_options(rows, self.strength, math.inf, self._of(rows))
+
     def labels(self, rows: Rows) -> Tensor:
         """The class frequencies, (N, C)."""
         self.require()
         logits = inner.working(rows.logits)
-        checks.probabilities("class_counts", self.prior, logits.shape[-1])
-        return torch.as_tensor(self.prior).to(logits).expand(logits.shape)
+        return self._of(rows).to(logits.dtype).expand(logits.shape)
+
+    def _of(self, rows: Rows) -> Tensor:
+        """The prior beside the logits, if it is of their classes."""
+        checks.probabilities("class_counts", self.prior, rows.raw.shape[-1])
+        return torch.as_tensor(self.prior, device=rows.raw.device)
 
     def options(self) -> dict[str, Any]:
         """See `Regularizer.options`."""

@@ -1,0 +1,35 @@
+"""What the loss of rows is taken with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Options:
+    """`alpha` and `beta` floats, () or (N,); `prior` None, (C,) or (N, C).
+
+    `weight` is the (C,) class weights where they weigh classes inside a row, that is with probability targets; `value`
+    is "inner" or "plugin".
+    """
+
+    alpha: float | Tensor
+    beta: float | Tensor
+    prior: Tensor | None = None
+    weight: Tensor | None = None
+    value: str = "inner"
+
+    def named(self) -> dict[str, Any]:
+        """As keyword arguments."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def of(self, at: slice) -> Options:
+        """The options of the rows `at`."""
+        alpha, beta = (
+            value[at] if isinstance(value, Tensor) and value.dim() else value for value in (self.alpha, self.beta)
+        )
+        prior = self.prior[at] if self.prior is not None and self.prior.dim() == 2 else self.prior
+        return Options(alpha, beta, prior, self.weight, self.value)
