@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
@@ -12,6 +10,8 @@ from torch.utils.checkpoint import checkpoint
 from labo import checks, kernels
 from labo import reduction as _reduction
 from labo.kernels import autograd, reference
+from labo.kernels import linear as fused
+from labo.kernels.linear import Head
 from labo.kernels.options import Options
 from labo.reduction import Rows
 
@@ -121,19 +121,18 @@ def linear_labo_cross_entropy(
     # A view of the right shape lets one check serve both forms; it holds no memory.
     shape = (*input.shape[:-1], linear_weight.shape[0])
     rows = _reduction.as_rows(input.new_empty(()).expand(shape), target, weight, ignore_index, class_dim=-1)
-    alpha, beta = rows.per_row("alpha", alpha), rows.per_row("beta", beta)
-    prior = rows.distribution("prior", prior)
-    step = max(1, CHUNK_ELEMENTS // max(1, linear_weight.shape[0]))
-    parts = []
-    for start in range(0, hidden.shape[0], step):
-        at = slice(start, start + step)
-        options = [_cut(alpha, at, 1), _cut(beta, at, 1), _cut(prior, at, 2)]
-        weight_inside = weight if rows.has_probabilities else None
-        kept = None if rows.kept is None else rows.kept[at]
-        args = hidden[at], (linear_weight, linear_bias), (rows.target[at], kept, *options, weight_inside, value)
-        parts.append(_chunk(*args) if _keeps_graph(input) else checkpoint(_chunk, *args, use_reentrant=False))
-    losses = torch.cat(parts) if parts else (hidden.sum() * 0.0).expand(0)
-    return _reduction.reduce(losses, rows, reduction, checks.result_dtype(input))
+    options = row_options(rows, alpha, beta, prior, value)
+    dtype = checks.result_dtype(input)
+    solve = kernels.choose(impl, input, linear_weight, alpha=alpha, beta=beta, prior=prior)
+    if solve is None:
+        return _reduction.reduce(_chunked(hidden, (linear_weight, linear_bias), rows, options), rows, reduction, dtype)
+    hidden, head = _under_autocast(hidden, linear_weight, linear_bias)
+    shares = _reduction.shares(rows, reference.working_dtype(hidden))
+    if reduction == "none":
+        return fused.rows(solve, hidden, head, rows.target, shares, options).reshape(rows.shape).to(dtype)
+    if reduction == "mean":
+        shares = _reduction.mean(shares, shares.sum())
+    return fused.total(solve, hidden, head, rows.target, shares, options).to(dtype)
 
 
 def label_regularized_cross_entropy(
@@ -226,17 +225,33 @@ def reduced(
     return autograd.total(solve, rows.raw, rows.target, shares, options).to(dtype)
 
 
-def _chunk(hidden: Tensor, head: tuple[Tensor, Tensor | None], batch: tuple[Any, ...]) -> Tensor:
-    target, kept, alpha, beta, prior, weight, value = batch
+def _under_autocast(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Head]:
+    """The layer in the precision that autocast would run it in."""
+    kind = hidden.device.type
+    if not torch.is_autocast_enabled(kind):
+        return hidden, Head(weight, bias)
+    dtype = torch.get_autocast_dtype(kind)
+    return hidden.to(dtype), Head(weight.to(dtype), None if bias is None else bias.to(dtype))
+
+
+def _chunked(hidden: Tensor, head: tuple[Tensor, Tensor | None], rows: Rows, options: Options) -> Tensor:
+    """The row losses (N,) by the reference implementation, whose logits are made again in the backward pass."""
+    step = max(1, CHUNK_ELEMENTS // max(1, head[0].shape[0]))
+    parts = []
+    for start in range(0, hidden.shape[0], step):
+        at = slice(start, start + step)
+        kept = None if rows.kept is None else rows.kept[at]
+        args = hidden[at], head, rows.target[at], kept, options.of(at)
+        parts.append(_chunk(*args) if _keeps_graph(hidden) else checkpoint(_chunk, *args, use_reentrant=False))
+    return torch.cat(parts) if parts else (hidden.sum() * 0.0).expand(0)
+
+
+def _chunk(
+    hidden: Tensor, head: tuple[Tensor, Tensor | None], target: Tensor, kept: Tensor | None, options: Options
+) -> Tensor:
     if kept is not None:
         hidden = torch.where(kept.unsqueeze(-1), hidden, 0.0)
-    logits = linear(hidden, *head)
-    return reference.row_losses(logits, target, alpha=alpha, beta=beta, prior=prior, weight=weight, value=value)
-
-
-def _cut(value: Any, at: slice, dims: int) -> Any:
-    """The rows `at` of an option that has them (its dimension is then `dims`)."""
-    return value[at] if isinstance(value, Tensor) and value.dim() == dims else value
+    return reference.row_losses(linear(hidden, *head), target, **options.named())
 
 
 def _keeps_graph(tensor: Tensor) -> bool:

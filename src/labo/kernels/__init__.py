@@ -33,8 +33,8 @@ def check(impl: str) -> None:
         raise unknown("impl", impl, ("auto", *IMPLEMENTATIONS))
 
 
-def choose(impl: str, logits: Tensor, **options: Any) -> Solve | None:
-    """The fused implementation to take for these logits and options; None for the reference.
+def choose(impl: str, *inputs: Tensor, **options: Any) -> Solve | None:
+    """The fused implementation to take for these inputs (the logits, or a layer) and options; None for the reference.
 
     "auto" takes the fastest that can do what is asked. The reference alone gives gradients in alpha, beta and the
     prior, and runs under torch.func, forward-mode differentiation and torch.compile.
@@ -46,20 +46,21 @@ def choose(impl: str, logits: Tensor, **options: Any) -> Solve | None:
         return None
     from labo.kernels import blocked
 
-    obstacle = _obstacle(logits, options)
+    obstacle = _obstacle(inputs, options)
     if obstacle and impl != "auto":
         raise UserError(f"impl='{impl}' {obstacle}; take impl='reference'.")
     return None if obstacle else blocked.solve
 
 
-def _obstacle(logits: Tensor, options: dict[str, Any]) -> str:
+def _obstacle(inputs: tuple[Tensor, ...], options: dict[str, Any]) -> str:
     """Why the fused implementation for the CPU cannot be taken; empty if it can."""
-    if logits.device.type != "cpu":
-        return f"runs on CPU tensors, but the logits are on {logits.device}"
-    if torch.compiler.is_compiling() or checks.traced(logits):
+    if torch.compiler.is_compiling() or checks.transformed() or checks.traced(*inputs):
         return "cannot be traced"
-    if forward_ad.unpack_dual(logits).tangent is not None:
-        return "has no forward-mode derivative"
+    for tensor in inputs:
+        if tensor.device.type != "cpu":
+            return f"runs on CPU tensors, but got some on {tensor.device}"
+        if forward_ad.unpack_dual(tensor).tangent is not None:
+            return "has no forward-mode derivative"
     if torch.is_grad_enabled():
         for name, option in options.items():
             if isinstance(option, Tensor) and option.requires_grad:

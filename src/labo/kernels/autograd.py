@@ -72,8 +72,12 @@ class _Rows(torch.autograd.Function):
 
 def _again(logits: Tensor, target: Tensor, shares: Tensor, grad: Tensor, options: Options) -> Tensor:
     """The gradient by the reference implementation, differentiable in the logits and in `grad`."""
+    (gradient,) = torch.autograd.grad(weighed(logits, target, shares, grad, options), logits, create_graph=True)
+    return gradient
+
+
+def weighed(logits: Tensor, target: Tensor, shares: Tensor, grad: Tensor, options: Options) -> Tensor:
+    """The sum of the row losses times shares and `grad`, by the reference implementation; rows of share 0 left out."""
     clean = torch.where((shares != 0).unsqueeze(-1), logits, 0.0)
     losses = reference.row_losses(clean, target, **options.named())
-    total = torch.where(shares == 0, 0.0, shares * grad.to(losses.dtype) * losses).sum()
-    (gradient,) = torch.autograd.grad(total, logits, create_graph=True)
-    return gradient
+    return torch.where(shares == 0, 0.0, shares * grad.to(losses.dtype) * losses).sum()

@@ -37,16 +37,18 @@ def suits(options: Options) -> bool:
 
 
 def solve(
-    logits: Tensor, target: Tensor, shares: Tensor, options: Options, *, gradient: bool
+    logits: Tensor, target: Tensor, shares: Tensor, options: Options, *, gradient: bool, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """The losses of rows, times their shares, and the gradient of their sum.
 
     Args:
-        logits: (N, C), any floating dtype and strides; never written to. Rows of share 0 may hold anything.
+        logits: (N, C), any floating dtype and strides; not written to unless they are `out`. Rows of share 0 may hold
+            anything.
         target: (N,) class indices, valid everywhere, or (N, C) probabilities.
         shares: (N,) in working precision: what the loss of each row counts.
         options: alpha, beta, prior, class weights (inside rows with probability targets), value.
         gradient: whether it is wanted.
+        out: where to write it, of the logits' shape and dtype; may be the logits themselves.
 
     Returns:
         (N,) in working precision, and None or (N, C) of the logits' dtype.
@@ -54,7 +56,10 @@ def solve(
     rows, classes = logits.shape
     work = reference.working_dtype(logits)
     losses = torch.empty(rows, dtype=work)
-    out = torch.empty(rows, classes, dtype=logits.dtype) if gradient else None
+    if not gradient:
+        out = None
+    elif out is None:
+        out = torch.empty(rows, classes, dtype=logits.dtype)
     step = max(1, BLOCK_BYTES // max(1, classes * work.itemsize))
     swept = target.dim() == 1 and suits(options)
     scratch = _Scratch(min(step, rows), classes, work, own=out is None or logits.dtype != work)

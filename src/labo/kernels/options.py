@@ -26,8 +26,8 @@ class Options:
         """As keyword arguments."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
-    def of(self, at: slice) -> Options:
-        """The options of the rows `at`."""
+    def of(self, at: slice | Tensor) -> Options:
+        """The options of the rows `at`, a slice or indices."""
         alpha, beta = (
             value[at] if isinstance(value, Tensor) and value.dim() else value for value in (self.alpha, self.beta)
         )

@@ -1,0 +1,178 @@
+"""The fused last layer: the loss and gradients of the product, without the product."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+import labo
+from labo import labo_cross_entropy, linear_labo_cross_entropy
+from labo.kernels import blocked, linear
+
+CLASSES, WIDTH = 9, 5
+
+
+def layer(rows: int = 14, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, ...]:
+    """(hidden, weight, bias, target), a fifth of the rows ignored."""
+    draw = torch.Generator().manual_seed(0)
+    shapes = ((rows, WIDTH), (CLASSES, WIDTH), (CLASSES,))
+    tensors = [torch.randn(shape, generator=draw, dtype=torch.float64).to(dtype).requires_grad_() for shape in shapes]
+    target = torch.randint(CLASSES, (rows,), generator=draw)
+    target[::5] = -100
+    return (*tensors, target)
+
+
+@pytest.fixture(params=[10**9, 3 * 8 * CLASSES, 1], ids=["one chunk", "three rows", "a row"])
+def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All sizes of chunks."""
+    monkeypatch.setattr(linear, "CHUNK_BYTES", request.param)
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {"beta": 2.0},
+    {"beta": math.inf, "reduction": "sum"},
+    {"beta": 0.5, "alpha": 0.9, "reduction": "none"},
+    {"alpha": 0.0},
+    {"weight": torch.rand(CLASSES, dtype=torch.float64, generator=torch.Generator().manual_seed(2))},
+    {"alpha": torch.linspace(0, 1, 14, dtype=torch.float64), "beta": torch.linspace(0.5, 20, 14, dtype=torch.float64)},
+]
+
+
+@pytest.mark.usefixtures("chunks")
+@pytest.mark.parametrize("options", OPTIONS, ids=[str(i) for i in range(len(OPTIONS))])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_it_is_the_loss_of_the_product(options, with_bias):
+    hidden, weight, bias, target = layer()
+    leaves = (hidden, weight, bias) if with_bias else (hidden, weight)
+    product = hidden @ weight.T + (bias if with_bias else 0)
+    expected = labo_cross_entropy(product, target, impl="reference", **options)
+    head_bias = bias if with_bias else None
+    found = linear_labo_cross_entropy(hidden, weight, target, linear_bias=head_bias, impl="blocked", **options)
+    torch.testing.assert_close(found, expected)
+    upstream = torch.randn(found.shape, dtype=torch.float64)
+    theirs = torch.autograd.grad(expected, leaves, upstream)
+    for retain in (True, True, False):  # the second and the third time the gradients are made again
+        ours = torch.autograd.grad(found, leaves, upstream, retain_graph=retain)
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_derivatives(reduction):
+    hidden, weight, bias, target = layer(4)
+
+    def function(*leaves: torch.Tensor) -> torch.Tensor:
+        h, w, b = leaves
+        return linear_labo_cross_entropy(h, w, target, linear_bias=b, alpha=0.4, reduction=reduction, impl="blocked")
+
+    assert torch.autograd.gradcheck(function, (hidden, weight, bias))
+    assert torch.autograd.gradgradcheck(function, (hidden, weight, bias))
+
+
+@pytest.mark.parametrize("frozen", ["hidden", "weight", "bias"])
+def test_what_is_frozen_gets_nothing_computed(frozen, monkeypatch):
+    tensors = dict(zip(("hidden", "weight", "bias", "target"), layer(), strict=True))
+    tensors[frozen] = tensors[frozen].detach()
+    seen: list[list[bool]] = []
+    add = linear._Made.add
+
+    def watched(self: Any, *arguments: Any) -> None:
+        seen.append([value is not None for value in (self.hidden, self.weight, self.bias)])
+        add(self, *arguments)
+
+    monkeypatch.setattr(linear._Made, "add", watched)
+    hidden, weight, bias, target = tensors.values()
+    linear_labo_cross_entropy(hidden, weight, target, linear_bias=bias).backward()
+    assert seen == [[name != frozen for name in ("hidden", "weight", "bias")]]
+    assert tensors[frozen].grad is None
+
+
+def test_the_gradient_is_not_made_where_nothing_needs_it(monkeypatch):
+    hidden, weight, bias, target = layer()
+    asked = []
+    solve = blocked.solve
+    monkeypatch.setattr(blocked, "solve", lambda *a, **k: asked.append(k["gradient"]) or solve(*a, **k))
+    with torch.no_grad():
+        linear_labo_cross_entropy(hidden, weight, target, linear_bias=bias)
+    assert asked == [False]
+
+
+def test_a_tied_weight_gets_both_gradients():
+    _, weight, _, target = layer()
+    index = torch.arange(14) % CLASSES
+
+    def tied(impl: str) -> torch.Tensor:
+        return linear_labo_cross_entropy(weight[index], weight, target, impl=impl)
+
+    ours, theirs = (torch.autograd.grad(tied(impl), weight)[0] for impl in ("blocked", "reference"))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_ignored_rows_are_dropped_before_the_product(monkeypatch):
+    hidden, weight, _, target = layer()
+    with torch.no_grad():
+        hidden[::5] = math.nan
+    rows = []
+    solve = blocked.solve
+    monkeypatch.setattr(blocked, "solve", lambda logits, *a, **k: rows.append(len(logits)) or solve(logits, *a, **k))
+    linear_labo_cross_entropy(hidden, weight, target).backward()
+    assert rows == [11]
+    assert hidden.grad is not None
+    assert not hidden.grad[::5].any()
+    assert weight.grad is not None
+    assert weight.grad.isfinite().all()
+
+
+def test_nothing_kept_and_nothing_at_all():
+    hidden, weight, _, _ = layer()
+    for h, target in ((hidden, torch.full((14,), -100)), (hidden[:0], torch.empty(0, dtype=torch.long))):
+        loss = linear_labo_cross_entropy(h, weight, target)
+        assert loss.item() == 0
+        assert not any(gradient.any() for gradient in torch.autograd.grad(loss, (hidden, weight)))
+
+
+def test_probability_targets():
+    hidden, weight, bias, _ = layer()
+    target = torch.rand(14, CLASSES, dtype=torch.float64).softmax(-1)
+    for reduction in ("mean", "none"):
+        options: dict[str, Any] = {"alpha": 0.3, "reduction": reduction}
+        found = linear_labo_cross_entropy(hidden, weight, target, linear_bias=bias, impl="blocked", **options)
+        torch.testing.assert_close(found, labo_cross_entropy(hidden @ weight.T + bias, target, **options))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_gradient_of_the_weight_is_summed_in_float32(dtype):
+    draw = torch.Generator().manual_seed(0)
+    hidden = torch.randn(4096, 8, generator=draw).to(dtype)
+    weight = torch.randn(16, 8, generator=draw).to(dtype).requires_grad_()
+    target = torch.randint(16, (4096,), generator=draw)
+    options: dict[str, Any] = {"alpha": 0.2, "reduction": "sum"}
+    truth = torch.autograd.grad(labo_cross_entropy(hidden.double() @ weight.double().T, target, **options), weight)[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linear, "CHUNK_BYTES", 16 * 16 * dtype.itemsize)  # 256 chunks
+        found = torch.autograd.grad(linear_labo_cross_entropy(hidden, weight, target, **options), weight)[0]
+    assert found.dtype == dtype
+    scale = truth.double().abs().max()
+    assert (found.double() - truth.double()).abs().max() <= (2e-2 if dtype == torch.bfloat16 else 1e-5) * scale
+
+
+def test_autocast_runs_the_layer_as_autocast_would():
+    hidden, weight, bias, target = layer(dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, expected = (
+            linear_labo_cross_entropy(hidden, weight, target, linear_bias=bias, impl=impl)
+            for impl in ("blocked", "reference")
+        )
+    assert found.dtype == expected.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
+    found.backward()
+    assert weight.grad is not None
+    assert weight.grad.dtype == torch.float32
+
+
+def test_the_module_is_the_function():
+    hidden, weight, bias, target = layer()
+    found = labo.LinearLABOLoss(alpha=0.3, beta=3.0)(hidden, weight, target, bias)
+    torch.testing.assert_close(found, labo_cross_entropy(hidden @ weight.T + bias, target, alpha=0.3, beta=3.0))
