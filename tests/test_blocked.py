@@ -37,16 +37,20 @@ OPTIONS: list[dict[str, Any]] = [
 every = pytest.mark.parametrize("options", OPTIONS, ids=str)
 
 
-@pytest.fixture(params=[10**9, 7 * 8 * 5, 1], ids=["one block", "five rows", "a row"])
+@pytest.fixture(params=[10**9, 7 * 8 * 5, 1, None], ids=["one block", "five rows", "a row", "at once"])
 def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All sizes of blocks, the last one not full among them."""
-    monkeypatch.setattr(blocked, "BLOCK_BYTES", request.param)
+    """All sizes of blocks, the last one not full among them, and small batches at once."""
+    if request.param is not None:
+        monkeypatch.setattr(blocked, "BLOCK_BYTES", request.param)
+        monkeypatch.setattr(blocked, "SMALL", 0)
 
 
 @pytest.mark.usefixtures("blocks")
 @every
-def test_it_is_the_reference(options):
+@pytest.mark.parametrize("ignored", [True, False])
+def test_it_is_the_reference(options, ignored):
     logits, target = batch()
+    target = target if ignored else target.clamp(min=0)
     found, expected = (labo_cross_entropy(logits, target, impl=impl, **options) for impl in ("blocked", "reference"))
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     upstream = torch.randn(found.shape, dtype=torch.float64)
@@ -138,7 +142,9 @@ def test_transforms_go_to_the_reference_or_are_refused():
 
 @pytest.mark.parametrize("shape", [(252, 507), (1, 131_072), (4096, 3), (33, 1000)])
 @pytest.mark.parametrize("beta", [0.5, 2.0, 3.0, 4.0, math.inf])
-def test_no_less_accurate_than_the_reference(shape, beta):
+@pytest.mark.parametrize("small", [True, False])
+def test_no_less_accurate_than_the_reference(shape, beta, small, monkeypatch):
+    monkeypatch.setattr(blocked, "SMALL", 2**18 if small else 0)
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(shape, generator=generator) * 8
     target = torch.randint(shape[1], shape[:1], generator=generator)

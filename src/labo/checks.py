@@ -125,7 +125,7 @@ def class_indices(name: str, value: Tensor, classes: int, ignore_index: int) -> 
         return True
     if value.device.type == "cpu" and not 0 <= ignore_index < classes:
         low, high = value.aminmax()
-        if low >= 0 and high < classes:
+        if low.item() >= 0 and high.item() < classes:
             return False
     fits = (value >= 0) & (value < classes)
     fits = fits | (value == ignore_index)

@@ -127,11 +127,9 @@ def linear_labo_cross_entropy(
     if solve is None:
         return _reduction.reduce(_chunked(hidden, (linear_weight, linear_bias), rows, options), rows, reduction, dtype)
     hidden, head = _under_autocast(hidden, linear_weight, linear_bias)
-    shares = _reduction.shares(rows, reference.working_dtype(hidden))
+    shares = _reduction.final_shares(rows, reduction, reference.working_dtype(hidden))
     if reduction == "none":
         return fused.rows(solve, hidden, head, rows.target, shares, options).reshape(rows.shape).to(dtype)
-    if reduction == "mean":
-        shares = _reduction.mean(shares, shares.sum())
     return fused.total(solve, hidden, head, rows.target, shares, options).to(dtype)
 
 
@@ -217,11 +215,9 @@ def reduced(
         if count is not None:
             return _reduction.mean(_reduction.total_and_count(losses, rows)[0], count.to(losses)).to(dtype)
         return _reduction.reduce(losses, rows, reduction, dtype)
-    shares = _reduction.shares(rows, reference.working_dtype(rows.raw))
+    shares = _reduction.final_shares(rows, reduction, reference.working_dtype(rows.raw), count)
     if reduction == "none":
         return autograd.rows(solve, rows.raw, rows.target, shares, options).reshape(rows.shape).to(dtype)
-    if reduction == "mean":
-        shares = _reduction.mean(shares, shares.sum() if count is None else count.to(shares))
     return autograd.total(solve, rows.raw, rows.target, shares, options).to(dtype)
 
 

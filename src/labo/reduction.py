@@ -74,7 +74,7 @@ def as_rows(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: 
     checks.same_device("target", target, input)
     if weight is not None:
         _weight_fits(weight, classes, input)
-    logits = input.movedim(dim, -1).reshape(-1, classes)
+    logits = input if input.dim() == 2 and dim == 1 else input.movedim(dim, -1).reshape(-1, classes)
     if target.dtype.is_floating_point:
         checks.distribution("target", target, dim)
         return Rows(logits, target.movedim(dim, -1).reshape(-1, classes), None, weight, shape)
@@ -137,6 +137,17 @@ def reduce(losses: Tensor, rows: Rows, reduction: str, dtype: torch.dtype) -> Te
 def mean(total: Tensor, count: Tensor) -> Tensor:
     """The total over the count; 0 and connected to the graph where nothing counts."""
     return torch.where(count == 0, total * 0.0, total / torch.where(count == 0, 1.0, count))
+
+
+def final_shares(rows: Rows, reduction: str, dtype: torch.dtype, count: Tensor | None = None) -> Tensor:
+    """What each row's loss counts in the result, (N,): its share, over the denominator of a mean (`count` if given)."""
+    size = rows.raw.shape[0]
+    if reduction == "mean" and count is None and size and rows.kept is None and rows.weight is None:
+        return rows.raw.new_full((size,), 1 / size, dtype=dtype)  # the common case, in one operation
+    share = shares(rows, dtype)
+    if reduction != "mean":
+        return share
+    return mean(share, share.sum() if count is None else count.to(share))
 
 
 def shares(rows: Rows, dtype: torch.dtype) -> Tensor:

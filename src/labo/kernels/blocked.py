@@ -23,6 +23,9 @@ BLOCK_BYTES = 2**19
 _LOG2_E = 1 / math.log(2)
 # alpha * beta times the rounding of log-sum-exp is the error of the sweep's loss; above, the reference's form is taken.
 LARGEST_FACTOR = 8.0
+# A batch of so few logits is taken at once; its form loses digits where little is left of the target's own loss.
+SMALL = 2**15
+_LARGEST_STRENGTH = 0.8
 
 
 def suits(options: Options) -> bool:
@@ -55,6 +58,10 @@ def solve(
     """
     rows, classes = logits.shape
     work = reference.working_dtype(logits)
+    if out is None and logits.numel() <= SMALL and target.dim() == 1 and _is_plain(options):
+        found = _at_once(logits.to(work), target, shares, options, gradient)
+        if found is not None:
+            return found[0], None if found[1] is None else found[1].to(logits.dtype)
     losses = torch.empty(rows, dtype=work)
     if not gradient:
         out = None
@@ -63,7 +70,7 @@ def solve(
     step = max(1, BLOCK_BYTES // max(1, classes * work.itemsize))
     swept = target.dim() == 1 and suits(options)
     scratch = _Scratch(min(step, rows), classes, work, own=out is None or logits.dtype != work)
-    skipped = bool((shares == 0).any())
+    skipped = not bool(shares.all())
     for start in range(0, rows, step):
         at = slice(start, start + step)
         block = logits[at].to(work)
@@ -93,6 +100,48 @@ class _Scratch:
         buffer = into if self.buffer is None else self.buffer[:rows]
         assert buffer is not None
         return buffer, self.spare[:rows]
+
+
+def _is_plain(options: Options) -> bool:
+    """Whether `_at_once` is made for these options, and accurate with them."""
+    alpha, beta = options.alpha, options.beta
+    if isinstance(alpha, Tensor) or isinstance(beta, Tensor) or options.prior is not None or options.value != "inner":
+        return False
+    return alpha <= _LARGEST_STRENGTH and (beta == math.inf or alpha * beta <= LARGEST_FACTOR)
+
+
+def _at_once(
+    z: Tensor, target: Tensor, shares: Tensor, options: Options, gradient: bool
+) -> tuple[Tensor, Tensor | None] | None:
+    """What `solve` gives, for a small batch of finite logits, in few operations: each costs more than its work.
+
+    beta * log q_k - log p_k is the same for every class k, so the loss is beta * alpha * (log q_y + log C) - log p_y.
+    Returns None where a logit is not finite or a row counts nothing.
+    """
+    if not math.isfinite(z.sum().item()) or not shares.all().item():
+        return None
+    alpha, beta, classes = float(options.alpha), float(options.beta), z.shape[-1]
+    index = target.unsqueeze(-1)
+    log_p = z.log_softmax(-1)
+    losses = log_p.gather(-1, index)
+    log_q = None
+    if alpha and beta < math.inf:
+        log_q = (log_p / beta).log_softmax(-1)
+        losses = torch.sub(log_q.gather(-1, index).add_(math.log(classes)).mul_(alpha * beta), losses)
+    elif alpha:
+        losses = losses.mul_(alpha - 1).sub_(log_p.mean(-1, keepdim=True), alpha=alpha)
+    else:
+        losses = losses.neg_()
+    made = None
+    share = shares.unsqueeze(-1)
+    if gradient:
+        made = log_p.exp_()
+        if log_q is not None:
+            made.sub_(log_q.exp_(), alpha=alpha)
+        elif alpha:
+            made.sub_(alpha / classes)
+        made.scatter_(-1, index, alpha - 1, reduce="add").mul_(share)
+    return losses.mul_(share).squeeze(-1), made
 
 
 def _sweep(
