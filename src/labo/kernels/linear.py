@@ -75,6 +75,7 @@ def solve_linear(
         )
         if gradient is not None:
             made.add(part, chunk, gradient, head.weight)
+        del logits, gradient  # before the next chunk is made, not after
     return losses, made.of(head)
 
 

@@ -1,0 +1,1 @@
+"""Speed and memory of the losses, beside PyTorch's own: what is timed, and how."""

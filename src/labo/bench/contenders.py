@@ -1,0 +1,95 @@
+"""What is timed: this package's losses and the peers that are installed. A contender is a forward and a backward."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import labo
+
+ALPHA, BETA = 0.1, 2.0
+# Every ratio is to this one.
+YARDSTICK = "torch, smoothed"
+
+Step = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """N rows of V classes; D is the width of the last layer, 0 where logits are given."""
+
+    rows: int
+    classes: int
+    width: int = 0
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def logits_bytes(self) -> int:
+        """What the logits take."""
+        return self.rows * self.classes * self.dtype.itemsize
+
+
+def naive(logits: Tensor, target: Tensor) -> Tensor:
+    """LABO as one would write it down: q* detached, three softmaxes."""
+    label = (logits.detach().float() / BETA).softmax(-1)
+    log_p = logits.float().log_softmax(-1)
+    data = F.nll_loss(log_p, target)
+    return (1 - ALPHA) * data - ALPHA * (label * log_p).sum(-1).mean()
+
+
+def contenders(shape: Shape, *, compiled: bool = False) -> dict[str, Step]:
+    """Steps by name for a shape, the yardstick first."""
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randint(shape.classes, (shape.rows,), generator=generator)
+    if shape.width:
+        return _of_layer(shape, target, generator)
+    logits = torch.randn(shape.rows, shape.classes, generator=generator).to(shape.dtype).requires_grad_()
+    found: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        YARDSTICK: lambda z, y: F.cross_entropy(z, y, label_smoothing=ALPHA),
+        "torch": F.cross_entropy,
+        "labo": _labo(beta=BETA),
+        "labo, beta 3": _labo(beta=3.0),
+        "labo, smoothing": _labo(beta=math.inf),
+        "labo, reference": _labo(beta=BETA, impl="reference"),
+        "naive": naive,
+    }
+    if compiled:
+        found["naive, compiled"] = torch.compile(naive)
+    return {name: _step(loss, (logits,), target) for name, loss in found.items()}
+
+
+def _labo(**options: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda z, y: labo.labo_cross_entropy(z, y, alpha=ALPHA, **options)
+
+
+def _of_layer(shape: Shape, target: Tensor, generator: torch.Generator) -> dict[str, Step]:
+    hidden = torch.randn(shape.rows, shape.width, generator=generator).to(shape.dtype).requires_grad_()
+    scaled = torch.randn(shape.classes, shape.width, generator=generator) / math.sqrt(shape.width)
+    weight = scaled.to(shape.dtype).requires_grad_()
+    found: dict[str, Callable[..., Tensor]] = {
+        YARDSTICK: lambda h, w, y: F.cross_entropy(h @ w.T, y, label_smoothing=ALPHA),
+        "torch": lambda h, w, y: F.cross_entropy(h @ w.T, y),
+        "labo": lambda h, w, y: labo.linear_labo_cross_entropy(h, w, y, alpha=ALPHA, beta=BETA),
+        "labo, smoothing": lambda h, w, y: labo.linear_labo_cross_entropy(h, w, y, alpha=ALPHA, beta=math.inf),
+    }
+    fused = getattr(F, "linear_cross_entropy", None)
+    if fused is not None:
+        found["torch, linear_cross_entropy"] = fused
+    return {name: _step(loss, (hidden, weight), target) for name, loss in found.items()}
+
+
+def _step(loss: Callable[..., Tensor], leaves: tuple[Tensor, ...], target: Tensor) -> Step:
+    def step() -> None:
+        for leaf in leaves:
+            leaf.grad = None
+        loss(*leaves, target).backward()
+        for leaf in leaves:
+            leaf.grad = None
+
+    return step

@@ -1,0 +1,88 @@
+"""How it is timed: in alternation with the yardstick, as the median of ratios; memory as the peak of the process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import torch
+
+from labo.bench.contenders import YARDSTICK, Shape, Step, contenders
+
+# glibc's settings that keep freed memory: no page is taken from the system again while it is measured.
+STEADY = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
+LEAST_SECONDS = 0.002
+
+
+def rows(shape: Shape, *, rounds: int, compiled: bool = False) -> Iterator[dict[str, Any]]:
+    """One line per contender: milliseconds, ratio to the yardstick, its quartiles, memory and share of copy speed."""
+    found = contenders(shape, compiled=compiled)
+    copy = _copy(shape)
+    for name, step in found.items():
+        ours, ratios = _alternate(found[YARDSTICK], step, rounds)
+        low, _, high = quantiles(ratios, n=4)
+        yield {
+            "form": "linear" if shape.width else "logits",
+            "contender": name,
+            "rows": shape.rows,
+            "classes": shape.classes,
+            "width": shape.width,
+            "dtype": str(shape.dtype).removeprefix("torch."),
+            "milliseconds": round(ours * 1e3, 4),
+            "ratio": round(median(ratios), 3),
+            "ratio_low": round(low, 3),
+            "ratio_high": round(high, 3),
+            "memory": _memory(step, shape),
+            "copy_share": None if shape.width else round(copy / ours, 3),
+        }
+
+
+def _alternate(yardstick: Step, step: Step, rounds: int) -> tuple[float, list[float]]:
+    """(median seconds of a step, ratios of step to yardstick), one beside the other, in both orders."""
+    times = max(1, round(LEAST_SECONDS / max(1e-6, _seconds(yardstick, 1))))
+    _seconds(step, times)
+    ours, ratios = [], []
+    for index in range(rounds):
+        pair = [_seconds(each, times) for each in ((yardstick, step) if index % 2 else (step, yardstick))]
+        theirs, mine = pair if index % 2 else pair[::-1]
+        ours.append(mine)
+        ratios.append(mine / theirs)
+    return median(ours), ratios
+
+
+def _seconds(step: Callable[[], object], times: int) -> float:
+    began = time.perf_counter()
+    for _ in range(times):
+        step()
+    return (time.perf_counter() - began) / times
+
+
+def _copy(shape: Shape) -> float:
+    """Seconds of a copy of the logits: one read and one write, as the least that a loss and its gradient take."""
+    source, target = (torch.zeros(shape.rows, shape.classes, dtype=shape.dtype) for _ in range(2))
+    return median(_seconds(lambda: target.copy_(source), 1) for _ in range(7))
+
+
+def _memory(step: Step, shape: Shape) -> float | None:
+    """Peak memory beyond what lies there before, in multiples of the logits; None where the system does not tell.
+
+    Below 32 MiB of logits the allocator's own reserves are larger than what is measured.
+    """
+    if shape.logits_bytes < 2**25:
+        return None
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins again
+        before = _status("VmRSS")
+        step()
+        return round((_status("VmHWM") - before) / shape.logits_bytes, 3)
+    except (OSError, KeyError):
+        return None
+
+
+def _status(key: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    found = dict(line.split(":", 1) for line in lines)
+    return int(found[key].split()[0]) * 1024

@@ -1,0 +1,57 @@
+"""The bench runs, on shapes small enough that its times mean nothing."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+
+from labo.bench import measure
+from labo.bench.contenders import YARDSTICK, Shape, contenders
+from labo.cli import main
+
+
+def test_every_contender_trains_on_the_same_batch():
+    for shape in (Shape(6, 7), Shape(6, 7, 3), Shape(6, 7, 0, torch.bfloat16)):
+        found = contenders(shape)
+        assert next(iter(found)) == YARDSTICK
+        for step in found.values():
+            step()
+
+
+def test_memory_is_told_in_multiples_of_the_logits():
+    shape = Shape(1024, 16_384)  # 64 MiB
+    steps = contenders(shape)
+    ours, theirs = (measure._memory(steps[name], shape) for name in ("labo", "torch"))
+    if ours is None or theirs is None:
+        pytest.skip("this system does not tell a process's peak memory")
+    assert 0.9 < ours < 1.2  # the gradient, and blocks in the cache
+    assert theirs > 1.8
+
+
+def test_the_command_writes_a_line_a_measurement(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = ["bench", "--classes", "10", "--elements", "100", "--dtypes", "float32", "--rounds", "2"]
+    path = tmp_path / "deep" / "bench.csv"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "LEAST_SECONDS", 0.0)
+        patch.setattr("labo.cli.bench._shapes", lambda *_: [Shape(10, 10), Shape(10, 10, 4)])
+        assert main([*arguments, "--allocator", "stock", "--output", str(path)]) == 0
+    lines = list(csv.DictReader(path.read_text().splitlines()))
+    assert {"labo", "torch", YARDSTICK} <= {line["contender"] for line in lines}
+    assert all(float(line["ratio"]) > 0 and line["processor"] for line in lines)
+    assert "ratio" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--classes", "ten"], "--classes as whole numbers"),
+        (["--dtypes", "float31", "--allocator", "stock"], "nearest is 'float32'"),
+        (["--allocator", "jemalloc"], "Unknown allocator"),
+    ],
+)
+def test_bad_options_get_one_sentence(options: list[str], told: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["bench", "--elements", "100", *options]) == 2
+    assert told in capsys.readouterr().err
