@@ -32,6 +32,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"beta": 2.0, "prior": torch.tensor([0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.4], dtype=torch.float64)},
     {"beta": math.inf, "prior": torch.tensor([0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.4], dtype=torch.float64)},
     {"beta": 2.0, "prior": torch.tensor([0.5, 0.0, 0.1, 0.1, 0.1, 0.1, 0.1], dtype=torch.float64)},
+    {"beta": 2.0, "prior": torch.tensor([1e-60, 0.4, 0.1, 0.1, 0.1, 0.1, 0.2], dtype=torch.float64)},
     {"beta": 2.0, "value": "plugin"},
 ]
 every = pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -173,6 +174,21 @@ def test_every_special_case_has_the_kernel(name, monkeypatch):
     monkeypatch.setattr(blocked, "solve", lambda *a, **k: called.append(1) or solve(*a, **k))
     torch.testing.assert_close(criterion(logits, target), expected)
     assert called
+
+
+@pytest.mark.parametrize("options", [{"beta": 0.5}, {"beta": 2.0}, {"beta": 1e4}, {"beta": math.inf}, {"alpha": 0.0}])
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_masked_classes_are_as_the_reference_has_them(options, reduction):
+    inf = math.inf
+    logits = torch.tensor([[1, -inf, 0.5, 3], [-inf, 0, -inf, 2], [-inf] * 4, [0, 1, 2, -inf], [0, 1, 2, 3]])
+    logits, target = logits.double().requires_grad_(), torch.tensor([0, 1, 0, 3, 2])
+    found, expected = (
+        labo_cross_entropy(logits, target, reduction=reduction, impl=impl, **options)
+        for impl in ("blocked", "reference")
+    )
+    torch.testing.assert_close(found, expected)
+    ours, theirs = (torch.autograd.grad(loss.sum(), logits)[0] for loss in (found, expected))
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_smoothing_is_pytorchs():

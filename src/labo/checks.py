@@ -119,17 +119,19 @@ def _least(tensor: Tensor) -> str:
     return "NaN" if bool(tensor.isnan().any()) else f"{tensor.min().item():g}"
 
 
-def class_indices(name: str, value: Tensor, classes: int, ignore_index: int) -> bool:
+def class_indices(name: str, value: Tensor, classes: int, ignore_index: int | None) -> bool:
     """Refuse integer targets outside [0, classes) that are not `ignore_index`; whether some may be that."""
     if traced(value) or value.numel() == 0:
         return True
-    if value.device.type == "cpu" and not 0 <= ignore_index < classes:
+    if value.device.type == "cpu" and (ignore_index is None or not 0 <= ignore_index < classes):
         low, high = value.aminmax()
         if low.item() >= 0 and high.item() < classes:
             return False
     fits = (value >= 0) & (value < classes)
-    fits = fits | (value == ignore_index)
-    allowed = f"[0, {classes}) or ignore_index {ignore_index}"
+    allowed = f"[0, {classes})"
+    if ignore_index is not None:
+        fits = fits | (value == ignore_index)
+        allowed += f" or ignore_index {ignore_index}"
     came = "an index outside"
     if value.device.type == "cpu" and not bool(fits.all()):
         came = str(value[~fits][0].item())

@@ -26,12 +26,16 @@ LARGEST_FACTOR = 8.0
 # A batch of so few logits is taken at once; its form loses digits where little is left of the target's own loss.
 SMALL = 2**15
 _LARGEST_STRENGTH = 0.8
+# With less prior mass on the best class, sums that are measured from it could underflow.
+_LEAST_PRIOR = 1e-20
 
 
 def suits(options: Options) -> bool:
     """Whether the sweep is made for these options, and accurate with them."""
     prior = options.prior
-    if options.value != "inner" or (prior is not None and (prior.dim() == 2 or not bool((prior > 0).all()))):
+    if options.value != "inner" or (
+        prior is not None and (prior.dim() == 2 or not bool((prior >= _LEAST_PRIOR).all()))
+    ):
         return False
     if isinstance(options.beta, Tensor):
         return bool((options.beta * options.alpha <= LARGEST_FACTOR).all())
@@ -226,5 +230,7 @@ def _by_reference(z: Tensor, target: Tensor, share: Tensor, options: Options, in
         label = inner.labels_of_rows(z, beta, options.prior)
         total = mass.sum(-1, keepdim=True)
         gradient = total * inner.belief_of_rows(z) - (1 - strength) * mass - strength * total * label
-        into.copy_(share.unsqueeze(-1) * gradient)
+        # A row whose classes are all masked has no gradient, not even at its target.
+        counts = (share != 0).unsqueeze(-1) & (z != -math.inf).any(-1, keepdim=True)
+        into.copy_(torch.where(counts, share.unsqueeze(-1) * gradient, 0.0))
     return torch.where(share == 0, 0.0, share * losses)

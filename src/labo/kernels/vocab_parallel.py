@@ -234,8 +234,7 @@ def _as_rows(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index:
         checks.same_device("weight", weight, input)
     logits, shape, target = input.reshape(target.numel(), input.shape[-1]), target.shape, target.reshape(-1).long()
     kept = target != ignore_index
-    logits, target = torch.where(kept.unsqueeze(-1), logits, 0.0), torch.where(kept, target, 0)
-    return Rows(logits, target, kept, weight, shape)
+    return Rows(logits, torch.where(kept, target, 0), kept, weight, shape)
 
 
 def _prior_of_rows(rows: Rows, prior: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
