@@ -270,3 +270,51 @@ def test_a_missing_extra_is_named(labo: Run, monkeypatch: pytest.MonkeyPatch):
     status, _, err = labo("train", "--set", "model=linear")
     assert status == 2
     assert err == "labo: This command needs yaml, which the extra 'train' brings: pip install -e '.[train]'.\n"
+
+
+def test_every_trial_failed_is_status_1(labo: Run):
+    status, out, err = labo(
+        "compare", "--methods", "none,label_smoothing", "--seeds", 1, "--settings-per-method", 1, "--jobs", 1,
+        "--epochs", 2, "--set", "learning_rate=1e30",
+    )  # fmt: skip
+    assert status == 1
+    assert "Failed: digits, none, seed 0" in err
+    assert "has no finished trial" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("train --set prior=[1,2]", "10 classes"),
+        ("train --set prior=[0.1,0.1,0.1,0.1,0.1,0.1,0.1,0.1,0.1,0.3]", "`prior` to sum to 1"),
+        ("train --method :", "Cannot load the method ':'"),
+        ("train --method broken:Half", "Cannot load the method 'broken:Half'"),
+        ("train --method plain:Half", "option `strength` of 'plain:Half' to be keyword-only, with a default"),
+        ("train --method raising:Half --epochs 1", "broke: ZeroDivisionError: division by zero; the traceback is in"),
+        ("predict RUN in.csv --output in.csv", "a .csv file other than the input"),
+        ("predict RUN in.csv --output out.xlsx", "a .csv file other than the input"),
+        ("compare --output RUN", "holds a single run: name another --output"),
+    ],
+)
+def test_mistakes_of_ones_own_get_one_sentence(labo: Run, trained: Path, tmp_path: Path, arguments: str, told: str):
+    start = "from labo import regularizers\nclass Half(regularizers.SoftLabelRegularizer):\n    name = 'half'\n"
+    (tmp_path / "broken.py").write_text("class Half(")
+    (tmp_path / "plain.py").write_text(start + "    def __init__(self, strength):\n        pass\n")
+    (tmp_path / "raising.py").write_text(
+        start + "    def __init__(self, *, strength=0.1):\n        super().__init__(strength=strength)\n"
+        "    def labels(self, rows):\n        1 / 0\n"
+    )
+    status, _, err = labo(*arguments.replace("RUN", str(trained)).split())
+    assert status == 2
+    assert told in err
+    assert "Traceback" not in err
+
+
+def test_booleans_are_the_same_in_parquet_and_csv(labo: Run, tmp_path: Path):
+    frame = pd.DataFrame({"big": [True, False] * 30, "x": range(60), "kind": ["a", "b"] * 30})
+    frame.to_parquet(tmp_path / "things.parquet")
+    frame.drop(columns="kind").to_csv(tmp_path / "new.csv", index=False)
+    assert labo("train", "--data", "things.parquet", "--target", "kind", "--epochs", 1, "--output", "run")[0] == 0
+    status, out, err = labo("predict", "run", "new.csv")
+    assert status == 0, err
+    assert len(out.splitlines()) == 61

@@ -306,5 +306,5 @@ def test_data_that_changed_are_not_evaluated_as_if_they_had_not(tmp_path):
     with pytest.raises(UserError, match="have changed since it was trained"):
         runs.load(tmp_path / "run").evaluate("test")
     changed = dataclasses.replace(asked, data=made.fingerprint())
-    with pytest.raises(UserError, match="data was"):
+    with pytest.raises(UserError, match="the data have changed"):
         trials.run(changed, tmp_path / "run")

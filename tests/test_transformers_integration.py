@@ -248,3 +248,14 @@ def test_a_best_step_that_was_never_saved_changes_nothing(tmp_path):
         assert (folder / "model.safetensors").exists()
     best = trainer.state.best_model_checkpoint
     assert best is None or Path(best) in checkpoints(tmp_path)
+
+
+def test_a_causal_model_is_seen_to_predict_the_next_token(tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=11, n_positions=8, n_embd=8, n_layer=1, n_head=2))
+    tokens = torch.randint(0, 11, (2, 6))
+    trainer = LabelRegularizedTrainer(model=model, args=arguments(tmp_path), loss=loss("none"))
+    model.eval()
+    found = trainer.compute_loss(model, {"input_ids": tokens, "labels": tokens})
+    torch.testing.assert_close(found, model(input_ids=tokens, labels=tokens).loss)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 import truth
 from labo.kernels import reference
 from labo.kernels import triton as implementation
+from labo.kernels.options import Options
 from labo.kernels.triton import interpreted, refusal
 
 BETAS = (1e-3, 0.1, 0.5, 1.0, 2.0, 30.0, 1e4, 1e6, math.inf)
@@ -27,10 +29,9 @@ def solve():
 
     def call(logits, target, shares=None, *, alpha, beta, prior=None, gradient=True):
         shares = torch.ones(len(logits)) if shares is None else shares
-        options = {"alpha": alpha, "beta": beta, "prior": prior}
-        options = {k: v.to(DEVICE) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+        given: Any = (v.to(DEVICE) if isinstance(v, torch.Tensor) else v for v in (alpha, beta, prior))
         losses, grad = implementation.solve(
-            logits.to(DEVICE), target.to(DEVICE), shares.to(DEVICE), **options, gradient=gradient
+            logits.to(DEVICE), target.to(DEVICE), shares.to(DEVICE), Options(*given), gradient=gradient
         )
         return losses.cpu(), None if grad is None else grad.cpu()
 
@@ -307,16 +308,14 @@ def test_refuses_what_it_cannot_do(solve, monkeypatch):
     monkeypatch.setattr(implementation, "interpreted", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(ValueError, match="`logits` on a CUDA device, but got cpu"):
-        implementation.solve(z, y, torch.ones(1), alpha=0.1, beta=2.0, prior=None, gradient=True)
+        implementation.solve(z, y, torch.ones(1), Options(0.1, 2.0), gradient=True)
 
 
 def test_says_why_a_machine_cannot_run_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert refusal() == "the package `triton` is not installed"
     with pytest.raises(ValueError, match="the package `triton` is not installed"):
-        implementation.solve(
-            torch.zeros(1, 3), torch.tensor([0]), torch.ones(1), alpha=0.1, beta=2.0, prior=None, gradient=False
-        )
+        implementation.solve(torch.zeros(1, 3), torch.tensor([0]), torch.ones(1), Options(0.1, 2.0), gradient=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("TRITON_INTERPRET", "0")

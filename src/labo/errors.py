@@ -18,6 +18,6 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
         Unknown method 'lab'; the nearest is 'labo'. Known methods: labo, none.
     """
     names = sorted(known)
-    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
     hint = f"; the nearest is '{near[0]}'" if near else ""
     return UserError(f"Unknown {kind} '{name}'{hint}. Known {kind}s: {', '.join(names)}.")

@@ -123,14 +123,14 @@ def linear_labo_cross_entropy(
     rows = _reduction.as_rows(input.new_empty(()).expand(shape), target, weight, ignore_index, class_dim=-1)
     options = row_options(rows, alpha, beta, prior, value)
     dtype = checks.result_dtype(input)
-    solve = kernels.choose(impl, input, linear_weight, alpha=alpha, beta=beta, prior=prior)
+    solve = kernels.choose(impl, (input, linear_weight), rows.target, options)
     if solve is None:
         return _reduction.reduce(_chunked(hidden, (linear_weight, linear_bias), rows, options), rows, reduction, dtype)
     hidden, head = _under_autocast(hidden, linear_weight, linear_bias)
     shares = _reduction.final_shares(rows, reduction, reference.working_dtype(hidden))
     if reduction == "none":
-        return fused.rows(solve, hidden, head, rows.target, shares, options).reshape(rows.shape).to(dtype)
-    return fused.total(solve, hidden, head, rows.target, shares, options).to(dtype)
+        return fused.rows(solve, hidden, head, rows.target, shares, options.normalised()).reshape(rows.shape).to(dtype)
+    return fused.total(solve, hidden, head, rows.target, shares, options.normalised()).to(dtype)
 
 
 def label_regularized_cross_entropy(
@@ -188,7 +188,7 @@ def soft_label_losses(rows: Rows, labels: Tensor, alpha: float | Tensor) -> Tens
 def row_options(
     rows: Rows, alpha: float | Tensor, beta: float | Tensor, prior: Tensor | None, value: str = "inner"
 ) -> Options:
-    """The options of the loss beside rows: what broadcasts over the rows as (N,), a prior normalised in float64."""
+    """The options of the loss beside rows: what broadcasts over the rows as (N,)."""
     prior = rows.distribution("prior", prior)
     weight = rows.weight if rows.has_probabilities else None
     return Options(rows.per_row("alpha", alpha), rows.per_row("beta", beta), prior, weight, value)
@@ -209,7 +209,7 @@ def reduced(
     count: Tensor | None = None,
 ) -> Tensor:
     """The loss of `rows`, by the implementation that `impl` names; `count` replaces what "mean" divides by."""
-    solve = kernels.choose(impl, rows.raw, alpha=options.alpha, beta=options.beta, prior=options.prior)
+    solve = kernels.choose(impl, (rows.raw,), rows.target, options)
     if solve is None:
         losses = labo_losses(rows, options)
         if count is not None:
@@ -217,8 +217,8 @@ def reduced(
         return _reduction.reduce(losses, rows, reduction, dtype)
     shares = _reduction.final_shares(rows, reduction, reference.working_dtype(rows.raw), count)
     if reduction == "none":
-        return autograd.rows(solve, rows.raw, rows.target, shares, options).reshape(rows.shape).to(dtype)
-    return autograd.total(solve, rows.raw, rows.target, shares, options).to(dtype)
+        return autograd.rows(solve, rows.raw, rows.target, shares, options.normalised()).reshape(rows.shape).to(dtype)
+    return autograd.total(solve, rows.raw, rows.target, shares, options.normalised()).to(dtype)
 
 
 def _under_autocast(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Head]:

@@ -74,4 +74,10 @@ def compare(
     with Progress() as progress:
         lost = experiment.run(asked, progress)
     tell(asked.output, baseline=None, no_samples=no_samples)
-    return 1 if lost else 0
+    return 1 if lost or not _any_finished(asked.output) else 0
+
+
+def _any_finished(output: Path) -> bool:
+    from labo.report import summarize
+
+    return any(method.finished for task in summarize(output).tasks for method in task.methods)

@@ -31,6 +31,8 @@ def predict(
     """
     from labo.experiment import runs
 
+    if output is not None and (output.suffix.lower() != ".csv" or output.resolve() == input.resolve()):
+        raise UserError(f"Expected --output to be a .csv file other than the input, but got '{output}'.")
     loaded = runs.load(run)
     probabilities = loaded.predict(input, scaled=not raw).tolist()
     if output is not None:

@@ -73,7 +73,7 @@ def train(
 def _run(asked: Trial, folder: Path, notes: Sequence[str]) -> int:
     from labo.experiment import trial
     from labo.experiment.progress import Progress
-    from labo.experiment.runner import Job
+    from labo.experiment.runner import Job, run_job
 
     record, job = trial.finished(folder), Job(asked, folder)
     with Progress() as progress:
@@ -85,7 +85,7 @@ def _run(asked: Trial, folder: Path, notes: Sequence[str]) -> int:
         else:
             progress.begin(1, 0)
             progress.phase("training")
-            record = trial.run(asked, folder, lambda share: progress.share(job, share))
+            record = run_job(job, lambda share: progress.share(job, share))
             progress.finished(job, record)
     if failed := record.get("failed"):
         print(f"labo: The run failed at step {failed['step']}: {failed['reason']}.", file=sys.stderr)

@@ -60,6 +60,8 @@ class Records:
         Raises:
             UserError: one of `FIXED` differs from what the folder holds for this task.
         """
+        if (self.folder / "run.json").exists():
+            raise UserError(f"'{self.folder}' holds a single run: name another --output.")
         fixed: dict[str, Any] = {key: plan[key] for key in FIXED}
         home = self.folder / str(plan["task"])
         known = read_object(home / PLAN)
@@ -69,9 +71,9 @@ class Records:
             )
         for key, value in fixed.items():
             if known is not None and known.get(key) != value:
+                change = "" if key == "data" else f" ({known.get(key)}, now {value})"
                 raise UserError(
-                    f"'{self.folder}' holds a comparison with another {key} ({known.get(key)}, now {value}): name "
-                    "another --output."
+                    f"'{self.folder}' holds a comparison with another {key}{change}: name another --output."
                 )
         before = (known or {}).get("candidates", {})
         for method, among in plan["candidates"].items():

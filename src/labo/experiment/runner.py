@@ -65,7 +65,7 @@ class Runner:
         if self._pool is None:
             _one_thread()
             for job in jobs:
-                yield job, _run(job, lambda share, job=job: progress(job, share))
+                yield job, run_job(job, lambda share, job=job: progress(job, share))
             return
         yield from self._run_all(list(jobs), progress)
 
@@ -181,10 +181,11 @@ def _run_there(job: Job) -> dict[str, Any]:
     def tell(share: float) -> None:
         _told.put((job.folder, share))
 
-    return _run(job, tell)
+    return run_job(job, tell)
 
 
-def _run(job: Job, progress: Callable[[float], None]) -> dict[str, Any]:
+def run_job(job: Job, progress: Callable[[float], None]) -> dict[str, Any]:
+    """Run one job here; a mistake in a method of one's own becomes one sentence, its traceback a file in the run."""
     from labo.experiment import trial
 
     try:
@@ -195,7 +196,7 @@ def _run(job: Job, progress: Callable[[float], None]) -> dict[str, Any]:
         place = job.folder / ERROR
         job.folder.mkdir(parents=True, exist_ok=True)
         place.write_text(traceback.format_exc(), encoding="utf-8")
-        first = (str(error).splitlines() or [""])[0]
+        first = (str(error).splitlines() or [""])[0].rstrip(".")
         raise UserError(
-            f"The trial {job.trial.name} broke: {type(error).__name__}: {first} (where, is in '{place}')."
+            f"The trial {job.trial.name} broke: {type(error).__name__}: {first}; the traceback is in '{place}'."
         ) from error

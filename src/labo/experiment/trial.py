@@ -80,7 +80,7 @@ def _change(key: str, before: Any, now: Any) -> str:
         for name in dict.fromkeys([*before, *now]):
             if before.get(name) != now.get(name):
                 return f"{name} was {before.get(name)}, now {now.get(name)}"
-    return f"{key} was {before}, now {now}"
+    return "the data have changed" if key == "data" else f"{key} was {before}, now {now}"
 
 
 def run(trial: Trial, folder: Path, progress: Any = lambda share: None) -> dict[str, Any]:
@@ -157,12 +157,13 @@ def build(trial: Trial, task: Any, splits: Any) -> tuple[Any, Any]:
     """
     import torch
 
-    from labo import regularizers
+    from labo import checks, regularizers
     from labo.modules import LabelRegularizedLoss
 
     training, options = flat.split(trial.settings, trial.method)
     try:
         regularizer = regularizers.create(trial.method, **options)
+        checks.probabilities("prior", getattr(regularizer, "prior", None), len(splits.classes))
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from error
     torch.manual_seed(trial.seed)

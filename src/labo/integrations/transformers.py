@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Trainer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.trainer import TRAINER_STATE_NAME
 
 from labo import checks
@@ -126,15 +127,18 @@ class LabelRegularizedTrainer(Trainer):
 
     Args:
         loss: the loss; `LabelRegularizedLoss(labo.regularizers.create(name, …))`.
-        shift_labels: as in `TrainerLoss`.
+        shift_labels: as in `TrainerLoss`; by default, where the model is one of Transformers' causal language models.
         args, kwargs: as in `transformers.Trainer`, without `compute_loss_func`.
 
     Raises:
         TypeError, ValueError: as `TrainerLoss` raises them.
     """
 
-    def __init__(self, *args: Any, loss: LabelRegularizedLoss, shift_labels: bool = False, **kwargs: Any) -> None:
-        super().__init__(*args, compute_loss_func=TrainerLoss(loss, shift_labels=shift_labels), **kwargs)
+    def __init__(self, *args: Any, loss: LabelRegularizedLoss, shift_labels: bool | None = None, **kwargs: Any) -> None:
+        compute = TrainerLoss(loss, shift_labels=bool(shift_labels))
+        super().__init__(*args, compute_loss_func=compute, **kwargs)
+        if shift_labels is None:
+            compute.shift_labels = type(self.model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
         self.loss = loss.to(self.args.device)
         self._staging: Path | None = None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from torch import Tensor
@@ -25,6 +25,13 @@ class Options:
     def named(self) -> dict[str, Any]:
         """As keyword arguments."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def normalised(self) -> Options:
+        """With a prior that sums to 1 in float64: in a narrower one the sum's error would be multiplied by beta."""
+        if self.prior is None:
+            return self
+        prior = self.prior.detach().double()
+        return replace(self, prior=prior / prior.sum(-1, keepdim=True))
 
     def of(self, at: slice | Tensor) -> Options:
         """The options of the rows `at`, a slice or indices."""

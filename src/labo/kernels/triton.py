@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from labo.kernels.options import Options
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Classes that one program holds at a time; tiles of fewer classes hold several rows.
 BLOCK = 2048
@@ -49,11 +51,10 @@ def solve(
     logits: Tensor,
     target: Tensor,
     shares: Tensor,
+    options: Options,
     *,
-    alpha: float | Tensor,
-    beta: float | Tensor,
-    prior: Tensor | None,
     gradient: bool,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Each row's share of (1 - alpha) * CE(onehot(target), p) + alpha * V(logits), and its gradient in the logits.
 
@@ -61,10 +62,9 @@ def solve(
         logits: (N, C), float32, bfloat16 or float16, of any strides; -inf masks a class. Never written to.
         target: (N,) int64 class indices, valid in every row.
         shares: (N,) float32, what a row's loss counts. A row of share 0 is not read: loss 0, gradient 0.
-        alpha: strength in [0, 1]; a float, or (N,).
-        beta: pull towards the prior in (0, inf]; a float, or (N,).
-        prior: None for uniform, or probabilities (C,) that sum to 1.
+        options: alpha and beta floats or (N,); prior None for uniform, or probabilities (C,) that sum to 1.
         gradient: whether the gradient is wanted.
+        out: the caller needs these no more; not used, since a program may read what another has written.
 
     Returns:
         The losses (N,) in float32, and None or the gradient (N, C) in the dtype of `logits`, contiguous, rounded once:
@@ -85,10 +85,10 @@ def solve(
     written = torch.float32 if interpreted() and logits.dtype == torch.bfloat16 else logits.dtype
     slopes = torch.empty(logits.shape, dtype=written, device=logits.device) if gradient else None
     if losses.numel():
-        limit = not isinstance(beta, Tensor) and math.isinf(beta)
-        options = [_per_row(value, logits) for value in (alpha, beta)]
-        prior = None if prior is None else prior.detach().to(torch.float32).contiguous()
-        rows = (logits.detach(), target.contiguous(), shares.contiguous(), *options, prior)
+        limit = not isinstance(options.beta, Tensor) and math.isinf(options.beta)
+        given = [_per_row(value, logits) for value in (options.alpha, options.beta)]
+        prior = None if options.prior is None else options.prior.detach().to(torch.float32).contiguous()
+        rows = (logits.detach(), target.contiguous(), shares.contiguous(), *given, prior)
         with _on(logits.device):
             _launch(rows, losses, slopes, limit)
     return losses, None if slopes is None else slopes.to(logits.dtype)

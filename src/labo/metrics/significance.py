@@ -79,8 +79,8 @@ def _times(sign: int, value: float) -> float:
 
 
 def smallest_p(pairs: int) -> float:
-    """The least p that `sign_flip_test` can give with so many pairs: 2 / 2 ** pairs (1 for none)."""
-    return min(1.0, 2.0 / 2.0**pairs)
+    """The least p that `sign_flip_test` can give with so many pairs (1 for none): 2 / 2 ** pairs, or that of a draw."""
+    return min(1.0, 2.0 ** (1 - pairs)) if pairs <= EXACT_PAIRS else 1 / (DRAWS + 1)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

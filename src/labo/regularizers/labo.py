@@ -41,8 +41,8 @@ class LABO(Regularizer):
         {"alpha": 0.1, "beta": 2.0},
         {"alpha": 0.4, "beta": 4.0},
         {"alpha": 0.8, "beta": 4.0},
-        {"alpha": 0.4, "beta": 2.0},
-        {"alpha": 0.8, "beta": 2.0},
+        {"alpha": 0.2, "beta": 2.0},
+        {"alpha": 0.6, "beta": 4.0},
     )
     prior: Tensor | None
 
@@ -58,6 +58,8 @@ class LABO(Regularizer):
         if isinstance(prior, str) and prior not in PRIORS:
             raise unknown("prior", prior, PRIORS)
         given = None if prior is None or isinstance(prior, str) else torch.as_tensor(prior)
+        if given is not None and not given.dtype.is_floating_point:
+            given = given.double()
         functional.check_options(alpha, beta, given, "mean", value, "auto")
         self.alpha = alpha
         self.beta = beta

@@ -114,11 +114,16 @@ def _own(name: str) -> type[Regularizer]:
 
     try:
         member = _load(name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"Cannot load the method '{name}': {error}.") from error
+    except Exception as error:  # a module of one's own may raise anything
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UserError(
+            f"Cannot load the method '{name}': {reason} (Python looks in the folder it starts in)."
+        ) from error
     if not (isinstance(member, type) and issubclass(member, Regularizer)):
         raise UserError(f"Expected '{name}' to be a labo.regularizers.Regularizer, but it is not.")
-    for option, default in _defaults(member).items():
-        if default is inspect.Parameter.empty:
-            raise UserError(f"Expected option `{option}` of '{name}' to have a default.")
+    for option in list(inspect.signature(member.__init__).parameters.values())[1:]:
+        if option.kind in (option.VAR_KEYWORD, option.VAR_POSITIONAL):
+            continue
+        if option.kind is not option.KEYWORD_ONLY or option.default is option.empty:
+            raise UserError(f"Expected option `{option.name}` of '{name}' to be keyword-only, with a default.")
     return member

@@ -97,7 +97,7 @@ def _labels(task: TaskSummary, files: dict[str, list[dict]], prefix: str) -> Gro
     if len(next(iter(found.values()))) > heatmap.MOST_CLASSES:
         caption += f" Only the first {heatmap.MOST_CLASSES} classes are drawn."
     without = [method for method in _order(task) if method not in found]
-    missing = f"No label map for {', '.join(without)}: none was recorded." if without else ""
+    missing = f"No label map for {', '.join(without)}: no label is recorded for them." if without else ""
     return Group("What the labels look like", caption, tuple(pictures), missing, tables)
 
 

@@ -25,7 +25,11 @@ def paragraphs(recorded: Recorded, summary: Summary) -> list[str]:
     given: dict[str, Any] = options if isinstance(options, dict) and len(summary.tasks) == 1 else {}
     if given:
         told = ", ".join(f"{key.replace('_', ' ')} {_without_place(key, value)}" for key, value in given.items())
-        found.append(f"Data. The task is {asked.get('task')}, with {told}.")
+        noise = (
+            " The wrong labels are in the training and validation splits, the test split is clean: temperatures are "
+            "fitted on labels some of which are wrong, so that scaled measures are not those of a calibrated model."
+        )
+        found.append(f"Data. The task is {asked.get('task')}, with {told}." + (noise if "label_noise" in given else ""))
     drawn, overlap = "the split, ", " What trains or validates on one seed tests on another, for every method alike."
     if given.get("split"):
         drawn = overlap = ""

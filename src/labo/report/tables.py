@@ -130,7 +130,12 @@ def console(summary: Summary) -> RenderGroup:
         for heading in (*(measure.label for measure in measures), "Minus baseline"):
             table.add_column(heading, justify="right", min_width=max(7, *map(len, heading.split())))
         for found in task.ranked():
-            row = [Text(f"{MARKS.get(found.verdict, '≈')} {found.method}", style=colours.get(found.verdict, ""))]
+            row = [
+                Text(
+                    f"{MARKS.get(found.verdict, '≈')} {found.method.rpartition(':')[2]}",
+                    style=colours.get(found.verdict, ""),
+                )
+            ]
             row.append(Text(seeds_text(found)))
             for measure in measures:
                 mean, half_width = cell(measure, found)

@@ -240,7 +240,9 @@ def _sentence(method: str, baseline: str, main: Measure, difference: Difference)
         opening = f"{method} is {difference.verdict} than {baseline}"
     numbers = f"{_noun(main)} {main.value(difference.method_mean)} against {main.value(difference.baseline_mean)}"
     size = f"a paired difference of {main.signed(difference.mean)}{main.difference_unit}"
-    if difference.half_width is not None:
+    if difference.half_width == 0:
+        size += " (the same on every seed, so that no interval can be given)"
+    elif difference.half_width is not None:
         low, high = difference.mean - difference.half_width, difference.mean + difference.half_width
         size += f" (95% interval {main.signed(low)} to {main.signed(high)})"
     over = "" if difference.verdict == NOT_TOLD else f" over {_seeds(count)}"

@@ -78,6 +78,8 @@ def as_numbers(series: Series, needed: bool = False) -> np.ndarray | None:
     """
     if pd.api.types.is_datetime64_any_dtype(series):
         raise UserError(f"The column '{series.name}' holds dates; turn them into numbers or leave the column out.")
+    if pd.api.types.is_bool_dtype(series) and not needed:
+        return None  # True and False, as a table of texts has them
     numbers = to_numbers(series).to_numpy(dtype=np.float64, na_value=np.nan)
     given = series.notna().to_numpy()
     texts = given & np.isnan(numbers)
@@ -118,7 +120,9 @@ def _category(series: Series, train: np.ndarray) -> tuple[Column | None, str]:
     if len(counts) < 2:
         return None, f"Column '{series.name}' is constant in the training split and is left out."
     if len(counts) > max(2, train.sum() / 2):
-        return None, f"Column '{series.name}' differs in nearly every row and is left out."
+        numbers = int(to_numbers(series).notna().sum())
+        mixed = f" ({numbers} of its cells are numbers: empty the others to keep it)" if numbers else ""
+        return None, f"Column '{series.name}' differs in nearly every row and is left out{mixed}."
     categories = sorted(counts.index[:MOST_CATEGORIES])
     column = {"name": str(series.name), "kind": "category", "categories": categories}
     told = []

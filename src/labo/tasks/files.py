@@ -53,6 +53,8 @@ def _read(path: Path, changed: int, size: int) -> Frame:
         raise UserError(f"The file '{path}' is not UTF-8 text.") from error
     except (ValueError, OSError, zipfile.BadZipFile, pd.errors.ParserError, pd.errors.ParserWarning) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "pickled" in reason:
+            reason = "it is no .npz file of plain arrays"
         raise UserError(f"Cannot read '{path}': {reason}") from error
     if frame.empty:
         raise UserError(f"The file '{path}' holds no rows.")

@@ -45,7 +45,8 @@ class Table(ColumnTask):
         label_noise: str | None = None,
     ) -> None:
         if not data or not target:
-            raise UserError("Task 'table' needs your data: --data FILE.csv|.parquet|.npz --target COLUMN.")
+            lacks = "--data FILE.csv|.parquet|.npz --target COLUMN" if not data else "--target COLUMN, the classes"
+            raise UserError(f"Task 'table' needs {lacks}.")
         self.path = str(Path(data).resolve())
         super().__init__(data=self.path, target=target, split=split, train_size=train_size, label_noise=label_noise)
         self.target, self.split, self.train_size = target, split, train_size
