@@ -348,3 +348,21 @@ def test_runners_give_records_of_jobs(tmp_path):
         ((given, record),) = one.run([job], lambda job, share: None)
     assert given is job
     assert record == trial.finished(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_regularization_beats_plain_cross_entropy_on_digits_by_more_than_luck(tmp_path):
+    """The figures of the README, made again."""
+    methods = ("none", "label_smoothing", "confidence_penalty", "labo")
+    run(tmp_path, methods=methods, seeds=8, settings_per_method=3, tuning_seeds=3, jobs=2, set={})
+    (task,) = report.summarize(tmp_path, "none").tasks
+    verdicts = {found.method: found.verdict for found in task.methods}
+    assert verdicts == {"none": "baseline", **dict.fromkeys(methods[1:], "better")}
+
+
+def test_one_class_that_holds_nearly_all_is_told(tmp_path):
+    rows = "".join(f"{index % 7},{'b' if index % 20 == 0 else 'a'}\n" for index in range(200))
+    (tmp_path / "a.csv").write_text("x,y\n" + rows)
+    options = {"data": str(tmp_path / "a.csv"), "target": "y"}
+    said = run(tmp_path / "out", task="table", task_options=options, seeds=1, settings_per_method=1).said
+    assert "The class 'a' alone is 95.0% of the test split: an accuracy of so much tells nothing." in said

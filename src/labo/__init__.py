@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from labo.functional import label_regularized_cross_entropy, labo_cross_entropy, linear_labo_cross_entropy
     from labo.inner import inner_value, optimal_labels
     from labo.kernels import implementations
+    from labo.kernels.vocab_parallel import vocab_parallel_labo_cross_entropy
     from labo.modules import LabelRegularizedLoss, LABOLoss, LinearLABOLoss
 
 __version__ = "0.1.0"
@@ -24,6 +25,7 @@ _HOMES = {
     "LinearLABOLoss": "modules",
     "LabelRegularizedLoss": "modules",
     "implementations": "kernels",
+    "vocab_parallel_labo_cross_entropy": "kernels.vocab_parallel",
 }
 _ROOMS = ("inner", "functional", "modules", "kernels", "regularizers")
 
@@ -41,6 +43,7 @@ __all__ = [
     "modules",
     "optimal_labels",
     "regularizers",
+    "vocab_parallel_labo_cross_entropy",
 ]
 
 

@@ -17,6 +17,10 @@ from labo.experiment.records import Records
 from labo.experiment.runner import Job, Lost, Runner
 from labo.experiment.trial import Trial, build
 from labo.metrics import significance
+from labo.tasks.base import Splits
+
+# From this share of the test split on, the user is told of the largest class.
+MAJORITY = 0.8
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,7 @@ class _Plan:
         for method, among in self.candidates.items():
             for settings in among:
                 build(self._trial(method, 0, settings), self.task, splits)
-        for note in splits.notes:
+        for note in (*splits.notes, *_majority(splits)):
             watcher.say(note)
 
     def written(self) -> dict[str, Any]:
@@ -235,6 +239,16 @@ class _Plan:
         wanted = (self.asked.task, method)
         tried = [record for record in records.tuning if (record["task"], record["method"]) == wanted]
         return tuning.choose(tried, among, self.task.metric)
+
+
+def _majority(splits: Splits) -> list[str]:
+    """What to say where one class holds most of the test split: accuracy begins there."""
+    counts = splits.test.target.bincount(minlength=len(splits.classes))
+    share = counts.max().item() / max(1, len(splits.test))
+    if share < MAJORITY:
+        return []
+    name = splits.classes[int(counts.argmax())]
+    return [f"The class '{name}' alone is {share:.1%} of the test split: an accuracy of so much tells nothing."]
 
 
 def _many(count: int, noun: str) -> str:
