@@ -21,6 +21,7 @@ import labo
 from experiments import trial
 from labo import regularizers, tasks
 from labo.errors import UserError
+from labo.experiment import checkpoint as kept
 from labo.experiment import runs, training
 from labo.experiment import trial as trials
 from labo.experiment.trial import RECORD, RUN, WEIGHTS
@@ -191,7 +192,7 @@ def test_a_run_killed_in_the_middle_ends_as_if_it_was_not(tmp_path, checkpoint):
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD, str(tmp_path / "cut"), checkpoint], env={**os.environ, "PYTHONPATH": path}
     )
-    saved = tmp_path / "cut" / training.CHECKPOINTS
+    saved = tmp_path / "cut" / kept.CHECKPOINTS
     deadline = time.monotonic() + 60
     while not (saved / "checkpoint-10").exists() and time.monotonic() < deadline and child.poll() is None:
         if any(int(p.name.partition("-")[2]) >= 10 for p in saved.glob("checkpoint-*")):
@@ -239,7 +240,7 @@ def interrupted(folder: Path) -> Path:
 
     with pytest.raises(KeyboardInterrupt):
         trials.run(trial("none", epochs=4, save_seconds=0.0), folder, stop)
-    (found,) = (folder / training.CHECKPOINTS).glob("checkpoint-*")
+    (found,) = (folder / kept.CHECKPOINTS).glob("checkpoint-*")
     return found
 
 

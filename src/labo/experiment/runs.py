@@ -43,11 +43,11 @@ class Run:
     @cached_property
     def model(self) -> Any:
         """The trained network."""
-        from labo.experiment import training
+        from labo.experiment import checkpoint
 
         settings, _ = flat.split(self.about["settings"], self.about["method"])
         model = self.task.model(self.classes, self.about["preprocessing"], settings)
-        weights = training.read_weights(self.folder / trial.WEIGHTS)
+        weights = checkpoint.read_weights(self.folder / trial.WEIGHTS)
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:

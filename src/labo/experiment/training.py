@@ -7,7 +7,6 @@ import logging
 import math
 import time
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,14 +15,12 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from labo.errors import UserError
-from labo.integrations.transformers import LabelRegularizedTrainer, checkpoints, logits_of
+from labo.experiment import checkpoint
+from labo.integrations.transformers import LabelRegularizedTrainer, logits_of
 from labo.metrics.scores import classification_scores
 from labo.metrics.temperature import fit_temperature
 from labo.modules import LabelRegularizedLoss
@@ -31,8 +28,6 @@ from labo.storage import append_line, read_lines, write_text
 from labo.tasks.base import Examples, Splits
 
 CURVE = "curve.jsonl"
-BEST = "best.safetensors"
-CHECKPOINTS = "checkpoints"
 PREDICTION_ROWS = 1024
 # What a checkpoint keeps of the epoch in which it was written, in the Trainer's own history.
 _LOSSES = "losses_of_this_epoch"
@@ -90,13 +85,13 @@ def train(
         watch=watch,
     )
     trainer.remove_callback(PrinterCallback)
-    start = _resume_from(folder / CHECKPOINTS)
-    _cut_curve(folder / CURVE, checkpoint_step(start))
+    start = checkpoint.newest_whole(folder / checkpoint.CHECKPOINTS)
+    _cut_curve(folder / CURVE, checkpoint.step_of(start))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="(torch|accelerate|transformers)")
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     if options.checkpoint == "best":
-        model.load_state_dict(read_weights(folder / BEST))
+        model.load_state_dict(checkpoint.read_weights(folder / checkpoint.BEST))
         return watch.best_step
     return trainer.state.global_step
 
@@ -112,32 +107,10 @@ def predict(model: nn.Module, features: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def save_weights(model: nn.Module, path: Path, **metadata: Any) -> None:
-    """Weights as safetensors, written beside and renamed into place."""
-    beside = path.with_name(f".{path.name}")
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    save_file(tensors, beside, metadata={name: json.dumps(value) for name, value in metadata.items()})
-    beside.replace(path)
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The weights that `save_weights` wrote.
-
-    Raises:
-        UserError: the file is missing or damaged.
-    """
-    try:
-        return load_file(path)
-    except FileNotFoundError as error:
-        raise UserError(f"No weights at '{path}': the run is not finished.") from error
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"The weights '{path}' are damaged: {_first_line(error)}.") from error
-
-
 def _arguments(settings: Mapping[str, Any], seed: int, folder: Path) -> TrainingArguments:
     by_steps = "steps" in settings
     found = TrainingArguments(
-        output_dir=str(folder / CHECKPOINTS),
+        output_dir=str(folder / checkpoint.CHECKPOINTS),
         num_train_epochs=1 if by_steps else settings["epochs"],
         max_steps=int(settings["steps"]) if by_steps else -1,
         per_device_train_batch_size=int(settings["batch_size"]),
@@ -229,7 +202,7 @@ class _Watch(TrainerCallback):
         history: list[Any] = state.log_history
         self._losses = next((entry[_LOSSES] for entry in reversed(history) if _LOSSES in entry), [])
         if self.options.checkpoint == "best":
-            self._best, self.best_step = _read_best(self.folder / BEST)
+            self._best, self.best_step = checkpoint.read_best(self.folder / checkpoint.BEST)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not (state.epoch or 0.0).is_integer():  # else when the epoch has been measured
@@ -266,58 +239,11 @@ class _Watch(TrainerCallback):
             measured["validation_nll_scaled"] = scaled
             if scaled < self._best:
                 self._best, self.best_step = scaled, step
-                save_weights(model, self.folder / BEST, value=scaled, step=step)
+                checkpoint.save_weights(model, self.folder / checkpoint.BEST, value=scaled, step=step)
         return measured
-
-
-def _read_best(path: Path) -> tuple[float, int]:
-    """(value, step) of the best epoch so far."""
-    from safetensors import safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-    except FileNotFoundError:
-        return math.inf, 0
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"The weights '{path}' are damaged: {_first_line(error)}.") from error
-    return json.loads(metadata["value"]), json.loads(metadata["step"])
-
-
-def _resume_from(folder: Path) -> Path | None:
-    """The newest checkpoint, found whole; None where there is none."""
-    found = checkpoints(folder)
-    if not found:
-        return None
-    newest = found[-1]
-    try:
-        for file in newest.iterdir():
-            if file.suffix == ".safetensors":
-                load_file(file)
-            elif file.suffix in (".pt", ".pth"):
-                with zipfile.ZipFile(file) as parts:
-                    if parts.testzip() is not None:
-                        raise ValueError("a part of it fails its checksum")
-            elif file.suffix == ".json":
-                json.loads(file.read_text(encoding="utf-8"))
-    except Exception as error:  # what a damaged file raises depends on where it is damaged
-        raise UserError(
-            f"The checkpoint '{newest}' is damaged ({file.name}: {_first_line(error)}); delete it to start the run "
-            "again."
-        ) from error
-    return newest
-
-
-def checkpoint_step(checkpoint: Path | None) -> int:
-    """The step that a checkpoint was written at; 0 without one."""
-    return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
 
 
 def _cut_curve(path: Path, step: int) -> None:
     """Leave the lines up to `step`: what comes after is trained, and written, again."""
     lines = [line for line in read_lines(path) if line["step"] <= step]
     write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -103,10 +103,10 @@ def run(trial: Trial, folder: Path, progress: Any = lambda share: None) -> dict[
 
 def _clear(folder: Path) -> None:
     """Remove what only an interrupted run needs."""
-    from labo.experiment import training
+    from labo.experiment import checkpoint
 
-    shutil.rmtree(folder / training.CHECKPOINTS, ignore_errors=True)
-    for name in (training.BEST, ERROR):
+    shutil.rmtree(folder / checkpoint.CHECKPOINTS, ignore_errors=True)
+    for name in (checkpoint.BEST, ERROR):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -176,10 +176,10 @@ def build(trial: Trial, task: Any, splits: Any) -> tuple[Any, Any]:
 
 def _keep(model: Any, loss: Any, splits: Any, test_logits: Any, temperature: float, folder: Path) -> None:
     """Write the weights, and what the report draws."""
-    from labo.experiment import training
+    from labo.experiment import checkpoint
     from labo.metrics.calibration import reliability
 
-    training.save_weights(model, folder / WEIGHTS)
+    checkpoint.save_weights(model, folder / WEIGHTS)
     diagrams = {
         name: reliability((test_logits.double() / scale).softmax(-1), splits.test.target)
         for name, scale in (("raw", 1.0), ("scaled", temperature))
