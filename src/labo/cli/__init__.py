@@ -15,7 +15,13 @@ _INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status. What the user can mend is one sentence on stderr and status 2."""
     try:
-        return _run(list(sys.argv[1:] if arguments is None else arguments))
+        status = _run(list(sys.argv[1:] if arguments is None else arguments))
+        if status == _INTERRUPTED and arguments is None:
+            # At once: Python would first wait for what threads are at.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+        return status
     except UserError as error:
         return _tell(str(error))
     except ModuleNotFoundError as error:

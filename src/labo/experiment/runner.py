@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import connection, get_context
 from pathlib import Path
@@ -67,9 +68,12 @@ class Runner:
             for job in jobs:
                 yield job, run_job(job, lambda share, job=job: progress(job, share))
             return
-        yield from self._run_all(list(jobs), progress)
+        with _pressed() as pressed:
+            yield from self._run_all(list(jobs), progress, pressed)
 
-    def _run_all(self, jobs: list[Job], progress: Progress) -> Iterator[tuple[Job, dict[str, Any] | Lost]]:
+    def _run_all(
+        self, jobs: list[Job], progress: Progress, pressed: threading.Event
+    ) -> Iterator[tuple[Job, dict[str, Any] | Lost]]:
         waiting = list(jobs)
         suspects: dict[Path, int] = {}  # what ran when a process died, and how often
         running: dict[Future[dict[str, Any]], Job] = {}
@@ -78,6 +82,8 @@ class Runner:
                 job = waiting.pop(0)
                 running[self._submit(job)] = job
             done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+            if pressed.is_set():
+                raise KeyboardInterrupt
             self._tell(progress, {job.folder: job for job in running.values()})
             died = [future for future in done if isinstance(future.exception(), BrokenProcessPool)]
             # Results before refusals: what is finished is recorded, whatever else went wrong.
@@ -140,8 +146,25 @@ class Runner:
     def _stop(self) -> None:
         if self._pool is not None:
             self._alive.close()  # which ends the processes, whatever they are at
-            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool = None
+
+
+@contextmanager
+def _pressed() -> Iterator[threading.Event]:
+    """Whether Ctrl-C was pressed, for a loop to ask where it is safe to stop.
+
+    An exception out of nowhere could leave the pool's locks held, or be swallowed where Python ignores exceptions.
+    """
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    heard = signal.signal(signal.SIGINT, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, heard)
 
 
 _told: Any = None
