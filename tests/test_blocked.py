@@ -195,3 +195,19 @@ def test_smoothing_is_pytorchs():
     logits, target = batch(dtype=torch.float32)
     expected = F.cross_entropy(logits, target, label_smoothing=0.3)
     torch.testing.assert_close(labo_cross_entropy(logits, target, alpha=0.3, beta=math.inf, impl="blocked"), expected)
+
+
+@pytest.mark.parametrize("impl", ["blocked", "reference"])
+def test_a_loss_scale_saves_small_gradients_of_float16(impl):
+    # Their own size, a 16,384th of what is scaled, is below what float16 holds.
+    draw = torch.Generator().manual_seed(0)
+    logits = (4 * torch.randn(4096, 50, generator=draw)).half()
+    target = torch.randint(50, (4096,), generator=draw)
+    wide = logits.double().requires_grad_()
+    (truth,) = torch.autograd.grad(labo_cross_entropy(wide, target, impl="reference") * 16384, wide)
+    logits.requires_grad_()
+    (found,) = torch.autograd.grad(labo_cross_entropy(logits, target, impl=impl) * 16384, logits)
+    torch.testing.assert_close(found.double(), truth, rtol=1e-3, atol=2e-6)
+    hidden, weight = logits.detach().requires_grad_(), torch.eye(50).half()
+    (found,) = torch.autograd.grad(labo.linear_labo_cross_entropy(hidden, weight, target, impl=impl) * 16384, hidden)
+    torch.testing.assert_close(found.double(), truth, rtol=2e-3, atol=2e-6)

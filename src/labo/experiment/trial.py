@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
 from collections.abc import Mapping
@@ -214,9 +213,3 @@ def mean_labels(model: Any, regularizer: Any, examples: Any, classes: int) -> li
         [round(value, 8) for value in row] if count else [None] * classes
         for row, count in zip(rows, counts.tolist(), strict=True)
     ]
-
-
-def is_finite(record: Mapping[str, Any], key: str) -> bool:
-    """Whether a tuning record has a finite value of `key`."""
-    value = record.get("validation", {}).get(key)
-    return isinstance(value, int | float) and math.isfinite(value)

@@ -21,13 +21,18 @@ Solve = Callable[..., tuple[Tensor, Tensor | None]]
 
 def total(solve: Solve, logits: Tensor, target: Tensor, shares: Tensor, options: Options) -> Tensor:
     """The sum of the row losses times their shares, (); differentiable in the logits."""
-    gradient = torch.is_grad_enabled() and logits.requires_grad
+    gradient = torch.is_grad_enabled() and logits.requires_grad and not waits(logits)
     return _Total.apply(logits, target, shares, options, solve, gradient)
 
 
 def rows(solve: Solve, logits: Tensor, target: Tensor, shares: Tensor, options: Options) -> Tensor:
     """The row losses times their shares, (N,); differentiable in the logits, by solving again."""
     return _Rows.apply(logits, target, shares, options, solve)
+
+
+def waits(tensor: Tensor) -> bool:
+    """Whether its gradient waits for the backward pass: float16 rounds small ones to 0 before a loss scale comes."""
+    return tensor.dtype == torch.float16
 
 
 class _Total(torch.autograd.Function):

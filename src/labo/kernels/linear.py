@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from labo.kernels.autograd import Solve, weighed
+from labo.kernels.autograd import Solve, waits, weighed
 from labo.kernels.options import Options
 
 # The logits that are held at a time.
@@ -108,7 +108,7 @@ class _LinearLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         hidden, weight, bias, target, shares, options, solve, per_row, wanted = arguments
-        needs = (False, False, False) if per_row else wanted
+        needs = (False, False, False) if per_row or waits(hidden) else wanted
         head = Head(weight.detach(), None if bias is None else bias.detach())
         losses, ctx.made = solve_linear(solve, hidden.detach(), head, target, shares, options, needs)
         ctx.save_for_backward(hidden, weight, bias, target, shares)
@@ -125,7 +125,7 @@ class _LinearLoss(torch.autograd.Function):
             found = iter(_again(inputs, linear(hidden, weight, bias), target, shares, grad, ctx.options))
             return *(next(found) if needed else None for needed in ctx.wanted), *rest
         made, ctx.made = ctx.made, None
-        if ctx.per_row or made is None:
+        if ctx.per_row or waits(hidden) or made is None:
             head = Head(weight, bias)
             _, made = solve_linear(ctx.solve, hidden, head, target, shares * grad, ctx.options, ctx.wanted)
         elif grad.device.type != "cpu" or grad.item() != 1.0:

@@ -39,5 +39,5 @@ def network(inputs: int, classes: int, settings: Mapping[str, Any]) -> nn.Module
 class Features(nn.Sequential):
     """A sequence of layers whose input is called `features`, as the batches name it."""
 
-    def forward(self, features):  # noqa: D102
+    def forward(self, features):  # noqa: D102 (as its base has it)
         return super().forward(features)
