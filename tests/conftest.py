@@ -1,17 +1,32 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import settings
 
 import labo
+from labo.errors import UserError
+from labo.kernels import triton
 
 torch.set_num_threads(1)
 settings.register_profile("labo", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("labo")
 
 
-@pytest.fixture(params=[name for name in labo.implementations() if name != "triton"])
+@pytest.fixture(params=[name for name in labo.implementations() if name != "triton" or triton.interpreted()])
 def impl(request: pytest.FixtureRequest) -> str:
-    """Every implementation that takes all options; test_triton.py has the suite of the one that does not."""
+    """Every implementation that runs on CPU tensors."""
     return request.param
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
+    """A test over every implementation is skipped where one refuses what is asked and says which can do it."""
+    try:
+        return (yield)
+    except UserError as error:
+        if pyfuncitem.funcargs.get("impl") not in ("numba", "triton") or "; take impl=" not in str(error):
+            raise
+        pytest.skip(str(error))

@@ -9,16 +9,16 @@ import torch
 
 import labo
 from labo.errors import UserError
-from labo.kernels import choose, triton
+from labo.kernels import blocked, choose, numba, triton
 from labo.kernels.options import Options
 
 TARGET = torch.tensor([0, 1])
 
 
-def test_on_the_cpu_it_is_the_blocked_one():
-    from labo.kernels import blocked
-
-    assert choose("auto", (torch.zeros(2, 3),), TARGET, Options(0.1, 2.0)) is blocked.solve
+def test_on_the_cpu_it_is_the_compiled_one_or_the_blocked_one():
+    fastest = numba.solve if numba.refusal() is None else blocked.solve
+    assert choose("auto", (torch.zeros(2, 3),), TARGET, Options(0.1, 2.0)) is fastest
+    assert choose("auto", (torch.zeros(2, 3).double(),), TARGET, Options(0.1, 2.0)) is blocked.solve
     assert choose("reference", (torch.zeros(2, 3),), TARGET, Options(0.1, 2.0)) is None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +16,7 @@ from labo.kernels.options import Options
 if TYPE_CHECKING:
     from labo.kernels.autograd import Solve
 
-IMPLEMENTATIONS = ("reference", "blocked", "triton")
+IMPLEMENTATIONS = ("reference", "blocked", "numba", "triton")
 
 
 def implementations() -> tuple[str, ...]:
@@ -25,20 +26,25 @@ def implementations() -> tuple[str, ...]:
         >>> "reference" in implementations()
         True
     """
-    from labo.kernels import triton
+    return tuple(name for name in IMPLEMENTATIONS if refusal(name) is None)
 
-    return tuple(name for name in IMPLEMENTATIONS if name != "triton" or triton.refusal() is None)
+
+def refusal(name: str) -> str | None:
+    """Why this machine cannot run an implementation; None where it can."""
+    from labo.kernels import numba, triton
+
+    optional = {"numba": numba.refusal, "triton": triton.refusal}
+    return optional[name]() if name in optional else None
 
 
 def check(impl: str) -> None:
     """Refuse a name that no implementation has, and one that this machine cannot run."""
-    if impl == "triton":
-        from labo.kernels import triton
-
-        if reason := triton.refusal():
-            raise UserError(f"impl='triton' cannot run here: {reason}.")
-    elif impl != "auto" and impl not in IMPLEMENTATIONS:
+    if impl == "auto":
+        return
+    if impl not in IMPLEMENTATIONS:
         raise unknown("impl", impl, ("auto", *IMPLEMENTATIONS))
+    if reason := refusal(impl):
+        raise UserError(f"impl='{impl}' cannot run here: {reason}.")
 
 
 def choose(impl: str, inputs: tuple[Tensor, ...], target: Tensor, options: Options) -> Solve | None:
@@ -50,17 +56,23 @@ def choose(impl: str, inputs: tuple[Tensor, ...], target: Tensor, options: Optio
     Raises:
         ValueError: `impl` cannot do what is asked; the message names what it is.
     """
-    name = ("blocked" if inputs[0].device.type == "cpu" else "triton") if impl == "auto" else impl
-    if name == "reference":
+    if impl == "reference":
         return None
-    obstacle = _obstacle(inputs, options) or (_no_block if name == "blocked" else _no_triton)(inputs, target, options)
+    name = _fastest(inputs[0]) if impl == "auto" else impl
+    obstacle, other = _obstacle(inputs, options), "reference"
+    if not obstacle:
+        obstacle, other = _OWN[name](inputs, target, options)
     if obstacle and impl != "auto":
-        raise UserError(f"impl='{impl}' {obstacle}; take impl='reference'.")
-    if obstacle:
+        raise UserError(f"impl='{impl}' {obstacle}; take impl='{other}'.")
+    if obstacle and other == "reference":
         return None
-    from labo.kernels import blocked, triton
+    return import_module(f"labo.kernels.{other if obstacle else name}").solve
 
-    return blocked.solve if name == "blocked" else triton.solve
+
+def _fastest(tensor: Tensor) -> str:
+    if tensor.device.type != "cpu":
+        return "triton"
+    return "numba" if refusal("numba") is None else "blocked"
 
 
 def _obstacle(inputs: tuple[Tensor, ...], options: Options) -> str:
@@ -78,12 +90,39 @@ def _obstacle(inputs: tuple[Tensor, ...], options: Options) -> str:
     return ""
 
 
-def _no_block(inputs: tuple[Tensor, ...], target: Tensor, options: Options) -> str:
+def _no_block(inputs: tuple[Tensor, ...], target: Tensor, options: Options) -> tuple[str, str]:
+    """Why this implementation cannot be taken, and which can."""
     elsewhere = [tensor.device for tensor in inputs if tensor.device.type != "cpu"]
-    return f"runs on CPU tensors, but got some on {elsewhere[0]}" if elsewhere else ""
+    return (f"runs on CPU tensors, but got some on {elsewhere[0]}" if elsewhere else ""), "reference"
 
 
-def _no_triton(inputs: tuple[Tensor, ...], target: Tensor, options: Options) -> str:
+def _no_numba(inputs: tuple[Tensor, ...], target: Tensor, options: Options) -> tuple[str, str]:
+    from labo.kernels import blocked, numba
+
+    obstacle, _ = _no_block(inputs, target, options)
+    if obstacle:
+        return obstacle, "reference"
+    if inputs[0].dtype not in numba.DTYPES:
+        return f"takes float32 and bfloat16, but got {inputs[0].dtype}", "blocked"
+    if target.dim() == 2:
+        return "takes class indices, not probabilities", "blocked"
+    if not blocked.suits(options):
+        return (
+            f"takes alpha * beta up to {blocked.LARGEST_FACTOR:g} (or beta = inf), one prior with mass on every class "
+            "and the inner value",
+            "blocked",
+        )
+    return "", ""
+
+
+def _no_triton(inputs: tuple[Tensor, ...], target: Tensor, options: Options) -> tuple[str, str]:
+    return _told_of_triton(inputs, target, options), "reference"
+
+
+_OWN = {"blocked": _no_block, "numba": _no_numba, "triton": _no_triton}
+
+
+def _told_of_triton(inputs: tuple[Tensor, ...], target: Tensor, options: Options) -> str:
     from labo.kernels import triton
 
     if reason := triton.refusal():
