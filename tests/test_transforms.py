@@ -54,19 +54,6 @@ def test_functional_transforms(leaves):
         torch.testing.assert_close(per_example[i], torch.func.grad(one)(z[i], y[i], alpha[i], beta[i]))
 
 
-@pytest.mark.parametrize("value", ["inner", "plugin"])
-def test_compiles_without_a_graph_break(value):
-    torch._dynamo.reset()
-    z, y = torch.randn(4, 5, requires_grad=True), torch.tensor([0, 4, -100, 2])
-
-    def loss(z, y):
-        return labo_cross_entropy(z, y, alpha=0.2, beta=3.0, value=value)
-
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")(z, y)
-    torch.testing.assert_close(compiled, loss(z, y))
-    torch.testing.assert_close(*(torch.autograd.grad(x, z)[0] for x in (compiled, loss(z, y))))
-
-
 def test_linear_form_under_transforms():
     h, w, y = torch.randn(6, 3), torch.randn(5, 3), torch.tensor([0, 1, 2, 3, 4, -100])
 

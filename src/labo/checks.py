@@ -15,6 +15,7 @@ from torch._subclasses import FakeTensor
 
 # Names that torch keeps private and has no public ones for.
 _functorch: Any = vars(torch._C)["_functorch"]
+_transforms_active: Any = vars(torch._C)["_are_functorch_transforms_active"]
 _assert_async: Any = vars(torch)["_assert_async"]
 
 _PRIOR_SLACK = {torch.float64: 1e-6, torch.float32: 1e-4}
@@ -22,7 +23,7 @@ _PRIOR_SLACK = {torch.float64: 1e-6, torch.float32: 1e-4}
 
 def transformed() -> bool:
     """Whether a torch.func transform is running."""
-    return _functorch.peek_interpreter_stack() is not None
+    return _transforms_active()
 
 
 def traced(*tensors: Tensor) -> bool:

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from labo import checks, kernels
 from labo import reduction as _reduction
-from labo.kernels import autograd, reference
+from labo.kernels import autograd, operators, reference
 from labo.kernels import linear as fused
 from labo.kernels.linear import Head
 from labo.kernels.options import Options
@@ -123,14 +123,19 @@ def linear_labo_cross_entropy(
     rows = _reduction.as_rows(input.new_empty(()).expand(shape), target, weight, ignore_index, class_dim=-1)
     options = row_options(rows, alpha, beta, prior, value)
     dtype = checks.result_dtype(input)
-    solve = kernels.choose(impl, (input, linear_weight), rows.target, options)
-    if solve is None:
+    operator = kernels.as_operator(impl, options)
+    solve = None if operator else kernels.choose(impl, (input, linear_weight), rows.target, options)
+    if solve is None and not operator:
         return _reduction.reduce(_chunked(hidden, (linear_weight, linear_bias), rows, options), rows, reduction, dtype)
     hidden, head = _under_autocast(hidden, linear_weight, linear_bias)
     shares = _reduction.final_shares(rows, reduction, reference.working_dtype(hidden))
-    if reduction == "none":
-        return fused.rows(solve, hidden, head, rows.target, shares, options.normalised()).reshape(rows.shape).to(dtype)
-    return fused.total(solve, hidden, head, rows.target, shares, options.normalised()).to(dtype)
+    total = reduction != "none"
+    given = (hidden, head, rows.target, shares, options.normalised())
+    if solve is None:
+        loss = operators.linear_loss(*given, impl, total=total)
+    else:
+        loss = fused.total(solve, *given) if total else fused.rows(solve, *given)
+    return (loss if total else loss.reshape(rows.shape)).to(dtype)
 
 
 def label_regularized_cross_entropy(
@@ -209,16 +214,21 @@ def reduced(
     count: Tensor | None = None,
 ) -> Tensor:
     """The loss of `rows`, by the implementation that `impl` names; `count` replaces what "mean" divides by."""
-    solve = kernels.choose(impl, (rows.raw,), rows.target, options)
-    if solve is None:
+    operator = kernels.as_operator(impl, options)
+    solve = None if operator else kernels.choose(impl, (rows.raw,), rows.target, options)
+    if solve is None and not operator:
         losses = labo_losses(rows, options)
         if count is not None:
             return _reduction.mean(_reduction.total_and_count(losses, rows)[0], count.to(losses)).to(dtype)
         return _reduction.reduce(losses, rows, reduction, dtype)
     shares = _reduction.final_shares(rows, reduction, reference.working_dtype(rows.raw), count)
-    if reduction == "none":
-        return autograd.rows(solve, rows.raw, rows.target, shares, options.normalised()).reshape(rows.shape).to(dtype)
-    return autograd.total(solve, rows.raw, rows.target, shares, options.normalised()).to(dtype)
+    total = reduction != "none"
+    given = (rows.raw, rows.target, shares, options.normalised())
+    if solve is None:
+        loss = operators.loss(*given, impl, total=total)
+    else:
+        loss = autograd.total(solve, *given) if total else autograd.rows(solve, *given)
+    return (loss if total else loss.reshape(rows.shape)).to(dtype)
 
 
 def _under_autocast(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Head]:

@@ -43,6 +43,8 @@ def check(impl: str) -> None:
         return
     if impl not in IMPLEMENTATIONS:
         raise unknown("impl", impl, ("auto", *IMPLEMENTATIONS))
+    if torch.compiler.is_compiling():  # the operator says so when it runs
+        return
     if reason := refusal(impl):
         raise UserError(f"impl='{impl}' cannot run here: {reason}.")
 
@@ -51,22 +53,27 @@ def choose(impl: str, inputs: tuple[Tensor, ...], target: Tensor, options: Optio
     """The fused implementation for these inputs (the logits, or a layer) and options; None for the reference.
 
     "auto" takes the fastest that can do what is asked. The reference alone gives gradients in alpha, beta and the
-    prior, and runs under torch.func, forward-mode differentiation and torch.compile.
+    prior, and runs under torch.func and forward-mode differentiation.
 
     Raises:
         ValueError: `impl` cannot do what is asked; the message names what it is.
     """
     if impl == "reference":
         return None
-    name = _fastest(inputs[0]) if impl == "auto" else impl
-    obstacle, other = _obstacle(inputs, options), "reference"
+    obstacle, other, name = _obstacle(inputs, options), "reference", impl
     if not obstacle:
+        name = _fastest(inputs[0]) if impl == "auto" else impl
         obstacle, other = _OWN[name](inputs, target, options)
     if obstacle and impl != "auto":
         raise UserError(f"impl='{impl}' {obstacle}; take impl='{other}'.")
     if obstacle and other == "reference":
         return None
     return import_module(f"labo.kernels.{other if obstacle else name}").solve
+
+
+def as_operator(impl: str, options: Options) -> bool:
+    """Whether a graph is being compiled that takes the loss as one operator, which chooses when it runs."""
+    return torch.compiler.is_compiling() and impl != "reference" and not checks.transformed() and not _learnt(options)
 
 
 def _fastest(tensor: Tensor) -> str:
@@ -82,11 +89,16 @@ def _obstacle(inputs: tuple[Tensor, ...], options: Options) -> str:
     for tensor in inputs:
         if forward_ad.unpack_dual(tensor).tangent is not None:
             return "has no forward-mode derivative"
+    name = _learnt(options)
+    return f"gives no gradient in `{name}`" if name else ""
+
+
+def _learnt(options: Options) -> str:
+    """The first option that a gradient is asked for; empty where none is."""
     if torch.is_grad_enabled():
-        for name in ("alpha", "beta", "prior"):
-            option = getattr(options, name)
+        for name, option in (("alpha", options.alpha), ("beta", options.beta), ("prior", options.prior)):
             if isinstance(option, Tensor) and option.requires_grad:
-                return f"gives no gradient in `{name}`"
+                return name
     return ""
 
 

@@ -13,7 +13,6 @@ import math
 import torch
 from torch import Tensor
 
-from labo import inner
 from labo.kernels import reference
 from labo.kernels.options import Options
 
@@ -88,7 +87,7 @@ def solve(
             if into is not None and buffer is not into:
                 into.copy_(buffer)
         else:
-            losses[at] = _by_reference(block, target[at], share, options.of(at), into)
+            losses[at], _ = reference.solve(block, target[at], share, options.of(at), gradient=gradient, out=into)
     return losses, out
 
 
@@ -217,20 +216,3 @@ def _combine(
             out.sub_(q_factor / out.shape[-1])
         else:
             out.addr_(q_factor.squeeze(-1), prior, alpha=-1)
-
-
-def _by_reference(z: Tensor, target: Tensor, share: Tensor, options: Options, into: Tensor | None) -> Tensor:
-    """What `_sweep` gives, by the reference formulas."""
-    alpha, weight = options.alpha, options.weight
-    beta = inner.over_rows("beta", options.beta, z)
-    losses = reference.row_losses(z, target, **options.named())
-    if into is not None:
-        mass = reference.target_mass(z, target, weight)
-        strength = alpha.to(z.dtype).unsqueeze(-1) if isinstance(alpha, Tensor) else alpha
-        label = inner.labels_of_rows(z, beta, options.prior)
-        total = mass.sum(-1, keepdim=True)
-        gradient = total * inner.belief_of_rows(z) - (1 - strength) * mass - strength * total * label
-        # A row whose classes are all masked has no gradient, not even at its target.
-        counts = (share != 0).unsqueeze(-1) & (z != -math.inf).any(-1, keepdim=True)
-        into.copy_(torch.where(counts, share.unsqueeze(-1) * gradient, 0.0))
-    return torch.where(share == 0, 0.0, share * losses)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from labo import inner
+from labo.kernels.options import Options
 
 
 def row_losses(
@@ -40,6 +41,30 @@ def row_losses(
     beta_rows = inner.over_rows("beta", beta, rows)
     term = inner.value_of_rows(rows, beta_rows, prior) if value == "inner" else _plugin(rows, beta_rows, prior)
     return mix(data, term if mass is None else term * mass, alpha)
+
+
+def solve(
+    logits: Tensor, target: Tensor, shares: Tensor, options: Options, *, gradient: bool, out: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """The losses (N,) times their shares and the gradient of their sum, as the fused implementations give them.
+
+    Rows of share 0 may hold anything; `out` takes the gradient. Nothing is recorded for autograd.
+    """
+    counts = (shares != 0).unsqueeze(-1)
+    rows = inner.working(torch.where(counts, logits, 0.0))
+    losses = row_losses(rows, target, **options.named())
+    if gradient:
+        mass = target_mass(rows, target, options.weight)
+        total = mass.sum(-1, keepdim=True)
+        alpha = options.alpha
+        strength = alpha.to(rows.dtype).unsqueeze(-1) if isinstance(alpha, Tensor) and alpha.dim() else alpha
+        label = inner.labels_of_rows(rows, inner.over_rows("beta", options.beta, rows), options.prior)
+        slopes = total * inner.belief_of_rows(rows) - (1 - strength) * mass - strength * total * label
+        # A row whose classes are all masked has no gradient, not even at its target.
+        counts = counts & (rows != -math.inf).any(-1, keepdim=True)
+        slopes = torch.where(counts, shares.unsqueeze(-1) * slopes, 0.0).to(logits.dtype)
+        out = slopes if out is None else out.copy_(slopes)
+    return torch.where(shares == 0, 0.0, shares * losses), out if gradient else None
 
 
 def working_dtype(logits: Tensor) -> torch.dtype:

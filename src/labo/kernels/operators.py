@@ -1,0 +1,153 @@
+"""The fused implementations as PyTorch operators, so that torch.compile takes them into its graph as they are.
+
+Each has a fake implementation (shapes and dtypes alone) and a gradient. Which implementation runs is chosen when the
+operator runs; where none of the fused ones can, the reference does. Called from Python they would cost more than
+autograd.py, so they stand in compiled graphs alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from labo import kernels
+from labo.kernels import reference
+from labo.kernels.linear import Head, solve_linear
+from labo.kernels.options import Options
+
+
+def loss(logits: Tensor, target: Tensor, shares: Tensor, options: Options, impl: str, *, total: bool) -> Tensor:
+    """The row losses (N,) times their shares, or their sum (); differentiable in the logits."""
+    given = _as_tensors(options)
+    gradient = torch.is_grad_enabled() and total and logits.requires_grad and logits.dtype != torch.float16
+    return _loss(logits, target, shares, *given, options.value, impl, total, gradient)[0]
+
+
+def linear_loss(
+    hidden: Tensor, head: Head, target: Tensor, shares: Tensor, options: Options, impl: str, *, total: bool
+) -> Tensor:
+    """The same of hidden (N, D) through the last layer; differentiable in hidden, weight and bias."""
+    needs = [tensor is not None and tensor.requires_grad for tensor in (hidden, head.weight, head.bias)]
+    if not (torch.is_grad_enabled() and total) or hidden.dtype == torch.float16:
+        needs = [False, False, False]
+    given = _as_tensors(options)
+    return _linear(hidden, head.weight, head.bias, target, shares, *given, options.value, impl, total, needs)[0]
+
+
+def _as_tensors(options: Options) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """An operator's argument is a number or a tensor: alpha and beta are tensors, (1,) on the CPU for numbers."""
+    alpha, beta = (
+        value.detach() if isinstance(value, Tensor) else torch.full((1,), value, dtype=torch.float64)
+        for value in (options.alpha, options.beta)
+    )
+    return alpha, beta, None if options.prior is None else options.prior.detach(), options.weight
+
+
+def _as_options(alpha: Tensor, beta: Tensor, prior: Tensor | None, weight: Tensor | None, value: str) -> Options:
+    return Options(_number_or_rows(alpha), _number_or_rows(beta), prior, weight, value)
+
+
+def _number_or_rows(value: Tensor) -> float | Tensor:
+    if value.numel() != 1:
+        return value
+    return value.item() if value.device.type == "cpu" else value.squeeze()
+
+
+@torch.library.custom_op("labo::loss", mutates_args=())
+def _loss(
+    logits: Tensor,
+    target: Tensor,
+    shares: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
+    prior: Tensor | None,
+    weight: Tensor | None,
+    value: str,
+    impl: str,
+    total: bool,
+    gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    options = _as_options(alpha, beta, prior, weight, value)
+    solve = kernels.choose(impl, (logits,), target, options) or reference.solve
+    losses, made = solve(logits, target, shares, options, gradient=gradient)
+    return (losses.sum() if total else losses), _or_nothing(made, logits)
+
+
+def _or_nothing(made: Tensor | None, like: Tensor) -> Tensor:
+    return like.new_empty(0) if made is None else made.contiguous()
+
+
+@_loss.register_fake
+def _(logits, target, shares, alpha, beta, prior, weight, value, impl, total, gradient):
+    losses = shares.new_empty(()) if total else torch.empty_like(shares)
+    return losses, logits.new_empty(logits.shape if gradient else 0)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.value, ctx.impl, ctx.total, ctx.gradient = inputs
+    ctx.save_for_backward(*tensors, output[1])
+
+
+def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    logits, target, shares, *options, made = ctx.saved_tensors
+    if ctx.gradient:
+        slopes = made * grad.to(made.dtype)
+    else:
+        slopes = _loss(logits, target, shares * grad, *options, ctx.value, ctx.impl, ctx.total, True)[1]
+    return slopes, *(None,) * 10
+
+
+_loss.register_autograd(_backward, setup_context=_keep)
+
+
+@torch.library.custom_op("labo::linear_loss", mutates_args=())
+def _linear(
+    hidden: Tensor,
+    head: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    shares: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
+    prior: Tensor | None,
+    weight: Tensor | None,
+    value: str,
+    impl: str,
+    total: bool,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    options = _as_options(alpha, beta, prior, weight, value)
+    solve = kernels.choose(impl, (hidden, head), target, options) or reference.solve
+    wanted = (needs[0], needs[1], needs[2])
+    losses, made = solve_linear(solve, hidden, Head(head, bias), target, shares, options, wanted)
+    gradients = [_or_nothing(x, hidden) for x in made]
+    return (losses.sum() if total else losses), gradients[0], gradients[1], gradients[2]
+
+
+@_linear.register_fake
+def _(hidden, head, bias, target, shares, alpha, beta, prior, weight, value, impl, total, needs):
+    losses = shares.new_empty(()) if total else torch.empty_like(shares)
+    sources = (hidden, head, head.new_empty(head.shape[0]) if bias is None else bias)
+    return losses, *(x.new_empty(x.shape if needed else 0) for x, needed in zip(sources, needs, strict=True))
+
+
+def _keep_linear(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.value, ctx.impl, ctx.total, ctx.needs = inputs
+    ctx.save_for_backward(*tensors, *output[1:])
+
+
+def _backward_linear(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    *tensors, hidden_made, weight_made, bias_made = ctx.saved_tensors
+    made = [hidden_made, weight_made, bias_made]
+    wanted = [bool(needed) for needed in ctx.needs_input_grad[:3]]
+    if all(there or not needed for there, needed in zip(ctx.needs, wanted, strict=True)):
+        made = [x * grad.to(x.dtype) for x in made]
+    else:
+        hidden, head, bias, target, shares, *options = tensors
+        made = _linear(hidden, head, bias, target, shares * grad, *options, ctx.value, ctx.impl, ctx.total, wanted)[1:]
+    return *(x if needed else None for x, needed in zip(made, wanted, strict=True)), *(None,) * 10
+
+
+_linear.register_autograd(_backward_linear, setup_context=_keep_linear)

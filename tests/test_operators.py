@@ -1,0 +1,164 @@
+"""The loss under torch.compile: one operator in the graph, with the gradients and refusals of eager mode."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+import labo
+from labo import labo_cross_entropy, linear_labo_cross_entropy
+from labo.kernels import operators
+
+PRIOR = torch.tensor([0.1, 0.2, 0.3, 0.3, 0.1])
+TARGET = torch.tensor([0, 4, -100, 2])
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"alpha": 0.0},
+    {"beta": 3.0, "prior": PRIOR},
+    {"beta": math.inf},
+    {"value": "plugin"},
+    {"alpha": torch.linspace(0, 1, 4), "beta": torch.linspace(0.5, 4, 4)},
+    {"weight": torch.arange(1.0, 6.0)},
+    {"impl": "blocked"},
+]
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch._dynamo.reset()
+
+
+class Graphs:
+    """A backend that notes which operators of ours a graph holds."""
+
+    def __init__(self) -> None:
+        self.operators: list[str] = []
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        self.operators += [str(n.target) for n in graph.graph.nodes if str(n.target).startswith("labo.")]
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+
+def compiled(function: Any, *inputs: torch.Tensor, **options: Any) -> tuple[torch.Tensor, list[str]]:
+    graphs = Graphs()
+    return torch.compile(function, fullgraph=True, backend=graphs, **options)(*inputs), graphs.operators
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_one_operator_with_the_gradient_of_eager_mode(options, reduction, dtype):
+    logits = torch.randn(4, 5, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+
+    def loss(z: torch.Tensor) -> torch.Tensor:
+        return labo_cross_entropy(z, TARGET, reduction=reduction, **options)
+
+    found, names = compiled(loss, logits)
+    assert names == ["labo.loss.default"]
+    expected = loss(logits)
+    torch.testing.assert_close(found, expected)
+    upstream = torch.rand(expected.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    ours, theirs = (torch.autograd.grad(x, logits, upstream)[0] for x in (found, expected))
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_last_layer(reduction, frozen, dtype):
+    draw = torch.Generator().manual_seed(0)
+    hidden, weight, bias = (torch.randn(s, generator=draw).to(dtype) for s in ((4, 3), (5, 3), (5,)))
+    leaves = [x.requires_grad_() for x in ((hidden,) if frozen else (hidden, weight, bias))]
+
+    def loss(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return linear_labo_cross_entropy(hidden, weight, TARGET, linear_bias=bias, reduction=reduction)
+
+    found, names = compiled(loss, hidden, weight, bias)
+    assert names == ["labo.linear_loss.default"]
+    expected = loss(hidden, weight, bias)
+    torch.testing.assert_close(found, expected)
+    upstream = torch.rand(expected.shape, generator=draw).to(dtype)
+    torch.testing.assert_close(*(torch.autograd.grad(x, leaves, upstream) for x in (found, expected)))
+
+
+def test_a_schedule_and_another_batch_size_are_no_new_graphs():
+    graphs = Graphs()
+
+    @torch.compile(fullgraph=True, backend=graphs, dynamic=True)
+    def loss(z: torch.Tensor, y: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+        return labo_cross_entropy(z, y, alpha=alpha)
+
+    # A number is part of a graph, as torch has it; a tensor is not.
+    counts = []
+    for rows, strength in ((4, 0.1), (6, 0.2), (8, 0.25)):
+        alpha = torch.tensor(strength)
+        z, y = torch.randn(rows, 5), torch.arange(rows) % 5
+        torch.testing.assert_close(loss(z, y, alpha), labo_cross_entropy(z, y, alpha=alpha))
+        counts.append(len(graphs.operators))
+    assert counts[0] == counts[-1] > 0
+
+
+@pytest.mark.parametrize("linear", [True, False])
+def test_autocast(linear):
+    hidden, weight = torch.randn(4, 3, requires_grad=True), torch.randn(5, 3, requires_grad=True)
+
+    def loss(h: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return linear_labo_cross_entropy(h, w, TARGET) if linear else labo_cross_entropy(h @ w.T, TARGET)
+
+    found, expected = compiled(loss, hidden, weight)[0], loss(hidden, weight)
+    assert found.dtype == expected.dtype == torch.float32
+    torch.testing.assert_close(found, expected)
+    slopes = [torch.autograd.grad(x, (hidden, weight)) for x in (found, expected)]
+    torch.testing.assert_close(*slopes, rtol=1e-2, atol=1e-3)
+
+
+def test_learnt_options_and_transforms_stay_with_the_reference():
+    logits = torch.randn(4, 5)
+    beta = torch.tensor(2.0, requires_grad=True)
+    found, names = compiled(lambda z, b: labo_cross_entropy(z, TARGET, beta=b), logits, beta)
+    assert not names
+    expected = labo_cross_entropy(logits, TARGET, beta=beta)
+    torch.testing.assert_close(*(torch.autograd.grad(x, beta)[0] for x in (found, expected)))
+    loss = lambda z: labo_cross_entropy(z, TARGET)  # noqa: E731
+    slopes, names = compiled(torch.func.grad(loss), logits)
+    assert not names
+    torch.testing.assert_close(slopes, torch.func.grad(loss)(logits))
+
+
+def test_the_reference_is_traced_as_it_is():
+    logits = torch.randn(4, 5, requires_grad=True)
+    loss = lambda z: labo_cross_entropy(z, TARGET, beta=3.0, impl="reference")  # noqa: E731
+    found, names = compiled(loss, logits)
+    assert not names
+    torch.testing.assert_close(*(torch.autograd.grad(x, logits)[0] for x in (found, loss(logits))))
+
+
+def test_an_implementation_that_cannot_says_so_when_it_runs():
+    logits = torch.randn(2, 3, dtype=torch.float64)
+    target = torch.tensor([0, 1])
+    with pytest.raises(ValueError, match="impl='numba'"):
+        compiled(lambda z: labo_cross_entropy(z, target, impl="numba"), logits)
+
+
+@pytest.mark.parametrize("total", [True, False])
+def test_the_operators_are_well_formed(total):
+    alpha, beta = torch.tensor([0.1]), torch.tensor([2.0])
+    shares = torch.tensor([0.3, 0.3, 0.0, 0.4])
+    target = TARGET.clamp(min=0)
+    options = (target, shares, alpha, beta, PRIOR, None, "inner", "auto", total)
+    logits, hidden, weight, bias = (torch.randn(s).requires_grad_() for s in ((4, 5), (4, 3), (5, 3), (5,)))
+    torch.library.opcheck(operators._loss, (logits, *options, total))
+    torch.library.opcheck(operators._linear, (hidden, weight, bias, *options, [total] * 3))
+    torch.library.opcheck(operators._linear, (hidden, weight, None, *options, [total, False, False]))
+
+
+def test_the_family_compiles():
+    logits = torch.randn(4, 5, requires_grad=True)
+    criterion = labo.LABOLoss(alpha=0.2)
+    found, names = compiled(criterion, logits, TARGET)
+    assert names
+    torch.testing.assert_close(found, criterion(logits, TARGET))
