@@ -44,12 +44,20 @@ def test_the_command_writes_a_line_a_measurement(tmp_path: Path, capsys: pytest.
     assert "ratio" in capsys.readouterr().out
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_cuda_device_it_says_so(capsys: pytest.CaptureFixture[str]):
+    assert main(["bench", "--device", "cuda"]) == 2
+    assert "PyTorch sees none here" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
         (["--classes", "ten"], "--classes as whole numbers"),
         (["--dtypes", "float31", "--allocator", "stock"], "nearest is 'float32'"),
         (["--allocator", "jemalloc"], "Unknown allocator"),
+        (["--device", "cud"], "nearest is 'cuda'"),
+        (["--device", "cuda", "--allocator", "stock"], "no --allocator with --device cuda"),
     ],
 )
 def test_bad_options_get_one_sentence(options: list[str], told: str, capsys: pytest.CaptureFixture[str]):

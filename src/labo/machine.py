@@ -15,7 +15,7 @@ DISTRIBUTION = "torch-labo"
 # Imports that are called otherwise than the distribution that brings them.
 _OTHER_NAMES = {"sklearn": "scikit-learn", "yaml": "pyyaml"}
 # What a record tells of, beside labo and Python.
-RECORDED = ("torch", "transformers")
+RECORDED = ("torch", "transformers", "numba", "triton")
 
 
 def package_version(distribution: str) -> str | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from labo import checks, functional
 from labo import reduction as _reduction
-from labo.regularizers.base import Regularizer
+from labo.regularizers.base import Regularizer, data_losses
 
 __all__ = ["LABOLoss", "LabelRegularizedLoss", "LinearLABOLoss"]
 
@@ -118,8 +119,12 @@ class LabelRegularizedLoss(nn.Module):
         weight: (C,) class weights, as in `nn.CrossEntropyLoss`.
         ignore_index, reduction: as in `labo.labo_cross_entropy`.
 
+    What the member needs of each batch (`regularizer.needs`) comes with the call, by name; what it needs once, before,
+    by `regularizer.provide`. In evaluation mode (`.eval()`) a member that needs something of each batch and does not
+    get it reports the plain cross-entropy.
+
     Raises:
-        TypeError: `regularizer` is not one.
+        TypeError: `regularizer` is not one, or a batch is told of by a name that no member needs.
         ValueError: what the member needs from training was not provided; the message says how.
 
     Example:
@@ -151,33 +156,39 @@ class LabelRegularizedLoss(nn.Module):
         self.ignore_index = ignore_index
         self.reduction = reduction
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+    def forward(self, input: Tensor, target: Tensor, **batch: Any) -> Tensor:
         """The loss of logits (C), (N, C) or (N, C, d1, …)."""
-        rows = self._rows(input, target)
+        rows = self._rows(input, target, batch)
         options = self.regularizer.as_labo(rows)
         if options is not None:
             return functional.reduced(rows, options, self.reduction, checks.result_dtype(input))
-        return _reduction.reduce(self.regularizer.losses(rows), rows, self.reduction, checks.result_dtype(input))
+        return _reduction.reduce(self._losses(rows), rows, self.reduction, checks.result_dtype(input))
 
-    def total_and_count(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def total_and_count(self, input: Tensor, target: Tensor, **batch: Any) -> tuple[Tensor, Tensor]:
         """The sum over the kept rows and what "mean" divides it by, for means over several batches or processes."""
-        rows = self._rows(input, target)
-        return _reduction.total_and_count(self.regularizer.losses(rows), rows)
+        rows = self._rows(input, target, batch)
+        return _reduction.total_and_count(self._losses(rows), rows)
 
-    def mean_over(self, input: Tensor, target: Tensor, count: Tensor) -> Tensor:
+    def mean_over(self, input: Tensor, target: Tensor, count: Tensor, **batch: Any) -> Tensor:
         """The sum over the kept rows divided by `count`, (): a batch's part in the mean of several; 0 where it is 0.
 
         Class weights are not in such a count, so there must be none.
         """
         if self.weight is not None:
             raise ValueError("Expected no class weights with a count of examples.")
-        rows = self._rows(input, target)
+        rows = self._rows(input, target, batch)
         options = self.regularizer.as_labo(rows)
         if options is not None:
             return functional.reduced(rows, options, "mean", checks.result_dtype(input), count=count)
-        total, _ = _reduction.total_and_count(self.regularizer.losses(rows), rows)
+        total, _ = _reduction.total_and_count(self._losses(rows), rows)
         return _reduction.mean(total, count.to(total)).to(checks.result_dtype(input))
 
-    def _rows(self, input: Tensor, target: Tensor) -> _reduction.Rows:
-        self.regularizer.require()
-        return _reduction.as_rows(input, target, self.weight, self.ignore_index)
+    def _losses(self, rows: _reduction.Rows) -> Tensor:
+        if not self.training and self.regularizer.untold(rows.given):
+            return data_losses(rows)[0]
+        return self.regularizer.losses(rows)
+
+    def _rows(self, input: Tensor, target: Tensor, batch: dict[str, Any]) -> _reduction.Rows:
+        self.regularizer.require(batch if self.training else None)
+        rows = _reduction.as_rows(input, target, self.weight, self.ignore_index)
+        return replace(rows, given=batch) if batch else rows

@@ -5,7 +5,9 @@ The one place that knows `ignore_index`, `weight` and `reduction`; every loss an
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +24,7 @@ class Rows:
     `kept` (N,) is False for ignored rows, whose logits and targets are replaced by zeros so that nothing they hold
     reaches a sum; it is None where nothing is ignored. `raw` are the logits with what ignored rows hold, for those that
     look away themselves. `weight` is the (C,) class weights. `shape` is the shape of the result under reduction="none".
+    `given` is what else training tells of the batch, by name.
     """
 
     raw: Tensor
@@ -29,6 +32,7 @@ class Rows:
     kept: Tensor | None
     weight: Tensor | None
     shape: torch.Size
+    given: Mapping[str, Any] = field(default_factory=dict)
     _clean: list[Tensor] = field(default_factory=list, repr=False, compare=False)
 
     @property

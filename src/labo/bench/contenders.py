@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,9 +16,9 @@ import labo
 
 ALPHA, BETA = 0.1, 2.0
 # Every ratio is to this one.
+YARDSTICK = "torch, smoothed"
 # The reference is made to be right: it is timed on small batches alone.
 _REFERENCE_ELEMENTS = 2**20
-YARDSTICK = "torch, smoothed"
 
 Step = Callable[[], None]
 
@@ -45,13 +46,13 @@ def naive(logits: Tensor, target: Tensor) -> Tensor:
     return (1 - ALPHA) * data - ALPHA * (label * log_p).sum(-1).mean()
 
 
-def contenders(shape: Shape, *, compiled: bool = False) -> dict[str, Step]:
+def contenders(shape: Shape, *, device: str = "cpu", compiled: bool = False) -> dict[str, Step]:
     """Steps by name for a shape, the yardstick first."""
     generator = torch.Generator().manual_seed(0)
-    target = torch.randint(shape.classes, (shape.rows,), generator=generator)
+    target = torch.randint(shape.classes, (shape.rows,), generator=generator).to(device)
     if shape.width:
         return _of_layer(shape, target, generator)
-    logits = torch.randn(shape.rows, shape.classes, generator=generator).to(shape.dtype).requires_grad_()
+    logits = torch.randn(shape.rows, shape.classes, generator=generator).to(device, shape.dtype).requires_grad_()
     found: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         YARDSTICK: lambda z, y: F.cross_entropy(z, y, label_smoothing=ALPHA),
         "torch": F.cross_entropy,
@@ -60,21 +61,46 @@ def contenders(shape: Shape, *, compiled: bool = False) -> dict[str, Step]:
         "labo, smoothing": _labo(beta=math.inf),
         "naive": naive,
     }
+    if device == "cpu" and "numba" in labo.implementations():
+        found["labo, blocked"] = _labo(beta=BETA, impl="blocked")
     if logits.numel() <= _REFERENCE_ELEMENTS:
         found["labo, reference"] = _labo(beta=BETA, impl="reference")
     if compiled:
-        found["naive, compiled"] = torch.compile(naive)
-    return {name: _step(loss, (logits,), target) for name, loss in found.items()}
+        found |= {"naive, compiled": torch.compile(naive), "labo, compiled": torch.compile(_labo(beta=BETA))}
+    steps = {name: _step(loss, (logits,), target) for name, loss in found.items()}
+    if device != "cpu" and importlib.util.find_spec("liger_kernel"):
+        # It writes its gradient over the logits: they are its own.
+        steps["liger, smoothed"] = _step(_liger_logits, (logits.detach().clone().requires_grad_(),), target)
+    return steps
 
 
 def _labo(**options: Any) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda z, y: labo.labo_cross_entropy(z, y, alpha=ALPHA, **options)
 
 
+def _liger_logits(logits: Tensor, target: Tensor) -> Tensor:
+    from liger_kernel.transformers.functional import liger_cross_entropy  # pyright: ignore[reportMissingImports]
+
+    return liger_cross_entropy(logits, target, label_smoothing=ALPHA)
+
+
+def _liger_layer(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    from liger_kernel.transformers import functional  # pyright: ignore[reportMissingImports]
+
+    return functional.liger_fused_linear_cross_entropy(hidden, weight, target, label_smoothing=ALPHA)
+
+
+def _cut_layer(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    from cut_cross_entropy import linear_cross_entropy  # pyright: ignore[reportMissingImports]
+
+    return linear_cross_entropy(hidden, weight, target)
+
+
 def _of_layer(shape: Shape, target: Tensor, generator: torch.Generator) -> dict[str, Step]:
-    hidden = torch.randn(shape.rows, shape.width, generator=generator).to(shape.dtype).requires_grad_()
+    device = target.device
+    hidden = torch.randn(shape.rows, shape.width, generator=generator).to(device, shape.dtype).requires_grad_()
     scaled = torch.randn(shape.classes, shape.width, generator=generator) / math.sqrt(shape.width)
-    weight = scaled.to(shape.dtype).requires_grad_()
+    weight = scaled.to(device, shape.dtype).requires_grad_()
     found: dict[str, Callable[..., Tensor]] = {
         YARDSTICK: lambda h, w, y: F.cross_entropy(h @ w.T, y, label_smoothing=ALPHA),
         "torch": lambda h, w, y: F.cross_entropy(h @ w.T, y),
@@ -84,6 +110,10 @@ def _of_layer(shape: Shape, target: Tensor, generator: torch.Generator) -> dict[
     fused = getattr(F, "linear_cross_entropy", None)
     if fused is not None:
         found["torch, linear_cross_entropy"] = fused
+    if device.type != "cpu" and importlib.util.find_spec("liger_kernel"):
+        found["liger, smoothed"] = _liger_layer
+    if device.type != "cpu" and importlib.util.find_spec("cut_cross_entropy"):
+        found["cut cross-entropy"] = _cut_layer
     return {name: _step(loss, (hidden, weight), target) for name, loss in found.items()}
 
 

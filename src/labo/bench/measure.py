@@ -18,12 +18,12 @@ STEADY = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "858
 LEAST_SECONDS = 0.002
 
 
-def rows(shape: Shape, *, rounds: int, compiled: bool = False) -> Iterator[dict[str, Any]]:
+def rows(shape: Shape, *, rounds: int, device: str = "cpu", compiled: bool = False) -> Iterator[dict[str, Any]]:
     """One line per contender: milliseconds, ratio to the yardstick, its quartiles, memory and share of copy speed."""
-    found = contenders(shape, compiled=compiled)
-    copy = _copy(shape)
+    found = contenders(shape, device=device, compiled=compiled)
+    copy = _copy(shape, device)
     for name, step in found.items():
-        ours, ratios = _alternate(found[YARDSTICK], step, rounds)
+        ours, ratios = _alternate(found[YARDSTICK], step, rounds, device)
         low, _, high = quantiles(ratios, n=4)
         yield {
             "form": "linear" if shape.width else "logits",
@@ -36,35 +36,47 @@ def rows(shape: Shape, *, rounds: int, compiled: bool = False) -> Iterator[dict[
             "ratio": round(median(ratios), 3),
             "ratio_low": round(low, 3),
             "ratio_high": round(high, 3),
-            "memory": _memory(step, shape),
+            "memory": (_memory if device == "cpu" else _memory_of_device)(step, shape),
             "copy_share": None if shape.width else round(copy / ours, 3),
         }
 
 
-def _alternate(yardstick: Step, step: Step, rounds: int) -> tuple[float, list[float]]:
+def _alternate(yardstick: Step, step: Step, rounds: int, device: str) -> tuple[float, list[float]]:
     """(median seconds of a step, ratios of step to yardstick), one beside the other, in both orders."""
-    times = max(1, round(LEAST_SECONDS / max(1e-6, _seconds(yardstick, 1))))
-    _seconds(step, times)
+    times = max(1, round(LEAST_SECONDS / max(1e-6, _seconds(yardstick, 1, device))))
+    _seconds(step, times, device)
     ours, ratios = [], []
     for index in range(rounds):
-        pair = [_seconds(each, times) for each in ((yardstick, step) if index % 2 else (step, yardstick))]
+        pair = [_seconds(each, times, device) for each in ((yardstick, step) if index % 2 else (step, yardstick))]
         theirs, mine = pair if index % 2 else pair[::-1]
         ours.append(mine)
         ratios.append(mine / theirs)
     return median(ours), ratios
 
 
-def _seconds(step: Callable[[], object], times: int) -> float:
+def _seconds(step: Callable[[], object], times: int, device: str) -> float:
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    wait()
     began = time.perf_counter()
     for _ in range(times):
         step()
+    wait()
     return (time.perf_counter() - began) / times
 
 
-def _copy(shape: Shape) -> float:
+def _copy(shape: Shape, device: str) -> float:
     """Seconds of a copy of the logits: one read and one write, as the least that a loss and its gradient take."""
-    source, target = (torch.zeros(shape.rows, shape.classes, dtype=shape.dtype) for _ in range(2))
-    return median(_seconds(lambda: target.copy_(source), 1) for _ in range(7))
+    source, target = (torch.zeros(shape.rows, shape.classes, dtype=shape.dtype, device=device) for _ in range(2))
+    return median(_seconds(lambda: target.copy_(source), 1, device) for _ in range(7))
+
+
+def _memory_of_device(step: Step, shape: Shape) -> float:
+    """As `_memory`, from the counters of the device's allocator."""
+    step()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    return round((torch.cuda.max_memory_allocated() - before) / shape.logits_bytes, 3)
 
 
 def _memory(step: Step, shape: Shape) -> float | None:

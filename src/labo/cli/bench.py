@@ -14,6 +14,7 @@ import typer
 from labo.errors import UserError, unknown
 
 ALLOCATORS = ("stock", "steady")
+DEVICES = ("cpu", "cuda")
 
 
 def bench(
@@ -28,19 +29,34 @@ def bench(
     allocator: Annotated[
         str | None, typer.Option(help="stock, or steady: freed memory is kept. Both by default.", show_default="both")
     ] = None,
+    device: Annotated[str, typer.Option(help="cpu, or cuda, where there is but one allocator.")] = "cpu",
 ) -> None:
     """Speed and memory of the losses on this machine.
 
-    Forward and backward on one thread, as the median of ratios to PyTorch's smoothed cross-entropy, in alternation.
+    Forward and backward (on one thread of a processor), as the median of ratios to PyTorch's smoothed cross-entropy, in
+    alternation.
     """
     numbers = _whole(classes)
-    if allocator is None:
+    if device not in DEVICES:
+        raise unknown("device", device, DEVICES)
+    if device == "cuda":
+        _check_cuda(allocator)
+    elif allocator is None:
         for name in ALLOCATORS:
             _again(name)
         return
-    if allocator not in ALLOCATORS:
+    elif allocator not in ALLOCATORS:
         raise unknown("allocator", allocator, ALLOCATORS)
-    _run(output, numbers, elements, dtypes.split(","), rounds, compiled, allocator)
+    _run(output, numbers, elements, dtypes.split(","), rounds, compiled, allocator, device)
+
+
+def _check_cuda(allocator: str | None) -> None:
+    import torch
+
+    if allocator is not None:
+        raise UserError("Expected no --allocator with --device cuda, which has its own.")
+    if not torch.cuda.is_available():
+        raise UserError("--device cuda needs a CUDA device, and PyTorch sees none here.")
 
 
 def _again(allocator: str) -> None:
@@ -71,7 +87,8 @@ def _run(
     dtypes: list[str],
     rounds: int,
     compiled: bool,
-    allocator: str,
+    allocator: str | None,
+    device: str,
 ) -> None:
     import torch
 
@@ -83,23 +100,25 @@ def _run(
     for name in dtypes:
         if name not in kinds:
             raise unknown("dtype", name, kinds)
-    about = {"allocator": allocator, **machine.versions()}
-    for shape in _shapes(classes, elements, [kinds[name] for name in dtypes]):
+    name = "cpu" if device == "cpu" else torch.cuda.get_device_name()
+    about = {"device": name, "allocator": allocator or "torch", **machine.versions()}
+    for shape in _shapes(classes, elements, [kinds[name] for name in dtypes], device):
         size = " x ".join(str(number) for number in (shape.rows, shape.classes, shape.width) if number)
-        print(f"\n{size}, {shape.dtype}, {allocator} allocator")
-        for row in measure.rows(shape, rounds=rounds, compiled=compiled):
+        print(f"\n{size}, {shape.dtype}, {about['allocator']} allocator")
+        for row in measure.rows(shape, rounds=rounds, device=device, compiled=compiled):
             print(f"  {_line(row)}", flush=True)
             if output is not None:
                 _append(output, {**row, **about})
 
 
-def _shapes(classes: list[int], elements: int, kinds: list[Any]) -> list[Any]:
+def _shapes(classes: list[int], elements: int, kinds: list[Any], device: str) -> list[Any]:
     """Batches of so many logits, some small ones where overhead is all, and a last layer."""
     from labo.bench.contenders import Shape
 
     batches = [Shape(max(1, elements // number), number, 0, kind) for kind in kinds for number in classes]
     small = [Shape(rows, number) for rows, number in ((64, 10), (128, 100), (4096, 100))]
-    return [*batches, *small, Shape(2048, 32_768, 512)]
+    layer = (2048, 32_768, 512) if device == "cpu" else (8192, 131_072, 4096)
+    return [*batches, *small, *(Shape(*layer, kind) for kind in (kinds if device != "cpu" else kinds[:1]))]
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -20,10 +20,11 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from labo.experiment import checkpoint
-from labo.integrations.transformers import LabelRegularizedTrainer, logits_of
+from labo.integrations.transformers import LabelRegularizedTrainer
 from labo.metrics.scores import classification_scores
 from labo.metrics.temperature import fit_temperature
 from labo.modules import LabelRegularizedLoss
+from labo.networks import logits_of
 from labo.storage import append_line, read_lines, write_text
 from labo.tasks.base import Examples, Splits
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from labo import checks
 from labo.errors import UserError
 from labo.modules import LabelRegularizedLoss
+from labo.networks import logits_of
 
 __all__ = ["LabelRegularizedTrainer", "TrainerLoss"]
 
@@ -96,20 +96,6 @@ class TrainerLoss:
             "Expected no class weights with gradient accumulation or several devices: the Trainer counts examples, not "
             "their weights.",
         )
-
-
-def logits_of(outputs: Any) -> Tensor:
-    """The logits among a model's outputs: a tensor, a mapping or object with `logits`, or the first of a tuple."""
-    if isinstance(outputs, Tensor):
-        return outputs
-    if isinstance(outputs, Mapping) and "logits" in outputs:
-        return outputs["logits"]
-    found = getattr(outputs, "logits", None)
-    if found is None and isinstance(outputs, tuple) and outputs and isinstance(outputs[0], Tensor):
-        found = outputs[0]
-    if found is None:
-        raise ValueError(f"Expected the model to give logits, but got {type(outputs).__name__} without them.")
-    return found
 
 
 def _flat(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,10 +19,28 @@ from labo.kernels import reference
 from labo.kernels.options import Options
 from labo.reduction import Rows
 
-# What training can give a regularizer, and how a user of a plain loop gives it.
-NEEDS: dict[str, str] = {
+# What training can give a regularizer once, before the first batch, and how a user of a plain loop gives it.
+ONCE: dict[str, str] = {
     "class_counts": "call regularizer.provide(class_counts=counts) with the (C,) counts of the training targets",
+    "model": "call regularizer.provide(model=model) with the network that is trained",
+    "teacher": "call regularizer.provide(teacher=teacher) with a trained network, or the folder of a run",
+    "examples": "call regularizer.provide(examples=len(dataset)) with the number of training examples",
+    "epochs": "call regularizer.provide(epochs=E) with how many there will be",
+    "optimizer": "call regularizer.provide(optimizer=optimizer) after adding regularizer.learnt() to it as a group "
+    "with weight_decay=0",
 }
+# What training can tell of each batch, as a keyword of the loss.
+BATCH: dict[str, str] = {
+    "indices": "pass indices=… to the loss, (N,): the place of each example in the training data",
+    "inputs": "pass inputs=… to the loss: what the network was called with, a tensor or its keyword arguments",
+    "partners": "pass partners=… to the loss: as inputs, of other examples of the same classes in the same order "
+    "(labo.regularizers.SameClass draws them)",
+    "dense_logits": "pass dense_logits=… to the loss, (N, P, C): the logits at P places of the last feature map",
+    "epoch": "pass epoch=… to the loss: the number of the epoch, from 0",
+    "step": "pass step=… to the loss: how many optimizer steps were taken before",
+    "progress": "pass progress=… to the loss: the share of training that is done, from 0 to 1",
+}
+NEEDS = {**ONCE, **BATCH}
 
 
 class Regularizer(nn.Module, ABC):
@@ -40,18 +58,37 @@ class Regularizer(nn.Module, ABC):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What training has to provide with these options: keys of `NEEDS`."""
+        """What training has to provide with these options: keys of `ONCE` and `BATCH`."""
         return ()
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Which of `needs` has not been provided yet."""
-        return self.needs
+        """Which of `needs` has to be provided before the first batch and was not yet."""
+        return tuple(need for need in self.needs if need in ONCE and need not in self._provided)
+
+    def untold(self, batch: Mapping[str, Any]) -> tuple[str, ...]:
+        """Which of `needs` this batch was not told of."""
+        return tuple(need for need in self.needs if need in BATCH and batch.get(need) is None)
 
     def provide(self, **given: Any) -> None:
-        """Take what `needs` names; anything else is refused."""
-        for name in given:
-            raise UserError(f"Method '{self.name}' with these options takes no `{name}`.")
+        """Take what `needs` names; anything else is refused.
+
+        It is kept as `self.provided(name)`, not as a part of this module: a network given is not saved with it.
+        """
+        for name, value in given.items():
+            if name not in ONCE or name not in self.needs:
+                raise UserError(f"Method '{self.name}' with these options takes no `{name}`.")
+            self._provided[name] = value
+
+    def provided(self, name: str) -> Any:
+        """What `provide` was given under this name."""
+        if name not in self._provided:
+            raise UserError(f"Method '{self.name}' needs {name}: {ONCE[name]}.")
+        return self._provided[name]
+
+    def learnt(self) -> list[nn.Parameter]:
+        """The parameters that the optimizer of training has to learn, without weight decay."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     @abstractmethod
     def losses(self, rows: Rows) -> Tensor:
@@ -65,10 +102,22 @@ class Regularizer(nn.Module, ABC):
         """The label distribution (N, C) that this member trains towards beside the target; None where it has none."""
         return None
 
-    def require(self) -> None:
-        """Refuse to go on without what training has to provide."""
-        for need in self.missing:
+    def require(self, batch: Mapping[str, Any] | None = None) -> None:
+        """Refuse to go on without what training has to provide; with a batch, without what it must be told of too.
+
+        Raises:
+            UserError: something is not there; it says how to give it.
+            TypeError: the batch is told of by a name that nobody knows.
+        """
+        for need in (*self.missing, *(self.untold(batch) if batch is not None else ())):
             raise UserError(f"Method '{self.name}' needs {need}: {NEEDS[need]}.")
+        for name in batch or ():
+            if name not in BATCH:
+                raise TypeError(f"Expected a batch to be told of by {', '.join(BATCH)}, but got `{name}`.")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._provided: dict[str, Any] = {}
 
     def extra_repr(self) -> str:
         """The options."""
@@ -110,7 +159,11 @@ class SoftLabelRegularizer(Regularizer):
             labels = self.labels(rows)
         if labels is None:
             raise TypeError(f"Expected `labels` of method '{self.name}' to give a distribution, but got None.")
-        return functional.soft_label_losses(rows, labels, self.strength)
+        return functional.soft_label_losses(rows, labels, self.strength_of(rows))
+
+    def strength_of(self, rows: Rows) -> float | Tensor:
+        """The weight of the labels for these rows, a float, () or (N,)."""
+        return self.strength
 
     def options(self) -> dict[str, Any]:
         """See `Regularizer.options`."""

@@ -1,0 +1,74 @@
+"""A network as regularizers use it: called on a batch's inputs, held still, copied."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+
+
+def logits_of(outputs: Any) -> Tensor:
+    """The logits among a model's outputs: a tensor, a mapping or object with `logits`, or the first of a tuple."""
+    if isinstance(outputs, Tensor):
+        return outputs
+    if isinstance(outputs, Mapping) and "logits" in outputs:
+        return outputs["logits"]
+    found = getattr(outputs, "logits", None)
+    if found is None and isinstance(outputs, tuple) and outputs and isinstance(outputs[0], Tensor):
+        found = outputs[0]
+    if found is None:
+        raise ValueError(f"Expected the model to give logits, but got {type(outputs).__name__} without them.")
+    return found
+
+
+def forward(model: nn.Module, inputs: Any) -> Tensor:
+    """The logits of a batch's inputs: a mapping is the model's keyword arguments, a tuple its arguments."""
+    if isinstance(inputs, Mapping):
+        return logits_of(model(**inputs))
+    return logits_of(model(*inputs) if isinstance(inputs, tuple) else model(inputs))
+
+
+@contextmanager
+def still(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in its mode, with batch statistics used but not added to its running ones."""
+    norms = [m for m in model.modules() if isinstance(m, _NORMS) and m.track_running_stats and m.training]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield model
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+class Past(nn.Module):
+    """A copy of a network as it was, or was on average: in evaluation mode, without gradients, saved with its owner."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> Past:
+        """Stay in evaluation mode."""
+        return super().train(False)
+
+    def forward(self, inputs: Any) -> Tensor:
+        """Logits (N, C), float32 or wider."""
+        with torch.no_grad():
+            found = forward(self.model, inputs)
+        return found if found.dtype == torch.float64 else found.float()
+
+    @torch.no_grad()
+    def take(self, model: nn.Module, *, keep: float = 0.0) -> None:
+        """Become keep * itself + (1 - keep) * `model`; buffers (statistics, counters) are the model's."""
+        for mine, theirs in zip(self.model.parameters(), model.parameters(), strict=True):
+            mine.lerp_(theirs.to(mine), 1 - keep) if keep else mine.copy_(theirs)
+        for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
+            mine.copy_(theirs)
