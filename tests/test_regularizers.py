@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 from labo import LabelRegularizedLoss, regularizers
 from labo.errors import UserError
 from labo.regularizers import registry
+from labo.regularizers.base import BATCH
 
 CLASSES = 5
 COUNTS = torch.tensor([10, 5, 0, 3, 2])
@@ -29,12 +31,46 @@ OPTIONS += [
 every = pytest.mark.parametrize(("name", "options"), OPTIONS, ids=lambda value: str(value).replace("'", ""))
 
 
+class Network(torch.nn.Linear):
+    """What stands for a network where a member needs one: inputs (N, CLASSES) to logits."""
+
+    def __init__(self) -> None:
+        super().__init__(CLASSES, CLASSES, dtype=torch.float64)
+        draw = torch.Generator().manual_seed(2)
+        self.weight.data = torch.randn(CLASSES, CLASSES, generator=draw, dtype=torch.float64)
+        self.bias.data.zero_()
+
+
 def member(name: str, options: dict[str, Any]) -> regularizers.Regularizer:
-    """A member with all that it needs."""
+    """A member with all that it needs before the first batch."""
+    torch.manual_seed(0)
     made = regularizers.create(name, **options)
-    known = {"class_counts": COUNTS + 1}
-    made.provide(**{need: known[need] for need in made.missing})
+    for need in made.missing:
+        if need != "optimizer":
+            known = {"class_counts": COUNTS + 1, "model": Network(), "teacher": Network(), "examples": 6, "epochs": 4}
+            made.provide(**{need: known[need]})
+    if "optimizer" in made.missing:
+        made.provide(optimizer=torch.optim.SGD([{"params": made.learnt(), "weight_decay": 0.0}], lr=0.1))
     return made
+
+
+def told(made: regularizers.Regularizer, at: slice = slice(None)) -> dict[str, Any]:
+    """What it needs of the rows `at` of `batch()`."""
+    draw = torch.Generator().manual_seed(3)
+    inputs, partners = (torch.randn(6, CLASSES, generator=draw, dtype=torch.float64) for _ in range(2))
+    dense = torch.randn(6, 4, CLASSES, generator=draw, dtype=torch.float64)
+    rows = {"indices": torch.arange(6), "inputs": inputs, "partners": partners, "dense_logits": dense}
+    known = {name: value[at] for name, value in rows.items()} | {"epoch": 1, "step": 7, "progress": 0.25}
+    return {need: known[need] for need in made.needs if need in BATCH}
+
+
+def loss_with(
+    name: str, options: dict[str, Any], logits: Tensor, target: Tensor, at: slice = slice(None), **more: Any
+) -> Tensor:
+    """The loss of a fresh member: what it remembers begins anew with every call."""
+    made = member(name, options)
+    torch.manual_seed(0)
+    return LabelRegularizedLoss(made, **more)(logits, target, **told(made, at))
 
 
 def batch(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -45,53 +81,57 @@ def batch(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
 
 @every
 def test_gradient_is_that_of_the_value(name, options):
-    criterion, (logits, target) = LabelRegularizedLoss(member(name, options)), batch()
-    regularizer = criterion.regularizer
-    if isinstance(regularizer, regularizers.SoftLabelRegularizer) or options.get("value") == "plugin":
-        pytest.skip("its labels are constant for the gradient; test_labels_are_what_the_gradient_pulls_towards")
-    assert torch.autograd.gradcheck(lambda z: criterion(z, target), logits.requires_grad_())
+    made, (logits, target) = member(name, options), batch()
+    if isinstance(made, regularizers.SoftLabelRegularizer) or made.has_constants or options.get("value") == "plugin":
+        pytest.skip("parts of it are constant for the gradient; their own tests say which")
+    assert torch.autograd.gradcheck(lambda z: loss_with(name, options, z, target), logits.requires_grad_())
 
 
 @every
 def test_labels_are_what_the_gradient_pulls_towards(name, options):
-    regularizer, (logits, target) = member(name, options), batch()
-    rows = _rows(logits, target)
-    labels = regularizer.labels(rows)
-    if labels is None or options.get("convention") == "joeynmt":
-        pytest.skip("it has no labels, or rows of padding that count 0")
+    made, (logits, target) = member(name, options), batch()
+    rows = _rows(logits, target, told(made))
+    torch.manual_seed(0)
+    labels = made.labels(rows)
+    strength = getattr(made, "strength", getattr(made, "alpha", None))
+    if labels is None or strength is None or not made.pulls_to_labels or options.get("convention") == "joeynmt":
+        pytest.skip("it has no labels, or they are not all that its gradient is made of")
+    if isinstance(made, regularizers.SoftLabelRegularizer):
+        strength = torch.as_tensor(made.strength_of(rows), dtype=torch.float64).reshape(-1, 1)
     torch.testing.assert_close(labels.sum(-1), torch.ones(6, dtype=labels.dtype))
-    strength = getattr(regularizer, "strength", getattr(regularizer, "alpha", None))
-    assert strength is not None
     expected = logits.softmax(-1) - (1 - strength) * F.one_hot(target, CLASSES) - strength * labels
     logits.requires_grad_()
-    (gradient,) = torch.autograd.grad(LabelRegularizedLoss(regularizer, reduction="sum")(logits, target), logits)
+    (gradient,) = torch.autograd.grad(loss_with(name, options, logits, target, reduction="sum"), logits)
     torch.testing.assert_close(gradient, expected)
 
 
 @every
 def test_a_masked_batch_equals_the_filtered_batch(name, options):
-    criterion, (logits, target) = LabelRegularizedLoss(member(name, options)), batch()
+    logits, target = batch()
     masked = target.clone()
     masked[1::2] = -100
     logits[1] = math.nan
-    torch.testing.assert_close(criterion(logits, masked), criterion(logits[::2], target[::2]))
+    even = slice(None, None, 2)
+    expected = loss_with(name, options, logits[even], target[even], at=even)
+    torch.testing.assert_close(loss_with(name, options, logits, masked), expected)
     gone = torch.full_like(target, -100)
     logits.requires_grad_()
-    (gradient,) = torch.autograd.grad(criterion(logits, gone), logits)
+    (gradient,) = torch.autograd.grad(loss_with(name, options, logits, gone), logits)
     assert not gradient.any()
 
 
 @every
 def test_shifted_logits_change_nothing(name, options):
-    criterion, (logits, target) = LabelRegularizedLoss(member(name, options)), batch()
-    torch.testing.assert_close(criterion(logits + 30, target), criterion(logits, target))
+    logits, target = batch()
+    shifted = loss_with(name, options, logits + 30, target)
+    torch.testing.assert_close(shifted, loss_with(name, options, logits, target))
 
 
 @every
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_low_precision_is_the_truth_of_the_rounded_logits(name, options, dtype):
-    criterion, (logits, target) = LabelRegularizedLoss(member(name, options)), batch(dtype)
-    found, truth = criterion(logits, target), criterion(logits.double(), target)
+    logits, target = batch(dtype)
+    found, truth = loss_with(name, options, logits, target), loss_with(name, options, logits.double(), target)
     assert found.dtype == dtype
     torch.testing.assert_close(found.double(), truth, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
 
@@ -99,36 +139,47 @@ def test_low_precision_is_the_truth_of_the_rounded_logits(name, options, dtype):
 @every
 def test_class_weights_and_images(name, options):
     weight, (logits, target) = torch.arange(1.0, CLASSES + 1).double(), batch()
-    rows = LabelRegularizedLoss(member(name, options), reduction="none")(logits, target)
-    weighted = LabelRegularizedLoss(member(name, options), weight=weight)(logits, target)
+    rows = loss_with(name, options, logits, target, reduction="none")
+    weighted = loss_with(name, options, logits, target, weight=weight)
     torch.testing.assert_close(weighted, (weight[target] * rows).sum() / weight[target].sum())
+    if set(member(name, options).needs) & {"indices", "inputs", "partners", "dense_logits"}:
+        return  # what it is told is told of examples with one label each
     images = logits.T.reshape(1, CLASSES, 2, 3)
-    criterion = LabelRegularizedLoss(member(name, options))
-    torch.testing.assert_close(criterion(images, target.reshape(1, 2, 3)), rows.mean())
+    torch.testing.assert_close(loss_with(name, options, images, target.reshape(1, 2, 3)), rows.mean())
 
 
 @every
 def test_one_hot_probabilities_are_indices(name, options):
     if options.get("convention") == "joeynmt":
         pytest.skip("refuses probabilities: padding is an index")
-    criterion, (logits, target) = LabelRegularizedLoss(member(name, options)), batch()
-    torch.testing.assert_close(criterion(logits, F.one_hot(target, CLASSES).double()), criterion(logits, target))
+    logits, target = batch()
+    found = loss_with(name, options, logits, F.one_hot(target, CLASSES).double())
+    torch.testing.assert_close(found, loss_with(name, options, logits, target))
 
 
 @every
 def test_total_over_count_is_the_mean(name, options):
-    criterion, (logits, target) = LabelRegularizedLoss(member(name, options), weight=torch.rand(CLASSES)), batch()
-    total, count = criterion.total_and_count(logits, target)
-    torch.testing.assert_close(total / count, criterion(logits, target))
+    logits, target = batch()
+    made, weight = member(name, options), torch.rand(CLASSES, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    total, count = LabelRegularizedLoss(made, weight=weight).total_and_count(logits, target, **told(made))
+    torch.testing.assert_close(total / count, loss_with(name, options, logits, target, weight=weight))
 
 
 @every
 def test_what_it_remembers_is_in_its_state(name, options):
     known, (logits, target) = member(name, options), batch()
-    fresh = regularizers.create(name, **options)
-    fresh.load_state_dict(known.state_dict())
+    for step in range(3):  # so that there is something to remember
+        LabelRegularizedLoss(known)(logits + step, target, **told(known))
+    fresh = member(name, options) if set(known.needs) - {"class_counts"} else regularizers.create(name, **options)
+    fresh.load_state_dict({key: value.clone() for key, value in known.state_dict().items()})
     assert fresh.missing == ()
-    torch.testing.assert_close(LabelRegularizedLoss(fresh)(logits, target), LabelRegularizedLoss(known)(logits, target))
+    losses = []
+    for made in (fresh, known):
+        torch.manual_seed(0)
+        criterion = LabelRegularizedLoss(made)
+        losses.append([criterion(logits, target, **told(made)), criterion(logits + 1, target, **told(made))])
+    assert losses[0] == losses[1]
 
 
 @every
@@ -145,8 +196,22 @@ def test_it_refuses_to_work_without_what_it_needs(name, options):
     fresh, (logits, target) = regularizers.create(name, **options), batch()
     if not fresh.needs:
         pytest.skip("needs nothing")
-    with pytest.raises(UserError, match=f"'{name}' needs {fresh.needs[0]}: call"):
+    first = (*fresh.missing, *fresh.untold({}))[0]
+    with pytest.raises(UserError, match=f"'{name}' needs {first}: (call|pass)"):
         LabelRegularizedLoss(fresh)(logits, target)
+    known = member(name, options)
+    for need in known.untold({}):
+        rest = {key: value for key, value in told(known).items() if key != need}
+        with pytest.raises(UserError, match=f"'{name}' needs {need}: pass {need}="):
+            LabelRegularizedLoss(known)(logits, target, **rest)
+
+
+@every
+def test_in_evaluation_it_asks_for_nothing_of_a_batch(name, options):
+    known, (logits, target) = member(name, options), batch()
+    loss = LabelRegularizedLoss(known).eval()(logits, target)
+    if known.untold({}):
+        torch.testing.assert_close(loss, F.cross_entropy(logits, target))
 
 
 @pytest.mark.parametrize("name", regularizers.available())
@@ -156,8 +221,10 @@ def test_description_and_candidates(name):
     assert all(set(options) <= set(described.defaults) for options in regularizers.candidates(name))
     with pytest.raises(UserError, match="other"):
         member(name, {}).provide(other=1)
-    with pytest.raises(UserError, match="temperatur"):
-        regularizers.create(name, temperatur=2.0)
+    if described.defaults:
+        longest = max(described.defaults, key=len)
+        with pytest.raises(UserError, match=f"nearest is '{longest}'"):
+            regularizers.create(name, **{longest[:-1]: 2.0})
 
 
 # Published formulas, worked with plain tensors.
@@ -165,7 +232,7 @@ def test_description_and_candidates(name):
 
 def loss_of(name: str, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
     logits, target = batch()
-    return LabelRegularizedLoss(member(name, options), reduction="none")(logits, target), logits.log_softmax(-1), target
+    return loss_with(name, options, logits, target, reduction="none"), logits.log_softmax(-1), target
 
 
 def test_none_and_label_smoothing_are_pytorchs():
@@ -289,7 +356,7 @@ def test_every_member_has_its_line_in_the_docs():
     assert all(f"| `{name}` |" in text for name in regularizers.available())
 
 
-def _rows(logits: Tensor, target: Tensor) -> Any:
+def _rows(logits: Tensor, target: Tensor, given: dict[str, Any]) -> Any:
     from labo.reduction import as_rows
 
-    return as_rows(logits, target, None, -100)
+    return dataclasses.replace(as_rows(logits, target, None, -100), given=given)

@@ -55,6 +55,10 @@ class Regularizer(nn.Module, ABC):
     paper: ClassVar[str] = ""
     year: ClassVar[int | None] = None
     candidates: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
+    # Whether some of its terms are constant for the gradient: then it is not that of the value.
+    has_constants: ClassVar[bool] = False
+    # Whether its gradient is p - (1 - strength) * target - strength * labels.
+    pulls_to_labels: ClassVar[bool] = True
 
     @property
     def needs(self) -> tuple[str, ...]:
