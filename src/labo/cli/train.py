@@ -36,6 +36,9 @@ def train(
     checkpoint: options.Checkpoint = "last",
     curves: options.Curves = True,
     save_every: options.SaveEvery = 60.0,
+    teacher: Annotated[
+        Path | None, typer.Option(help="The folder of a finished run, for methods that need a teacher.")
+    ] = None,
 ) -> int:
     """Train one method on one seed.
 
@@ -64,6 +67,8 @@ def train(
         curves,
         save_every,
         data=made.fingerprint(),
+        teacher="" if teacher is None else str(teacher),
+        teacher_folder="" if teacher is None else str(teacher),
     )
     folder = output or Path("runs/train") / f"{options.slug(name, data)}-{method}-{seed}"
     with lock.hold(folder):

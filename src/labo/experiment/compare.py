@@ -15,12 +15,14 @@ from labo.experiment import lock, tuning
 from labo.experiment import settings as flat
 from labo.experiment.records import Records
 from labo.experiment.runner import Job, Lost, Runner
-from labo.experiment.trial import Trial, build
+from labo.experiment.trial import Trial, build, build_method, finished
 from labo.metrics import significance
 from labo.tasks.base import Splits
 
 # From this share of the test split on, the user is told of the largest class.
 MAJORITY = 0.8
+# The method whose network teaches those that need a teacher.
+TEACHER = "none"
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,12 @@ def run(asked: Comparison, watcher: Watcher) -> int:
         records = Records(asked.output, watcher.say)
         records.begin(plan.written())
         watcher.say(plan.reach(records))
-        first = plan.tuning_jobs(records)
-        watcher.begin(plan.total, plan.total - len(first) - plan.missing(records))
+        first, teachers = plan.tuning_jobs(records), plan.teacher_jobs(records)
+        watcher.begin(plan.total, plan.total - len(teachers) - len(first) - plan.missing(records))
+        if teachers:
+            watcher.phase("training teachers")
+            if lost := _teach(runner, teachers, watcher):
+                raise UserError(f"{lost} teachers were lost ({Lost().reason}); the same command trains them again.")
         watcher.phase("choosing settings")
         lost = _run(runner, records, first, watcher)
         if lost:
@@ -126,6 +132,17 @@ def _run(runner: Runner, records: Records, jobs: list[Job], watcher: Watcher) ->
     return lost
 
 
+def _teach(runner: Runner, jobs: list[Job], watcher: Watcher) -> int:
+    """Train the teachers, whose records stay in their folders."""
+    lost = 0
+    for job, record in runner.run(jobs, watcher.share):
+        lost += isinstance(record, Lost)
+        watcher.finished(job, record)
+        if not isinstance(record, Lost) and record.get("failed"):
+            raise UserError(f"The teacher of seed {job.trial.seed} failed: {record['failed']['reason']}.")
+    return lost
+
+
 class _Plan:
     """What the comparison comes to, found out and checked before anything runs."""
 
@@ -143,6 +160,8 @@ class _Plan:
         for method, among in self.candidates.items():
             for settings in among:
                 build(self._trial(method, 0, settings), self.task, splits)
+        self.taught = [name for name in asked.methods if self._needs_teacher(name)]
+        self.teacher = flat.resolve(defaults, TEACHER, asked.set)
         for note in (*splits.notes, *_majority(splits)):
             watcher.say(note)
 
@@ -178,7 +197,12 @@ class _Plan:
             told += "; with so few seeds nothing can be told apart at 0.05"
         return told + "."
 
-    def _trial(self, method: str, seed: int, settings: dict[str, Any], *, tuned: bool = False) -> Trial:
+    def _needs_teacher(self, method: str) -> bool:
+        return any("teacher" in build_method(method, settings).needs for settings in self.candidates[method])
+
+    def _trial(
+        self, method: str, seed: int, settings: dict[str, Any], *, tuned: bool = False, teacher: Path | None = None
+    ) -> Trial:
         asked = self.asked
         return Trial(
             asked.task,
@@ -191,6 +215,8 @@ class _Plan:
             save_seconds=asked.save_seconds,
             tuning=tuned,
             data=self.data,
+            teacher="" if teacher is None else f"{TEACHER} with the task's default settings, the same seed",
+            teacher_folder="" if teacher is None else str(teacher),
         )
 
     @property
@@ -198,7 +224,25 @@ class _Plan:
         """How many trials there are in all; one candidate needs no tuning."""
         asked = self.asked
         tuned = asked.settings_per_method * asked.tuning_seeds if asked.settings_per_method > 1 else 0
-        return len(asked.methods) * (tuned + asked.seeds)
+        return len(asked.methods) * (tuned + asked.seeds) + len(self._teacher_seeds())
+
+    def _teacher_seeds(self) -> list[int]:
+        """The seeds that need a teacher: all, where a method does."""
+        asked = self.asked
+        tuned = tuning.seeds(asked.tuning_seeds) if asked.settings_per_method > 1 else []
+        return [*tuned, *range(asked.seeds)] if self.taught else []
+
+    def teacher_jobs(self, records: Records) -> list[Job]:
+        """The teachers that are still to be trained."""
+        folders = {seed: records.teacher_folder(self.asked.task, seed) for seed in self._teacher_seeds()}
+        return [
+            Job(self._trial(TEACHER, seed, self.teacher), folder)
+            for seed, folder in folders.items()
+            if finished(folder) is None
+        ]
+
+    def _teacher_of(self, records: Records, method: str, seed: int) -> Path | None:
+        return records.teacher_folder(self.asked.task, seed) if method in self.taught else None
 
     def tuning_jobs(self, records: Records) -> list[Job]:
         """What is still to be tried."""
@@ -210,7 +254,8 @@ class _Plan:
                 for index, settings in enumerate(among):
                     if records.tried(self.asked.task, method, seed, settings) is None:
                         folder = records.tuning_folder(self.asked.task, method, index, seed)
-                        jobs.append(Job(self._trial(method, seed, settings, tuned=True), folder))
+                        teacher = self._teacher_of(records, method, seed)
+                        jobs.append(Job(self._trial(method, seed, settings, tuned=True, teacher=teacher), folder))
         return jobs
 
     def missing(self, records: Records) -> int:
@@ -221,10 +266,12 @@ class _Plan:
         """What is still to be run, seed by seed, with the settings that tuning chose."""
         chosen = {method: self._chosen(records, method) for method in self.candidates}
         task = self.asked.task
-        return [
-            Job(self._trial(method, seed, chosen[method]), records.run_folder(task, method, seed))
-            for method, seed in self._left(records)
-        ]
+        jobs = []
+        for method, seed in self._left(records):
+            teacher = self._teacher_of(records, method, seed)
+            found = self._trial(method, seed, chosen[method], teacher=teacher)
+            jobs.append(Job(found, records.run_folder(task, method, seed)))
+        return jobs
 
     def _left(self, records: Records) -> Iterator[tuple[str, int]]:
         for seed in range(self.asked.seeds):

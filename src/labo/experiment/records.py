@@ -37,6 +37,10 @@ class Records:
         """Where a trial keeps its run."""
         return self.folder / task / method / str(seed)
 
+    def teacher_folder(self, task: str, seed: int) -> Path:
+        """Where the network lies that teaches the methods that need a teacher, on this seed."""
+        return self.folder / task / ".teachers" / str(seed)
+
     def tuning_folder(self, task: str, method: str, index: int, seed: int) -> Path:
         """Where a tuning trial keeps its checkpoint while it runs."""
         return self.folder / task / ".tuning" / f"{method}-{index}-{seed}"

@@ -23,6 +23,7 @@ class Trial:
     """What is run; all of it is JSON-able.
 
     `data` is the task's fingerprint of its data. `tuning` trials look at the validation split alone and keep nothing.
+    `teacher` says which finished run teaches, for methods that need one, and `teacher_folder` where it lies.
     """
 
     task: str
@@ -35,6 +36,8 @@ class Trial:
     save_seconds: float = 60.0
     tuning: bool = False
     data: str = ""
+    teacher: str = ""
+    teacher_folder: str = ""
 
     @property
     def name(self) -> str:
@@ -43,7 +46,8 @@ class Trial:
 
     def identity(self) -> dict[str, Any]:
         """What makes it this trial."""
-        return {key: value for key, value in asdict(self).items() if key in IDENTITY}
+        found = {key: value for key, value in asdict(self).items() if key in IDENTITY}
+        return found | ({"teacher": self.teacher} if self.teacher else {})
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
@@ -119,6 +123,7 @@ def _run(trial: Trial, folder: Path, progress: Any) -> dict[str, Any]:
     task = tasks.create(trial.task, **trial.task_options)
     splits = task.splits(trial.seed)
     model, loss = build(trial, task, splits)
+    taught = _teach(trial, loss.regularizer)
     about = {"classes": splits.classes, "preprocessing": splits.preprocessing, "versions": machine.versions()}
     write_object(folder / RUN, {**trial.identity(), **about})
     record = {key: trial.identity()[key] for key in ("task", "method", "seed", "settings")}
@@ -145,7 +150,21 @@ def _run(trial: Trial, folder: Path, progress: Any) -> dict[str, Any]:
             record["metrics"] = scores(validation, target, test, splits.test.target)
             record["step"] = step
             _keep(model, loss, splits, test, record["metrics"]["temperature"], folder)
-    return record | {"seconds": round(time.monotonic() - began, 3), "versions": machine.versions()}
+    seconds = round(time.monotonic() - began + taught, 3)  # what a teacher cost is a part of the price
+    return record | {"seconds": seconds, "versions": machine.versions()}
+
+
+def _teach(trial: Trial, regularizer: Any) -> float:
+    """Give the method its teacher, if it needs one; the seconds that it was trained for."""
+    from labo.experiment import runs
+
+    if "teacher" not in regularizer.missing:
+        return 0.0
+    if not trial.teacher_folder:
+        raise UserError(f"Method '{trial.method}' needs a teacher: name the folder of a finished run with --teacher.")
+    run = runs.load(Path(trial.teacher_folder))
+    regularizer.provide(teacher=run.model)
+    return float(run.record["seconds"])
 
 
 def build(trial: Trial, task: Any, splits: Any) -> tuple[Any, Any]:
@@ -156,21 +175,37 @@ def build(trial: Trial, task: Any, splits: Any) -> tuple[Any, Any]:
     """
     import torch
 
-    from labo import checks, regularizers
+    from labo import checks
     from labo.modules import LabelRegularizedLoss
 
-    training, options = flat.split(trial.settings, trial.method)
+    training, _ = flat.split(trial.settings, trial.method)
+    regularizer = build_method(trial.method, trial.settings)
     try:
-        regularizer = regularizers.create(trial.method, **options)
         checks.probabilities("prior", getattr(regularizer, "prior", None), len(splits.classes))
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from error
+    if "steps" in training and {"epoch", "epochs"} & set(regularizer.needs):
+        raise UserError(f"Method '{trial.method}' needs epochs, but this run is given by steps: give --epochs.")
     torch.manual_seed(trial.seed)
     model = task.model(splits.classes, splits.preprocessing, training)
     if "class_counts" in regularizer.missing:
         regularizer.provide(class_counts=torch.bincount(splits.train.target, minlength=len(splits.classes)))
-    regularizer.require()
     return model, LabelRegularizedLoss(regularizer)
+
+
+def build_method(name: str, settings: Mapping[str, Any]) -> Any:
+    """The method with its options among `settings`.
+
+    Raises:
+        UserError: an option of the method is out of range.
+    """
+    from labo import regularizers
+
+    _, options = flat.split(settings, name)
+    try:
+        return regularizers.create(name, **options)
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error)) from error
 
 
 def _keep(model: Any, loss: Any, splits: Any, test_logits: Any, temperature: float, folder: Path) -> None:
@@ -191,8 +226,11 @@ def _keep(model: Any, loss: Any, splits: Any, test_logits: Any, temperature: flo
 def mean_labels(model: Any, regularizer: Any, examples: Any, classes: int) -> list[list[float | None]] | None:
     """The mean label that a regularizer gives to the examples of each class, class by class.
 
-    None for a method without labels, or with more than 100 classes. A class without an example has a row of None.
+    None for a method without labels, or with labels for training examples alone, or with more than 100 classes. A class
+    without an example has a row of None.
     """
+    from dataclasses import replace
+
     import torch
 
     from labo.experiment import training
@@ -202,8 +240,10 @@ def mean_labels(model: Any, regularizer: Any, examples: Any, classes: int) -> li
         return None
     device = next(model.parameters()).device
     logits = training.predict(model, examples.features).to(device)
+    rows = as_rows(logits, examples.target.to(device), None, -100)
     with torch.no_grad():
-        labels = regularizer.labels(as_rows(logits, examples.target.to(device), None, -100))
+        inputs = {"features": examples.features.to(device)}
+        labels = regularizer.eval().labels(replace(rows, given={"inputs": inputs}))
     if labels is None:
         return None
     sums = torch.zeros(classes, classes, dtype=torch.float64).index_add(0, examples.target, labels.double().cpu())

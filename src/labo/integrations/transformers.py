@@ -2,111 +2,43 @@
 
     Trainer(…, compute_loss_func=TrainerLoss(LabelRegularizedLoss(regularizer)))
 
-is enough for members that remember nothing. `LabelRegularizedTrainer` also keeps what they remember in its checkpoints,
-and writes each checkpoint whole or not at all.
+is enough for members that need nothing of a batch and remember nothing. `LabelRegularizedTrainer` tells members what
+they need, keeps what they remember in its checkpoints, and writes each checkpoint whole or not at all.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.trainer import TRAINER_STATE_NAME
 
-from labo import checks
 from labo.errors import UserError
+from labo.integrations.indexed import INDEX, Indexed
+from labo.integrations.trainer_loss import TrainerLoss
 from labo.modules import LabelRegularizedLoss
-from labo.networks import logits_of
+from labo.regularizers.base import Regularizer
+from labo.regularizers.same_class import SameClass
 
 __all__ = ["LabelRegularizedTrainer", "TrainerLoss"]
 
 REGULARIZER = "regularizer.safetensors"
 _PREFIX = "checkpoint-"
-_COUNTED_OUT = -100
-
-
-class TrainerLoss:
-    """A `LabelRegularizedLoss` as the Trainer's `compute_loss_func`.
-
-    The mean is over the whole accumulated batch, on all devices, as the Trainer counts it (`num_items_in_batch`).
-    Class weights need another count, which the Trainer does not make: with them, accumulating gradients or several
-    devices are refused.
-
-    Args:
-        loss: the loss, with reduction "mean".
-        shift_labels: for causal language models, whose logits at a place predict the label at the next.
-
-    Raises:
-        TypeError: `loss` is another kind of loss.
-        ValueError: its reduction or ignore_index is another, the model gives no logits, or they do not fit the labels.
-
-    Example:
-        >>> import labo
-        >>> criterion = labo.LabelRegularizedLoss(labo.regularizers.create("labo"))
-        >>> TrainerLoss(criterion)({"logits": torch.zeros(2, 4)}, torch.tensor([0, 3]))
-        tensor(1.3863)
-    """
-
-    def __init__(self, loss: LabelRegularizedLoss, *, shift_labels: bool = False) -> None:
-        if not isinstance(loss, LabelRegularizedLoss):
-            raise TypeError(
-                f"Expected argument `loss` to be a LabelRegularizedLoss, but got {type(loss).__name__}; "
-                "LABOLoss(alpha=a, beta=b) is LabelRegularizedLoss(labo.regularizers.create('labo', alpha=a, beta=b))."
-            )
-        if loss.reduction != "mean":
-            raise ValueError(f"Expected argument `loss` with reduction 'mean', but got {loss.reduction!r}.")
-        if loss.ignore_index != _COUNTED_OUT:
-            raise ValueError(
-                f"Expected argument `loss` with ignore_index {_COUNTED_OUT}, the one that the Trainer leaves out of "
-                f"its counts, but got {loss.ignore_index}."
-            )
-        self.loss = loss
-        self.shift_labels = shift_labels
-
-    def __call__(self, outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """The loss of a model's outputs: logits (…, C) and labels (…), or (N, C, d1, …) and (N, d1, …)."""
-        if labels is None:
-            raise ValueError("Expected the batch to have `labels`, but it has none.")
-        logits = logits_of(outputs)
-        if self.shift_labels:
-            logits, labels = logits[..., :-1, :], labels[..., 1:]
-        logits, labels = _flat(logits, labels)
-        self.loss.to(logits.device)
-        if num_items_in_batch is None:
-            return self.loss(logits, labels)
-        items = torch.as_tensor(num_items_in_batch, device=logits.device, dtype=torch.float32)
-        if labels.dtype.is_floating_point:
-            items = items / logits.shape[1]  # the Trainer counts every entry of a probability target
-        if self.loss.weight is not None:
-            self._refuse_parts(labels, items)
-            return self.loss(logits, labels)
-        return self.loss.mean_over(logits, labels, items)
-
-    def _refuse_parts(self, labels: Tensor, items: Tensor) -> None:
-        rows = len(labels) if labels.dtype.is_floating_point else (labels != self.loss.ignore_index).sum()
-        checks.require(
-            torch.as_tensor(rows, device=items.device) == items,
-            "Expected no class weights with gradient accumulation or several devices: the Trainer counts examples, not "
-            "their weights.",
-        )
-
-
-def _flat(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Classes last, as Transformers has sequences, to rows; anything else as `F.cross_entropy` takes it."""
-    if labels.shape == logits.shape[:-1] or (labels.dtype.is_floating_point and labels.shape == logits.shape):
-        return logits.reshape(-1, logits.shape[-1]), labels.reshape(-1, *labels.shape[logits.dim() - 1 :])
-    return logits, labels
 
 
 class LabelRegularizedTrainer(Trainer):
     """`transformers.Trainer` whose loss is a member of the family.
+
+    The regularizer is given the model, the number of examples and of epochs, and the optimizer, and told of every batch
+    what it needs; class counts and a teacher come from you, by `regularizer.provide`. `dense_logits` are taken from the
+    model's outputs. What it learns is a group of the optimizer without weight decay.
 
     What the regularizer remembers is saved in every checkpoint and comes back with `resume_from_checkpoint`. A
     checkpoint is written beside its place and renamed into it, so that a folder checkpoint-N is always whole.
@@ -117,7 +49,7 @@ class LabelRegularizedTrainer(Trainer):
         args, kwargs: as in `transformers.Trainer`, without `compute_loss_func`.
 
     Raises:
-        TypeError, ValueError: as `TrainerLoss` raises them.
+        TypeError, ValueError: as `TrainerLoss` raises them; the regularizer needs epochs and the run is given by steps.
     """
 
     def __init__(self, *args: Any, loss: LabelRegularizedLoss, shift_labels: bool | None = None, **kwargs: Any) -> None:
@@ -125,8 +57,79 @@ class LabelRegularizedTrainer(Trainer):
         super().__init__(*args, compute_loss_func=compute, **kwargs)
         if shift_labels is None:
             compute.shift_labels = type(self.model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-        self.loss = loss.to(self.args.device)
+        self._compute = compute
+        self._indexed: Indexed | None = None
+        self._same_class: SameClass | None = None
         self._staging: Path | None = None
+        self._provide(loss.regularizer)
+        self.loss = loss.to(self.args.device)
+        self.add_callback(_ZeroGradients(loss))
+
+    def _provide(self, regularizer: Regularizer) -> None:
+        needs = regularizer.needs
+        by_epochs = next((need for need in ("epochs", "epoch") if need in needs), None)
+        if by_epochs and self.args.max_steps > 0:
+            raise UserError(
+                f"Method '{regularizer.name}' needs epochs, but this run is given by steps (max_steps="
+                f"{self.args.max_steps}): give it by epochs."
+            )
+        known: dict[str, Any] = {"model": self.model, "epochs": self.args.num_train_epochs}
+        if self.train_dataset is not None and set(needs) & {"examples", "indices", "partners"}:
+            self._indexed = Indexed(self.train_dataset)
+            self.train_dataset = self._indexed
+            known["examples"] = len(self._indexed)
+            if "partners" in needs:
+                self._same_class = SameClass(self._indexed.targets(), seed=self.args.seed)
+        regularizer.provide(**{need: known[need] for need in regularizer.missing if need in known})
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer makes it, with a group for what the regularizer learns."""
+        known = self.optimizer
+        optimizer = super().create_optimizer(*args, **kwargs)
+        regularizer = self.loss.regularizer
+        if known is None and regularizer.learnt():
+            optimizer.add_param_group({"params": regularizer.learnt(), "weight_decay": 0.0})
+        if "optimizer" in regularizer.missing:
+            regularizer.provide(optimizer=optimizer)
+        return optimizer
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns: list[str] = self._signature_columns or []
+        if self._indexed is not None and INDEX not in columns:
+            self._signature_columns = [*columns, INDEX]
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer has it, with the regularizer told of the batch."""
+        self.loss.train(model.training)
+        indices = inputs.pop(INDEX, None)
+        self._compute.batch = self._tell(indices, inputs) if model.training else {}
+        try:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        finally:
+            self._compute.batch = {}
+
+    def _tell(self, indices: Tensor | None, inputs: dict[str, Any]) -> dict[str, Any]:
+        known: dict[str, Callable[[], Any]] = {
+            "indices": lambda: indices,
+            "inputs": lambda: {name: value for name, value in inputs.items() if name != "labels"},
+            "partners": lambda: self._partners(indices),
+            "epoch": lambda: self._epoch,
+            "step": lambda: self.state.global_step,
+            "progress": lambda: self.state.global_step / max(1, self.state.max_steps),
+        }
+        return {need: known[need]() for need in self.loss.regularizer.needs if need in known}
+
+    @property
+    def _epoch(self) -> int:
+        return int((self.state.epoch or 0.0) + 1e-9)
+
+    def _partners(self, indices: Tensor | None) -> dict[str, Any]:
+        if self._indexed is None or self._same_class is None or indices is None:
+            raise UserError("Expected batches of the training dataset, but got others.")
+        drawn = self._same_class.draw(indices.cpu(), self._epoch).tolist()
+        collate = self._get_collator_with_removed_columns(self.data_collator)
+        return self._prepare_inputs(self._indexed.inputs(drawn, collate))
 
     def _get_output_dir(self, trial: Any) -> str:
         folder = super()._get_output_dir(trial)
@@ -149,7 +152,8 @@ class LabelRegularizedTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _complete(self, staged: Path, home: Path) -> None:
-        state = {name: value.contiguous() for name, value in self.loss.regularizer.state_dict().items()}
+        # Copies: the file format takes no two names of one memory, as the tied weights of a copied network are.
+        state = {name: value.clone().contiguous() for name, value in self.loss.regularizer.state_dict().items()}
         save_file(state, staged / REGULARIZER)
         best = self.state.best_model_checkpoint
         if best is not None and Path(best).parent == staged.parent:
@@ -184,6 +188,16 @@ class LabelRegularizedTrainer(Trainer):
             raise UserError(
                 f"The checkpoint '{resume_from_checkpoint}' lacks {REGULARIZER}: what the method remembers."
             )
+
+
+class _ZeroGradients(TrainerCallback):
+    """Clears the gradients of what the regularizer learns; the Trainer clears the model's alone."""
+
+    def __init__(self, loss: LabelRegularizedLoss) -> None:
+        self.loss = loss
+
+    def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        self.loss.zero_grad()
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -1,0 +1,104 @@
+"""A member of the family as the `compute_loss_func` of Transformers' Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from labo import checks
+from labo.errors import UserError
+from labo.modules import LabelRegularizedLoss
+from labo.networks import logits_of
+
+COUNTED_OUT = -100
+
+
+class TrainerLoss:
+    """A `LabelRegularizedLoss` as the Trainer's `compute_loss_func`.
+
+    The mean is over the whole accumulated batch, on all devices, as the Trainer counts it (`num_items_in_batch`).
+    Class weights need another count, which the Trainer does not make: with them, accumulating gradients or several
+    devices are refused.
+
+    Args:
+        loss: the loss, with reduction "mean".
+        shift_labels: for causal language models, whose logits at a place predict the label at the next.
+
+    Raises:
+        TypeError: `loss` is another kind of loss.
+        ValueError: its reduction or ignore_index is another, the model gives no logits, or they do not fit the labels.
+
+    Example:
+        >>> import labo
+        >>> criterion = labo.LabelRegularizedLoss(labo.regularizers.create("labo"))
+        >>> TrainerLoss(criterion)({"logits": torch.zeros(2, 4)}, torch.tensor([0, 3]))
+        tensor(1.3863)
+    """
+
+    def __init__(self, loss: LabelRegularizedLoss, *, shift_labels: bool = False) -> None:
+        if not isinstance(loss, LabelRegularizedLoss):
+            raise TypeError(
+                f"Expected argument `loss` to be a LabelRegularizedLoss, but got {type(loss).__name__}; "
+                "LABOLoss(alpha=a, beta=b) is LabelRegularizedLoss(labo.regularizers.create('labo', alpha=a, beta=b))."
+            )
+        if loss.reduction != "mean":
+            raise ValueError(f"Expected argument `loss` with reduction 'mean', but got {loss.reduction!r}.")
+        if loss.ignore_index != COUNTED_OUT:
+            raise ValueError(
+                f"Expected argument `loss` with ignore_index {COUNTED_OUT}, the one that the Trainer leaves out of "
+                f"its counts, but got {loss.ignore_index}."
+            )
+        self.loss = loss
+        self.shift_labels = shift_labels
+        # What `LabelRegularizedTrainer` tells of the batch that comes.
+        self.batch: dict[str, Any] = {}
+
+    def __call__(self, outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        """The loss of a model's outputs: logits (…, C) and labels (…), or (N, C, d1, …) and (N, d1, …)."""
+        if labels is None:
+            raise ValueError("Expected the batch to have `labels`, but it has none.")
+        logits = logits_of(outputs)
+        if self.shift_labels:
+            logits, labels = logits[..., :-1, :], labels[..., 1:]
+        logits, labels = _flat(logits, labels)
+        self.loss.to(logits.device)
+        batch = self._told(outputs)
+        if num_items_in_batch is None:
+            return self.loss(logits, labels, **batch)
+        items = torch.as_tensor(num_items_in_batch, device=logits.device, dtype=torch.float32)
+        if labels.dtype.is_floating_point:
+            items = items / logits.shape[1]  # the Trainer counts every entry of a probability target
+        if self.loss.weight is not None:
+            self._refuse_parts(labels, items)
+            return self.loss(logits, labels, **batch)
+        return self.loss.mean_over(logits, labels, items, **batch)
+
+    def _told(self, outputs: Any) -> dict[str, Any]:
+        batch = dict(self.batch)
+        if self.loss.training and "dense_logits" in self.loss.regularizer.needs and isinstance(outputs, Mapping):
+            batch["dense_logits"] = outputs.get("dense_logits")
+        untold = self.loss.regularizer.untold(batch) if self.loss.training else ()
+        if untold and untold != ("dense_logits",):
+            raise UserError(
+                f"Method '{self.loss.regularizer.name}' needs {untold[0]}, which LabelRegularizedTrainer tells it and "
+                "compute_loss_func alone cannot."
+            )
+        return batch
+
+    def _refuse_parts(self, labels: Tensor, items: Tensor) -> None:
+        rows = len(labels) if labels.dtype.is_floating_point else (labels != self.loss.ignore_index).sum()
+        checks.require(
+            torch.as_tensor(rows, device=items.device) == items,
+            "Expected no class weights with gradient accumulation or several devices: the Trainer counts examples, not "
+            "their weights.",
+        )
+
+
+def _flat(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Classes last, as Transformers has sequences, to rows; anything else as `F.cross_entropy` takes it."""
+    if labels.shape == logits.shape[:-1] or (labels.dtype.is_floating_point and labels.shape == logits.shape):
+        return logits.reshape(-1, logits.shape[-1]), labels.reshape(-1, *labels.shape[logits.dim() - 1 :])
+    return logits, labels
