@@ -25,7 +25,7 @@ class ZipfSmoothing(Regularizer):
     depend on an order. Ranks are constant for the gradient. Rows without a wrong class have no penalty.
 
     Args:
-        strength: weight of the divergence, at least 0; 0.1 for CIFAR-100 and 1 for Tiny ImageNet in the paper.
+        strength: weight of the divergence, at least 0; the authors run CIFAR-100 with 0.1, Tiny ImageNet with 1.
         ranking: what the scores are: "logits"; or "dense", how many places of the last feature map have the class as
             their first (the first index of equals). Classes that no place votes for then share the last rank.
         gold_ranked: whether the gold class takes a rank beside the wrong ones and is left out after, as in the
