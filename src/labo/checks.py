@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
+from labo.errors import UserError
+
 # Names that torch keeps private and has no public ones for.
 _functorch: Any = vars(torch._C)["_functorch"]
 _transforms_active: Any = vars(torch._C)["_are_functorch_transforms_active"]
@@ -74,6 +76,12 @@ def share(name: str, value: float | Tensor) -> None:
 def positive(name: str, value: float | Tensor) -> None:
     """A number above 0, inf included."""
     _in_range(name, value, "above 0 (inf allowed)", 0.0, math.inf, open_low=True)
+
+
+def at_least(name: str, value: float, least: float = 0.0) -> None:
+    """A finite number, no tensor, of at least `least`: the weight of a penalty, say."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < math.inf:
+        raise UserError(f"Expected argument `{name}` to be a finite number of at least {least:g}, but got {value!r}.")
 
 
 def floating(name: str, value: Tensor) -> None:

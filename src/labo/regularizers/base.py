@@ -6,6 +6,7 @@ Whatever a member remembers is in its state_dict, so that a resumed run is the r
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -59,6 +60,8 @@ class Regularizer(nn.Module, ABC):
     has_constants: ClassVar[bool] = False
     # Whether its gradient is p - (1 - strength) * target - strength * labels.
     pulls_to_labels: ClassVar[bool] = True
+    # Whether adding the same number to all logits of a row changes nothing, as it changes nothing in the prediction.
+    shift_invariant: ClassVar[bool] = True
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -182,6 +185,16 @@ def data_losses(rows: Rows) -> tuple[Tensor, Tensor]:
     weight = rows.weight if rows.has_probabilities else None
     data, mass = reference.data_term(inner.working(rows.logits), rows.target, weight)
     return data, data.new_ones(()) if mass is None else mass
+
+
+def entropy(log_p: Tensor) -> Tensor:
+    """H(p) = -sum p log p of each row, (N,), from the log of the prediction; a masked class has no part in it."""
+    return -(log_p.exp() * torch.where(log_p == -math.inf, 0.0, log_p)).sum(-1)
+
+
+def divergence(labels: Tensor, log_p: Tensor) -> Tensor:
+    """KL(labels || p) of each row, (N,), from the log of the prediction, for labels that are constant."""
+    return reference.cross_entropy(labels, log_p) + torch.special.xlogy(labels, labels).sum(-1)
 
 
 def counts_to_prior(counts: Tensor, temperature: float = 1.0) -> Tensor:

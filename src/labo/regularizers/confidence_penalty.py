@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from labo import inner
-from labo.errors import UserError, unknown
+from labo import checks, inner
+from labo.errors import unknown
 from labo.kernels import reference
 from labo.reduction import Rows
-from labo.regularizers.base import Regularizer, data_losses
+from labo.regularizers.base import Regularizer, data_losses, entropy
 
 CONVENTIONS = ("paper", "class_mean")
 
@@ -39,8 +37,7 @@ class ConfidencePenalty(Regularizer):
 
     def __init__(self, *, strength: float = 0.1, convention: str = "paper") -> None:
         super().__init__()
-        if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0 <= strength < math.inf:
-            raise UserError(f"Expected argument `strength` to be a finite number of at least 0, but got {strength!r}.")
+        checks.at_least("strength", strength)
         if convention not in CONVENTIONS:
             raise unknown("convention", convention, CONVENTIONS)
         self.strength = strength
@@ -50,11 +47,8 @@ class ConfidencePenalty(Regularizer):
         """See `Regularizer.losses`."""
         data, factor = data_losses(rows)
         logits = inner.working(rows.logits)
-        log_p = reference.log_belief(logits)
-        # A masked class has no part in the entropy: 0 * log 0 = 0.
-        entropy = -(log_p.exp() * torch.where(log_p == -math.inf, 0.0, log_p)).sum(-1)
         share = self.strength / (logits.shape[-1] if self.convention == "class_mean" else 1)
-        return data - share * factor * entropy
+        return data - share * factor * entropy(reference.log_belief(logits))
 
     def options(self) -> dict[str, Any]:
         """See `Regularizer.options`."""

@@ -18,6 +18,16 @@ _HOMES: dict[str, str] = {
     "label_smoothing": "labo.regularizers.label_smoothing:LabelSmoothing",
     "unigram_smoothing": "labo.regularizers.unigram_smoothing:UnigramSmoothing",
     "confidence_penalty": "labo.regularizers.confidence_penalty:ConfidencePenalty",
+    "generalized_entropy": "labo.regularizers.generalized_entropy:GeneralizedEntropy",
+    "tf_kd_reg": "labo.regularizers.tf_kd_reg:TeacherFreeRegularization",
+    "zipf_smoothing": "labo.regularizers.zipf_smoothing:ZipfSmoothing",
+    "maxsup": "labo.regularizers.maxsup:MaxSup",
+    "margin_smoothing": "labo.regularizers.margin_smoothing:MarginSmoothing",
+    "acls": "labo.regularizers.acls:ACLS",
+    "masked_smoothing": "labo.regularizers.masked_smoothing:MaskedSmoothing",
+    "focal": "labo.regularizers.focal:Focal",
+    "poly1": "labo.regularizers.focal:Poly1",
+    "bootstrapping": "labo.regularizers.bootstrapping:Bootstrapping",
     "labo": "labo.regularizers.labo:LABO",
 }
 _REGISTERED: dict[str, type[Regularizer]] = {}

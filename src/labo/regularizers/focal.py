@@ -1,0 +1,98 @@
+"""The focal loss and the first Poly loss: the cross-entropy bent by how probable the gold class is."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from labo import checks, inner
+from labo.kernels import reference
+from labo.reduction import Rows
+from labo.regularizers.base import Regularizer
+
+
+class Focal(Regularizer):
+    """-sum_k target_k * (1 - p_k)^gamma * log p_k: for a class index y, (1 - p_y)^gamma times the cross-entropy.
+
+    Args:
+        gamma: how fast examples that are right lose their weight, at least 0; 0 is the cross-entropy.
+
+    When: what users compare label regularizers with, made for detectors with many easy negatives. It is no proper
+        score: the prediction that it asks for is less sure than the truth, which may look like better calibration.
+        The factor that weighs classes in the paper is `weight` of the loss.
+
+    Raises:
+        ValueError: an option is out of range.
+
+    Source: Lin et al., *Focal Loss for Dense Object Detection*, ICCV 2017.
+    """
+
+    name = "focal"
+    summary = "cross-entropy that counts less where the gold class is probable"
+    paper = "Lin et al., ICCV 2017"
+    year = 2017
+    candidates = ({"gamma": 2.0}, {"gamma": 1.0}, {"gamma": 3.0}, {"gamma": 0.5}, {"gamma": 5.0})
+
+    def __init__(self, *, gamma: float = 2.0) -> None:
+        super().__init__()
+        checks.at_least("gamma", gamma)
+        self.gamma = gamma
+
+    def losses(self, rows: Rows) -> Tensor:
+        """See `Regularizer.losses`."""
+        mass, log_p = _target_and_log_belief(rows)
+        # The least number in place of 0, whose power has no slope to multiply by 0.
+        doubt = (-torch.expm1(log_p)).clamp(min=torch.finfo(log_p.dtype).tiny)
+        return -(mass * doubt**self.gamma * log_p).sum(-1)
+
+    def options(self) -> dict[str, Any]:
+        """See `Regularizer.options`."""
+        return {"gamma": self.gamma}
+
+
+class Poly1(Regularizer):
+    """CE(target, p) + strength * sum_k target_k * (1 - p_k): for a class index y, strength * (1 - p_y).
+
+    Args:
+        strength: epsilon_1 in the paper, at least -1, where the loss still falls as p_y grows.
+
+    When: what users compare label regularizers with. 2 is the paper's for ImageNet classification; others are to be
+        tuned, and may be negative. Above 0 it pulls harder towards labels, wrong ones too, where label smoothing lets
+        go.
+
+    Raises:
+        ValueError: an option is out of range.
+
+    Source: Leng et al., *PolyLoss: A Polynomial Expansion Perspective of Classification Loss Functions*, ICLR 2022.
+    """
+
+    name = "poly1"
+    summary = "cross-entropy plus the probability that misses the gold class"
+    paper = "Leng et al., ICLR 2022"
+    year = 2022
+    candidates = ({"strength": 2.0}, {"strength": 1.0}, {"strength": 4.0}, {"strength": -0.5}, {"strength": 8.0})
+
+    def __init__(self, *, strength: float = 2.0) -> None:
+        super().__init__()
+        checks.at_least("strength", strength, -1.0)
+        self.strength = strength
+
+    def losses(self, rows: Rows) -> Tensor:
+        """See `Regularizer.losses`."""
+        mass, log_p = _target_and_log_belief(rows)
+        return (mass * (-log_p - self.strength * torch.expm1(log_p))).sum(-1)
+
+    def options(self) -> dict[str, Any]:
+        """See `Regularizer.options`."""
+        return {"strength": self.strength}
+
+
+def _target_and_log_belief(rows: Rows) -> tuple[Tensor, Tensor]:
+    """The (weighted) target and log p, both (N, C), log p being 0 at masked classes that the target gives nothing."""
+    logits = inner.working(rows.logits)
+    mass = reference.target_mass(logits, rows.target, rows.weight if rows.has_probabilities else None)
+    log_p = reference.log_belief(logits)
+    return mass, torch.where((mass == 0) & (log_p == -math.inf), 0.0, log_p)

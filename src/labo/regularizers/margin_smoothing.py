@@ -1,0 +1,79 @@
+"""Margin-based label smoothing: logits may lie only so far below the largest one."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from labo import checks, inner
+from labo.reduction import Rows
+from labo.regularizers.base import Regularizer, data_losses
+
+
+class MarginSmoothing(Regularizer):
+    """CE(target, p) + strength * mean_k ReLU(max logits - logits_k - margin).
+
+    The mean is over the classes that are not masked, the largest one (which is at distance 0) included. The gradient
+    flows through the maximum, in equal shares if several share it. The target has no part in the penalty, so it is the
+    same for class indices and probabilities.
+
+    Args:
+        strength: weight of the penalty, at least 0.
+        margin: how far below the largest logit is free, in units of logits, at least 0.
+
+    When: for calibration with less bias than label smoothing. At margin 10 a class costs nothing until its probability
+        is exp(-10) of the largest one, so a network that never gets so sure trains with the plain cross-entropy; look
+        at its logits before choosing. Margin 0 is MaxSup.
+
+    Raises:
+        ValueError: an option is out of range.
+
+    Source: Liu et al., *The Devil is in the Margin: Margin-based Label Smoothing for Network Calibration*, CVPR 2022.
+    """
+
+    name = "margin_smoothing"
+    summary = "a penalty on logits further below the largest than a margin (MbLS)"
+    paper = "Liu et al., CVPR 2022"
+    year = 2022
+    candidates = (
+        {"strength": 0.1, "margin": 10.0},
+        {"strength": 0.1, "margin": 5.0},
+        {"strength": 0.4, "margin": 5.0},
+        {"strength": 0.1, "margin": 2.0},
+        {"strength": 0.4, "margin": 2.0},
+    )
+
+    def __init__(self, *, strength: float = 0.1, margin: float = 10.0) -> None:
+        super().__init__()
+        checks.at_least("strength", strength)
+        checks.at_least("margin", margin)
+        self.strength = strength
+        self.margin = margin
+
+    def losses(self, rows: Rows) -> Tensor:
+        """See `Regularizer.losses`."""
+        data, factor = data_losses(rows)
+        logits = inner.working(rows.logits)
+        penalty = mean_of_unmasked(torch.relu(below_the_top(logits) - self.margin), logits)
+        return data + self.strength * factor * penalty
+
+    def options(self) -> dict[str, Any]:
+        """See `Regularizer.options`."""
+        return {"strength": self.strength, "margin": self.margin}
+
+
+def below_the_top(logits: Tensor, *, constant: bool = False) -> Tensor:
+    """How far each class lies below the largest logit of its row, (N, C), at least 0; 0 for masked classes.
+
+    With `constant` no gradient flows through the largest.
+    """
+    top = logits.amax(-1, keepdim=True)
+    return torch.where(logits == -math.inf, 0.0, (top.detach() if constant else top) - logits)
+
+
+def mean_of_unmasked(values: Tensor, logits: Tensor) -> Tensor:
+    """The mean of `values` (N, C), which are 0 at masked classes, over the classes that `logits` leaves unmasked."""
+    return values.sum(-1) / (logits != -math.inf).sum(-1).clamp(min=1)
