@@ -7,11 +7,14 @@ assertions on other devices, and are left out while a graph is being traced or t
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
+
+from labo.errors import UserError
 
 # Names that torch keeps private and has no public ones for.
 _functorch: Any = vars(torch._C)["_functorch"]
@@ -74,6 +77,22 @@ def share(name: str, value: float | Tensor) -> None:
 def positive(name: str, value: float | Tensor) -> None:
     """A number above 0, inf included."""
     _in_range(name, value, "above 0 (inf allowed)", 0.0, math.inf, open_low=True)
+
+
+def non_negative(name: str, value: float) -> None:
+    """A finite number of at least 0."""
+    _finite(name, value, "of at least 0", lambda number: number >= 0)
+
+
+def finite_positive(name: str, value: float) -> None:
+    """A finite number above 0."""
+    _finite(name, value, "above 0", lambda number: number > 0)
+
+
+def _finite(name: str, value: float, expected: str, fits: Callable[[float], bool]) -> None:
+    number = not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
+    if not number or not fits(value):
+        raise UserError(f"Expected argument `{name}` to be a finite number {expected}, but got {value!r}.")
 
 
 def floating(name: str, value: Tensor) -> None:

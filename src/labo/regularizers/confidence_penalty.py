@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from labo import inner
-from labo.errors import UserError, unknown
+from labo import checks, inner
+from labo.errors import unknown
 from labo.kernels import reference
 from labo.reduction import Rows
 from labo.regularizers.base import Regularizer, data_losses
@@ -39,8 +39,7 @@ class ConfidencePenalty(Regularizer):
 
     def __init__(self, *, strength: float = 0.1, convention: str = "paper") -> None:
         super().__init__()
-        if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0 <= strength < math.inf:
-            raise UserError(f"Expected argument `strength` to be a finite number of at least 0, but got {strength!r}.")
+        checks.non_negative("strength", strength)
         if convention not in CONVENTIONS:
             raise unknown("convention", convention, CONVENTIONS)
         self.strength = strength
