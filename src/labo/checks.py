@@ -84,6 +84,12 @@ def at_least(name: str, value: float, least: float = 0.0) -> None:
         raise UserError(f"Expected argument `{name}` to be a finite number of at least {least:g}, but got {value!r}.")
 
 
+def finite_positive(name: str, value: float) -> None:
+    """A finite number above 0, no tensor."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise UserError(f"Expected argument `{name}` to be a finite number above 0, but got {value!r}.")
+
+
 def floating(name: str, value: Tensor) -> None:
     """A floating point tensor."""
     if not isinstance(value, Tensor):
