@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from family_ranks import EXAMPLES, PARTS, REMEMBER, Course, data, work
+from family_ranks import CLASSES, EXAMPLES, PARTS, REMEMBER, Course, data, work
 from labo import LabelRegularizedLoss, regularizers
 from labo.errors import UserError
 
@@ -154,3 +154,27 @@ def test_same_class_refuses():
 def test_options_out_of_range_are_named(name, options, told):
     with pytest.raises(ValueError, match=told):
         regularizers.create(name, **options)
+
+
+@pytest.mark.parametrize("name", [*REMEMBER, "distillation", "tf_kd_self", "cs_kd"])
+def test_masked_classes_give_no_nan(name):
+    """A class at -inf, never a target: the value is no NaN, and every finite loss has a finite gradient."""
+    course = Course(name)
+    if "teacher" in course.member.missing:
+        course.member.provide(teacher=torch.nn.Linear(3, CLASSES))
+    features, target = data()
+    for step in range(4):
+        logits = course.model(features).detach().index_fill(-1, torch.tensor([1]), -math.inf).requires_grad_()
+        told = {
+            "indices": torch.arange(EXAMPLES),
+            "inputs": features,
+            "partners": features,
+            "epoch": step,
+            "step": step,
+        }
+        given = {need: value for need, value in told.items() if need in course.member.needs}
+        labels = torch.where(target == 1, 0, target)
+        loss = LabelRegularizedLoss(course.member)(logits, labels, **given)
+        assert not loss.isnan()
+        if loss.isfinite():
+            assert torch.autograd.grad(loss, logits)[0].isfinite().all()
