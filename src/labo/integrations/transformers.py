@@ -8,6 +8,7 @@ they need, keeps what they remember in its checkpoints, and writes each checkpoi
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -73,7 +74,7 @@ class LabelRegularizedTrainer(Trainer):
                 f"Method '{regularizer.name}' needs epochs, but this run is given by steps (max_steps="
                 f"{self.args.max_steps}): give it by epochs."
             )
-        known: dict[str, Any] = {"model": self.model, "epochs": self.args.num_train_epochs}
+        known: dict[str, Any] = {"model": self.model, "epochs": math.ceil(self.args.num_train_epochs)}
         if self.train_dataset is not None and set(needs) & {"examples", "indices", "partners"}:
             self._indexed = Indexed(self.train_dataset)
             self.train_dataset = self._indexed
