@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import inspect
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labo.errors import UserError, unknown
@@ -106,6 +108,21 @@ def describe(name: str) -> Description:
     member = _member(name)
     defaults = _defaults(member)
     return Description(name, member.summary, member.paper, member.year, member().needs, defaults)
+
+
+def document(name: str) -> str:
+    """What a member says of itself: summary, formula, options, needs, when to use it, source."""
+    member = _member(name)
+    return f"{name}: {member.summary}\n\n{inspect.getdoc(member)}"
+
+
+def costs() -> dict[str, dict[str, dict[str, str]]]:
+    """What each member cost where it was measured: method, then setting, then "compute" (a ratio) and "state_bytes"."""
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    with open(Path(__file__).with_name("costs.csv"), newline="", encoding="utf-8") as file:
+        for line in csv.DictReader(file):
+            found.setdefault(line["method"], {})[line["setting"]] = line
+    return found
 
 
 def _defaults(member: type[Regularizer]) -> dict[str, Any]:
