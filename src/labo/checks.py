@@ -7,6 +7,7 @@ assertions on other devices, and are left out while a graph is being traced or t
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -82,6 +83,22 @@ def at_least(name: str, value: float, least: float = 0.0) -> None:
     """A finite number, no tensor, of at least `least`: the weight of a penalty, say."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < math.inf:
         raise UserError(f"Expected argument `{name}` to be a finite number of at least {least:g}, but got {value!r}.")
+
+
+def non_negative(name: str, value: float) -> None:
+    """A finite number of at least 0."""
+    _finite(name, value, "of at least 0", lambda number: number >= 0)
+
+
+def finite_positive(name: str, value: float) -> None:
+    """A finite number above 0."""
+    _finite(name, value, "above 0", lambda number: number > 0)
+
+
+def _finite(name: str, value: float, expected: str, fits: Callable[[float], bool]) -> None:
+    number = not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
+    if not number or not fits(value):
+        raise UserError(f"Expected argument `{name}` to be a finite number {expected}, but got {value!r}.")
 
 
 def floating(name: str, value: Tensor) -> None:

@@ -6,20 +6,31 @@ options cost no import of torch; a member's module is imported when it is create
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from labo.regularizers.registry import available, candidates, create, describe, register
 
 if TYPE_CHECKING:
     from labo.regularizers.base import Regularizer, SoftLabelRegularizer
+    from labo.regularizers.same_class import SameClass
 
-__all__ = ["Regularizer", "SoftLabelRegularizer", "available", "candidates", "create", "describe", "register"]
+_HOMES = {"Regularizer": "base", "SoftLabelRegularizer": "base", "SameClass": "same_class"}
+
+__all__ = [
+    "Regularizer",
+    "SameClass",
+    "SoftLabelRegularizer",
+    "available",
+    "candidates",
+    "create",
+    "describe",
+    "register",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """The base classes, which need torch, when they are first used."""
-    if name in ("Regularizer", "SoftLabelRegularizer"):
-        from labo.regularizers import base
-
-        return getattr(base, name)
+    """What needs torch, when it is first used."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"labo.regularizers.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'labo.regularizers' has no attribute {name!r}")

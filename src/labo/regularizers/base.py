@@ -136,9 +136,16 @@ class Regularizer(nn.Module, ABC):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         # A buffer that training fills later is None until then; a saved one is taken as it comes.
-        for name, buffer in self._buffers.items():
+        for name, mine in [*self._buffers.items(), *self._parameters.items()]:
             saved = state_dict.get(prefix + name)
-            if buffer is None and saved is not None:
+            if saved is None:
+                continue
+            if mine is not None and mine.shape != saved.shape:
+                raise UserError(
+                    f"The saved `{name}` of method '{self.name}' has the shape {tuple(saved.shape)}, but here it has "
+                    f"{tuple(mine.shape)}: it was saved for other classes or examples."
+                )
+            if mine is None and name in self._buffers:
                 self._buffers[name] = torch.empty_like(saved)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 

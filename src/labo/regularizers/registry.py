@@ -28,6 +28,15 @@ _HOMES: dict[str, str] = {
     "focal": "labo.regularizers.focal:Focal",
     "poly1": "labo.regularizers.focal:Poly1",
     "bootstrapping": "labo.regularizers.bootstrapping:Bootstrapping",
+    "distillation": "labo.regularizers.distillation:Distillation",
+    "tf_kd_self": "labo.regularizers.distillation:TeacherFreeDistillation",
+    "cs_kd": "labo.regularizers.cs_kd:ClassWiseDistillation",
+    "online_smoothing": "labo.regularizers.online_smoothing:OnlineSmoothing",
+    "ps_kd": "labo.regularizers.ps_kd:ProgressiveDistillation",
+    "dlb": "labo.regularizers.dlb:LastMiniBatch",
+    "ls_plus": "labo.regularizers.ls_plus:LabelSmoothingPlusPlus",
+    "beta_smoothing": "labo.regularizers.beta_smoothing:BetaSmoothing",
+    "self_adaptive_smoothing": "labo.regularizers.self_adaptive_smoothing:SelfAdaptiveSmoothing",
     "labo": "labo.regularizers.labo:LABO",
 }
 _REGISTERED: dict[str, type[Regularizer]] = {}

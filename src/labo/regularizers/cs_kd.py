@@ -1,0 +1,78 @@
+"""Class-wise self-knowledge distillation: examples of one class are to be predicted alike."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+from torch import Tensor
+
+from labo import checks, inner, networks
+from labo.errors import UserError
+from labo.reduction import Rows
+from labo.regularizers import passes
+from labo.regularizers.base import Regularizer, data_losses
+
+
+class ClassWiseDistillation(Regularizer):
+    """CE(target, p) + strength * temperature ** 2 * KL(soft(t) || soft(z)).
+
+    soft(z) = softmax(z / temperature); t are the network's own logits on a partner, another example of the same class,
+    constant for the gradient.
+
+    Args:
+        strength: weight of the divergence, at least 0.
+        temperature: finite, above 0.
+        hold_statistics: whether the forward pass of the partners leaves the running statistics of batch and instance
+            norms as they are.
+
+    Needs: the network, by `provide(model=network)`, and the partners of each batch, which
+        `labo.regularizers.SameClass` draws.
+
+    When: classes are fine-grained and have several examples each. The forward pass of the partners costs about a
+        third more. The authors' code lets it move the statistics of batch norms and takes the cross-entropy of half a
+        batch, the other half being the partners; here the batch is whole.
+
+    Raises:
+        ValueError: an option is out of range, or the partners are not as many as the rows.
+
+    Source: Yun et al., *Regularizing Class-wise Predictions via Self-knowledge Distillation*, CVPR 2020.
+    """
+
+    name = "cs_kd"
+    summary = "cross-entropy and the divergence from the prediction for another example of the class"
+    paper = "Yun et al., CVPR 2020"
+    year = 2020
+    candidates = ({"strength": 1.0}, {"strength": 3.0}, {"strength": 0.3}, {"strength": 2.0}, {"strength": 0.1})
+
+    def __init__(self, *, strength: float = 1.0, temperature: float = 4.0, hold_statistics: bool = True) -> None:
+        super().__init__()
+        checks.non_negative("strength", strength)
+        checks.finite_positive("temperature", temperature)
+        if not isinstance(hold_statistics, bool):
+            raise UserError(f"Expected argument `hold_statistics` to be True or False, but got {hold_statistics!r}.")
+        self.strength = strength
+        self.temperature = temperature
+        self.hold_statistics = hold_statistics
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The network, and the partners of each batch."""
+        return ("model", "partners")
+
+    def losses(self, rows: Rows) -> Tensor:
+        """See `Regularizer.losses`."""
+        data, factor = data_losses(rows)
+        model = self.provided("model")
+        with networks.still(model) if self.hold_statistics else nullcontext():
+            partner = passes.still_logits(model, rows.given["partners"], rows, "the network on `partners`")
+        term = passes.divergence(inner.working(rows.logits), partner, self.temperature)
+        return data + self.strength * self.temperature**2 * factor * term
+
+    def options(self) -> dict[str, Any]:
+        """See `Regularizer.options`."""
+        return {
+            "strength": self.strength,
+            "temperature": self.temperature,
+            "hold_statistics": self.hold_statistics,
+        }

@@ -1,0 +1,169 @@
+"""Self-distillation from the last mini-batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from labo import checks, inner, networks, ranks, reduction
+from labo.errors import UserError
+from labo.reduction import Rows
+from labo.regularizers import passes
+from labo.regularizers.base import Regularizer, data_losses
+
+IGNORED = -100
+_INPUT = "input"
+
+
+class LastMiniBatch(Regularizer):
+    """CE(target, p) over this and the last mini-batch + alpha * temperature ** 2 * KL(soft(before) || soft(z)).
+
+    soft(z) = softmax(z / temperature); z are the logits of the last mini-batch as the network gives them now, before
+    those it gave then, which are constant. The cross-entropy is the mean over the rows of both, the divergence the mean
+    over the last ones. What the last mini-batch adds is one number: it is added to each row's loss, so that a mean
+    counts it once (a sum counts it as often as there are rows). The first batch has its cross-entropy alone.
+
+    Args:
+        alpha: weight of the divergence, at least 0.
+        temperature: finite, above 0.
+
+    Needs: the network, by `provide(model=network)`, and the inputs of each batch: a tensor, or a mapping of tensors,
+        with one entry for each example.
+
+    When: augmentation or dropout lets the network see an example in two ways. Each step costs two forward and two
+        backward passes; both passes move batch statistics. The inputs of a batch are kept, and saved. In the authors'
+        code the second pass sees the example augmented anew; here it sees the same inputs. All processes must pad
+        their inputs to one length.
+
+    Raises:
+        ValueError: an option is out of range, or inputs that cannot be kept.
+
+    Source: Shen et al., *Self-Distillation from the Last Mini-Batch for Consistency Regularization*, CVPR 2022; the
+        mean over both batches as in their code.
+    """
+
+    name = "dlb"
+    summary = "cross-entropy and the divergence from what was predicted for the last batch"
+    paper = "Shen et al., CVPR 2022"
+    year = 2022
+    candidates = ({"alpha": 1.0}, {"alpha": 0.3}, {"alpha": 3.0}, {"alpha": 0.1}, {"alpha": 1.0, "temperature": 1.0})
+
+    def __init__(self, *, alpha: float = 1.0, temperature: float = 3.0) -> None:
+        super().__init__()
+        checks.non_negative("alpha", alpha)
+        checks.finite_positive("temperature", temperature)
+        self.alpha = alpha
+        self.temperature = temperature
+        self.last = KeptBatch()
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The network, and the inputs of each batch."""
+        return ("model", "inputs")
+
+    def losses(self, rows: Rows) -> Tensor:
+        """See `Regularizer.losses`."""
+        data, _ = data_losses(rows)
+        if not self.training:
+            return data
+        kept = self.last.part()
+        self.last.keep(rows)
+        if kept is None:
+            return data
+        inputs, target, before = kept
+        found = networks.forward(self.provided("model"), passes.on_device(inputs, rows.raw.device))
+        whose = "the network on the last batch"
+        now = passes.rows_of(found, rows, whose, count=before.numel() // before.shape[-1])
+        return self._over_both(rows, data, now, target.to(now.device), before.to(now))
+
+    def _over_both(self, rows: Rows, data: Tensor, now: Tensor, target: Tensor, before: Tensor) -> Tensor:
+        before = before.reshape(now.shape)
+        if target.dtype.is_floating_point:
+            last = Rows(now, target.reshape(now.shape), None, rows.weight, torch.Size([len(now)]))
+        else:
+            target = target.reshape(-1)
+            kept = target != IGNORED
+            last = Rows(now, torch.where(kept, target, 0), kept, rows.weight, torch.Size([len(now)]))
+        again, factor = data_losses(last)
+        towards = passes.masked_as(before, last.logits)
+        apart = factor * passes.divergence(last.logits, towards, self.temperature)
+        total, count = reduction.total_and_count(again, last)
+        here = reduction.shares(rows, data.dtype).sum()
+        both = torch.where(here + count == 0, 1.0, here + count)
+        mean_apart = reduction.mean(*reduction.total_and_count(apart, last))
+        # A mean over the rows here makes of this: all the cross-entropies over `both`, and the mean divergence.
+        return data * here / both + total / both + self.alpha * self.temperature**2 * mean_apart
+
+    def options(self) -> dict[str, Any]:
+        """See `Regularizer.options`."""
+        return {"alpha": self.alpha, "temperature": self.temperature}
+
+
+class KeptBatch(nn.Module):
+    """The last batch of all processes, examples first: inputs, targets (`IGNORED` where ignored) and logits."""
+
+    def keep(self, rows: Rows) -> None:
+        """Keep this batch in place of the last one."""
+        named = _named(rows.given["inputs"])
+        size = {len(tensor) if tensor.dim() else 0 for tensor in named.values()}
+        examples = size.pop()
+        if size or not examples or len(rows.raw) % examples:
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in named.values())
+            raise UserError(
+                f"Expected `inputs` to have one entry for each of the examples that {len(rows.raw)} rows of logits are "
+                f"of, but got shape {shapes}."
+            )
+        target = rows.target if rows.kept is None else torch.where(rows.kept, rows.target, IGNORED)
+        named["target"] = target.unflatten(0, (examples, -1))
+        named["logits"] = inner.working(rows.logits).unflatten(0, (examples, -1))
+        self._clear()
+        for name, tensor in named.items():
+            self.register_buffer(name, _of_all(name, tensor.detach().clone()))
+
+    def part(self) -> tuple[Any, Tensor, Tensor] | None:
+        """This process's part of what was kept: its share of the examples, in the order of the ranks."""
+        buffers = dict(self.named_buffers())
+        if not buffers:
+            return None
+        count, rank = ranks.together(), torch.distributed.get_rank() if ranks.together() > 1 else 0
+        size = len(buffers["target"])
+        mine = {name: kept[size * rank // count : size * (rank + 1) // count] for name, kept in buffers.items()}
+        target, logits = mine.pop("target"), mine.pop("logits")
+        inputs = {name.removeprefix(f"{_INPUT}_"): kept for name, kept in mine.items()}
+        return mine.get(_INPUT, inputs), target, logits
+
+    def _clear(self) -> None:
+        for name in list(self._buffers):
+            delattr(self, name)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        # What is kept is as large as the batch was, and is nothing before the first.
+        self._clear()
+        for name, saved in state_dict.items():
+            if name.startswith(prefix):
+                self.register_buffer(name.removeprefix(prefix), torch.empty_like(saved))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _named(inputs: Any) -> dict[str, Tensor]:
+    """The inputs as buffers by name."""
+    if isinstance(inputs, Tensor):
+        return {_INPUT: inputs}
+    if not isinstance(inputs, Mapping) or not inputs:
+        raise UserError(f"Expected `inputs` to be a tensor or a mapping of tensors, but got {type(inputs).__name__}.")
+    for name, value in inputs.items():
+        if not isinstance(value, Tensor):
+            raise UserError(f"Expected `inputs['{name}']` to be a tensor, but got {type(value).__name__}.")
+    return {f"{_INPUT}_{name}": value for name, value in inputs.items()}
+
+
+def _of_all(name: str, tensor: Tensor) -> Tensor:
+    """The examples of all processes, whose tensors must be of one shape but for the first dimension."""
+    if ranks.together() > 1:
+        shapes = ranks.gathered(torch.tensor([tensor.shape[1:]], device=tensor.device, dtype=torch.int64))
+        if bool((shapes != shapes[0]).any()):
+            raise UserError(f"Expected `{name}` to have one shape in all processes, but got {shapes.tolist()}.")
+    return ranks.gathered(tensor)

@@ -1,0 +1,145 @@
+"""Label Smoothing++: how the smoothing mass is spread over the other classes is learnt, class by class."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from labo import functional, inner, ranks
+from labo.errors import UserError
+from labo.kernels import reference
+from labo.reduction import Rows
+from labo.regularizers import memory
+from labo.regularizers.base import Regularizer, data_losses
+
+MOST_CLASSES = 10_000
+
+
+class LabelSmoothingPlusPlus(Regularizer):
+    """(CE(t, p) + CE(p, t)) / 2 with t = (1 - alpha) * target + alpha * C[y].
+
+    C[y] is a distribution over the classes other than y, the softmax of a row of a learnt table, uniform at first. In
+    the first term t is constant, in the second p: the network learns from the first alone, the table from the second
+    alone. A probability target mixes the rows of C.
+
+    Args:
+        alpha: smoothing mass, above 0 and below 1.
+        allow_large: whether there may be more than 10,000 classes, which a float32 table of C x (C - 1) is learnt for.
+
+    Needs: the class counts, which tell how many classes there are, by `provide(class_counts=…)`; then the optimizer,
+        by `provide(optimizer=…)`, with `learnt()` in a group without weight decay.
+
+    When: the optimizer is yours to set up. The gradient of the network is half of what label smoothing's is: the
+        learning rate counts half. Weight decay would pull C to uniform, so it is refused.
+
+    Raises:
+        ValueError: an option is out of range, there are too many classes, or the optimizer does not learn the table or
+            decays it.
+
+    Source: Chhabra et al., *Label Smoothing++: Enhanced Label Regularization for Training Neural Networks*, BMVC 2024;
+        their code adds 1e-6 inside each logarithm, this does not.
+    """
+
+    name = "ls_plus"
+    summary = "targets mixed with a learnt distribution over the other classes"
+    paper = "Chhabra et al., BMVC 2024"
+    year = 2024
+    candidates = ({"alpha": 0.1}, {"alpha": 0.4}, {"alpha": 0.8}, {"alpha": 0.2}, {"alpha": 0.6})
+    has_constants = True
+    pulls_to_labels = False
+    table: nn.Parameter | None
+
+    def __init__(self, *, alpha: float = 0.1, allow_large: bool = False) -> None:
+        super().__init__()
+        if isinstance(alpha, bool) or not isinstance(alpha, float) or not 0 < alpha < 1:
+            raise UserError(f"Expected argument `alpha` to be above 0 and below 1, but got {alpha!r}.")
+        self.alpha = alpha
+        self.allow_large = allow_large
+        self.register_parameter("table", None)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The class counts, then the optimizer."""
+        return ("class_counts", "optimizer")
+
+    def provide(self, *, class_counts: Any = None, optimizer: Any = None, **given: Any) -> None:
+        """Take the (C,) class counts, which the table is made from, and the optimizer that learns it."""
+        super().provide(**given)
+        if class_counts is not None:
+            self._make(len(torch.as_tensor(class_counts)))
+            super().provide(class_counts=class_counts)
+        if optimizer is not None:
+            self._check(optimizer)
+            super().provide(optimizer=optimizer)
+
+    def _make(self, classes: int) -> None:
+        if classes < 2:
+            raise UserError(f"Expected argument `class_counts` of at least 2 classes, but got {classes}.")
+        memory.refuse_large(self, classes, classes - 1, most=MOST_CLASSES**2)
+        if self.table is None or len(self.table) != classes:
+            self.table = nn.Parameter(torch.zeros(classes, classes - 1))
+            self.table.register_hook(_mean_of_processes)
+
+    def _check(self, optimizer: Any) -> None:
+        if self.table is None:
+            raise UserError(f"Method '{self.name}' needs class_counts before the optimizer: they make what it learns.")
+        for group in optimizer.param_groups:
+            if any(parameter is self.table for parameter in group["params"]):
+                if group.get("weight_decay"):
+                    raise UserError(
+                        f"Expected the optimizer to learn the table of method '{self.name}' with weight_decay=0, but "
+                        f"got {group['weight_decay']}."
+                    )
+                return
+        raise UserError(
+            f"Expected the optimizer to learn the table of method '{self.name}': add regularizer.learnt() to it as a "
+            "group with weight_decay=0."
+        )
+
+    def losses(self, rows: Rows) -> Tensor:
+        """See `Regularizer.losses`."""
+        logits = inner.working(rows.logits)
+        log_c = self._log_rows(rows)
+        if rows.has_probabilities:
+            target = rows.target.to(logits.dtype)
+            labels = target @ log_c.exp()
+            mixed = (1 - self.alpha) * target + self.alpha * labels
+            log_t = mixed.clamp(min=torch.finfo(mixed.dtype).tiny).log()
+        else:
+            labels = log_c.exp()
+            gold = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, rows.target.unsqueeze(-1), True)
+            log_t = torch.where(gold, math.log1p(-self.alpha), math.log(self.alpha) + log_c)
+        _, factor = data_losses(rows)
+        towards = functional.soft_label_losses(rows, labels.detach(), self.alpha)
+        back = factor * reference.cross_entropy(reference.log_belief(logits).exp().detach(), log_t)
+        return (towards + back) / 2
+
+    def labels(self, rows: Rows) -> Tensor:
+        """The learnt distribution over the other classes, (N, C)."""
+        with torch.no_grad():
+            c = self._log_rows(rows).exp()
+            return rows.target.to(c.dtype) @ c if rows.has_probabilities else c
+
+    def _log_rows(self, rows: Rows) -> Tensor:
+        """Log probabilities C[y] of the rows, (N, C), or of all classes for probability targets; -inf at y itself."""
+        self.require()
+        assert self.table is not None
+        dtype, device, classes = inner.working(rows.logits).dtype, rows.raw.device, rows.raw.shape[-1]
+        memory.refuse_other_size(self, "table", tuple(self.table.shape), (classes, classes - 1))
+        at = torch.arange(classes, device=device) if rows.has_probabilities else rows.target
+        of_others = self.table.to(device, dtype)[at].log_softmax(-1)
+        others = torch.arange(classes - 1, device=device)
+        others = others + (others >= at.unsqueeze(-1))  # the classes in order, the class itself left out
+        return of_others.new_full((len(at), classes), -math.inf).scatter(-1, others, of_others)
+
+    def options(self) -> dict[str, Any]:
+        """See `Regularizer.options`."""
+        return {"alpha": self.alpha, "allow_large": self.allow_large}
+
+
+def _mean_of_processes(gradient: Tensor) -> Tensor:
+    """What data parallelism does for the network's gradients, and for those of a loss nobody does."""
+    return ranks.summed(gradient) / ranks.together()

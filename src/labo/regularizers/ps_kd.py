@@ -1,0 +1,132 @@
+"""Progressive self-knowledge distillation: each example's label holds what the network said of it the last time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from labo import inner, ranks
+from labo.errors import UserError
+from labo.kernels import reference
+from labo.reduction import Rows
+from labo.regularizers import memory
+from labo.regularizers.base import SoftLabelRegularizer
+
+MOST_NUMBERS = 1_000_000_000
+
+
+class ProgressiveDistillation(SoftLabelRegularizer):
+    """(1 - alpha_t) * CE(target, p) + alpha_t * CE(before, p), alpha_t = alpha * (epoch + 1) / epochs.
+
+    before is the p of the same example when it was seen the last time; the target in epoch 0, and for an example that
+    was not seen yet.
+
+    Args:
+        alpha: what the weight grows to, in [0, 1].
+        allow_large: whether the memory of training examples x classes may hold more than 10 ** 9 float32 numbers,
+            4 GB.
+
+    Needs: how many training examples and epochs there are, by `provide(examples=…, epochs=…)`, and with each batch the
+        places of its examples in the training data and the number of the epoch.
+
+    When: one example is one label, and the data are not augmented beyond recognition. Memory and checkpoint grow by
+        examples x classes.
+
+    Raises:
+        ValueError: an option is out of range, the memory would be too large, or an index is not in the training data.
+
+    Source: Kim et al., *Self-Knowledge Distillation with Progressive Refinement of Targets*, ICCV 2021. The authors'
+        code counts the epochs of alpha_t from 1, as here.
+    """
+
+    name = "ps_kd"
+    summary = "targets mixed with the previous prediction for the example, more and more"
+    paper = "Kim et al., ICCV 2021"
+    year = 2021
+    strength_name = "alpha"
+    candidates = ({"alpha": 0.8}, {"alpha": 0.4}, {"alpha": 1.0}, {"alpha": 0.2}, {"alpha": 0.6})
+    memory: Tensor | None
+
+    def __init__(self, *, alpha: float = 0.8, allow_large: bool = False) -> None:
+        super().__init__(strength=alpha)
+        self.allow_large = allow_large
+        self.register_buffer("memory", None)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """How many examples and epochs there are; with each batch, where it is from and the epoch."""
+        return ("examples", "epochs", "indices", "epoch")
+
+    def provide(self, **given: Any) -> None:
+        """Take the numbers of training examples and of epochs."""
+        for name in ("examples", "epochs"):
+            value = given.get(name, 1)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise UserError(f"Expected argument `{name}` to be a whole number of at least 1, but got {value!r}.")
+        super().provide(**given)
+
+    def losses(self, rows: Rows) -> Tensor:
+        """See `Regularizer.losses`."""
+        if self.training and self.memory is None:
+            examples, classes = self.provided("examples"), rows.raw.shape[-1]
+            memory.refuse_large(self, examples, classes, most=MOST_NUMBERS)
+            self.memory = torch.zeros(examples, classes, device=rows.raw.device)
+        losses = super().losses(rows)
+        if self.training:
+            self._remember(rows)
+        return losses
+
+    def labels(self, rows: Rows) -> Tensor | None:
+        """What was predicted for the examples the last time, (N, C); None where it is not told which they are."""
+        if rows.given.get("indices") is None:
+            return None
+        target = reference.target_mass(inner.working(rows.logits), rows.target, None)
+        places = self._places(rows)
+        if self.memory is None or rows.given.get("epoch") == 0:
+            return target
+        before = self.memory[places.to(self.memory.device)].to(target)
+        return torch.where(before.sum(-1, keepdim=True) > 0, before, target)  # zeros where nothing was seen
+
+    def strength_of(self, rows: Rows) -> float | Tensor:
+        """alpha_t."""
+        return self.strength * min(1.0, (int(rows.given["epoch"]) + 1) / self.provided("epochs"))
+
+    def _places(self, rows: Rows) -> Tensor:
+        """The places of the rows in the memory, (N,); 0 for ignored rows."""
+        examples, classes = self.provided("examples"), rows.raw.shape[-1]
+        if self.memory is not None:
+            memory.refuse_other_size(self, "prediction", tuple(self.memory.shape), (examples, classes))
+        places = torch.as_tensor(rows.given["indices"])
+        if places.dtype.is_floating_point or places.shape != rows.raw.shape[:1]:
+            raise UserError(
+                f"Expected `indices` to be {len(rows.raw)} whole numbers, one for each row, but got {places.dtype} of "
+                f"shape {tuple(places.shape)}."
+            )
+        if rows.kept is not None:
+            places = torch.where(rows.kept.to(places.device), places, 0)
+        wrong = (places < 0) | (places >= examples)
+        if bool(wrong.any()):
+            raise UserError(f"Expected `indices` of {examples} training examples, but got {int(places[wrong][0])}.")
+        return places.long()
+
+    @torch.no_grad()
+    def _remember(self, rows: Rows) -> None:
+        """Write the predictions of all processes; of an example that is there twice, the last one."""
+        assert self.memory is not None
+        p = reference.log_belief(inner.working(rows.logits)).exp().to(self.memory)
+        places = self._places(rows).to(self.memory.device)
+        if rows.kept is not None:
+            kept = rows.kept.to(self.memory.device)
+            p, places = p[kept], places[kept]
+        p, places = ranks.gathered(p), ranks.gathered(places)
+        examples, which = places.unique(return_inverse=True)
+        # Writing one place twice at once leaves open which write is last.
+        order = torch.arange(len(places), device=places.device)
+        last = order.new_zeros(len(examples)).scatter_reduce(0, which, order, "amax")
+        self.memory[examples] = p[last]
+
+    def options(self) -> dict[str, Any]:
+        """See `Regularizer.options`."""
+        return {**super().options(), "allow_large": self.allow_large}
