@@ -59,10 +59,10 @@ class Past(nn.Module):
         """Stay in evaluation mode."""
         return super().train(False)
 
-    def forward(self, inputs: Any) -> Tensor:
-        """Logits (N, C), float32 or wider."""
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Logits, float32 or wider, of what the network is called with."""
         with torch.no_grad():
-            found = forward(self.model, inputs)
+            found = logits_of(self.model(*args, **kwargs))
         return found if found.dtype == torch.float64 else found.float()
 
     @torch.no_grad()
