@@ -57,11 +57,14 @@ def train(
     given = options.settings(config, set_, epochs, steps, model)
     defaults = made.default_settings()
     flat.check_known(given, defaults, [method])
+    chosen = flat.resolve(defaults, method, given)
+    if teacher is not None and "teacher" not in trial.build_method(method, chosen).needs:
+        raise UserError(f"Method '{method}' takes no --teacher.")
     asked = trial.Trial(
         name,
         method,
         seed,
-        flat.resolve(defaults, method, given),
+        chosen,
         dict(made.options),
         options.known_checkpoint(checkpoint),
         curves,

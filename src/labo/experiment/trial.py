@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Mapping
@@ -123,7 +124,7 @@ def _run(trial: Trial, folder: Path, progress: Any) -> dict[str, Any]:
     task = tasks.create(trial.task, **trial.task_options)
     splits = task.splits(trial.seed)
     model, loss = build(trial, task, splits)
-    taught = _teach(trial, loss.regularizer)
+    taught = _teach(trial, loss.regularizer, splits)
     about = {"classes": splits.classes, "preprocessing": splits.preprocessing, "versions": machine.versions()}
     write_object(folder / RUN, {**trial.identity(), **about})
     record = {key: trial.identity()[key] for key in ("task", "method", "seed", "settings")}
@@ -154,7 +155,7 @@ def _run(trial: Trial, folder: Path, progress: Any) -> dict[str, Any]:
     return record | {"seconds": seconds, "versions": machine.versions()}
 
 
-def _teach(trial: Trial, regularizer: Any) -> float:
+def _teach(trial: Trial, regularizer: Any, splits: Any) -> float:
     """Give the method its teacher, if it needs one; the seconds that it was trained for."""
     from labo.experiment import runs
 
@@ -163,8 +164,23 @@ def _teach(trial: Trial, regularizer: Any) -> float:
     if not trial.teacher_folder:
         raise UserError(f"Method '{trial.method}' needs a teacher: name the folder of a finished run with --teacher.")
     run = runs.load(Path(trial.teacher_folder))
+    _refuse_other_data(trial, splits, run)
     regularizer.provide(teacher=run.model)
     return float(run.record["seconds"])
+
+
+def _refuse_other_data(trial: Trial, splits: Any, run: Any) -> None:
+    """Refuse a teacher of other data, or of another split: it may have learnt what this run is tested on."""
+    here = {"task": trial.task, "data": trial.data, "seed": trial.seed, "classes": list(splits.classes)}
+    for key, value in here.items():
+        if run.about[key] != value:
+            change = "" if key in ("data", "classes") else f" ({run.about[key]}, here {value})"
+            raise UserError(f"The teacher in '{run.folder}' is of another {key}{change}: train one as this run is.")
+    if json.dumps(run.about["preprocessing"]) != json.dumps(splits.preprocessing):
+        raise UserError(
+            f"The teacher in '{run.folder}' was trained on inputs that were prepared otherwise: train one with the "
+            "options of this task."
+        )
 
 
 def build(trial: Trial, task: Any, splits: Any) -> tuple[Any, Any]:

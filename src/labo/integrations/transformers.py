@@ -58,6 +58,8 @@ class LabelRegularizedTrainer(Trainer):
         super().__init__(*args, compute_loss_func=compute, **kwargs)
         if shift_labels is None:
             compute.shift_labels = type(self.model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+        if not self.label_names:  # the network's forward names none; this loss takes them all the same
+            self.label_names = ["labels"]
         self._compute = compute
         self._indexed: Indexed | None = None
         self._same_class: SameClass | None = None
@@ -74,6 +76,9 @@ class LabelRegularizedTrainer(Trainer):
                 f"Method '{regularizer.name}' needs epochs, but this run is given by steps (max_steps="
                 f"{self.args.max_steps}): give it by epochs."
             )
+        if "model" in needs:
+            self._refuse_other_networks(regularizer)
+        # A part of an epoch is one too: epochs are counted by their numbers.
         known: dict[str, Any] = {"model": self.model, "epochs": math.ceil(self.args.num_train_epochs)}
         if self.train_dataset is not None and set(needs) & {"examples", "indices", "partners"}:
             self._indexed = Indexed(self.train_dataset)
@@ -82,6 +87,14 @@ class LabelRegularizedTrainer(Trainer):
             if "partners" in needs:
                 self._same_class = SameClass(self._indexed.targets(), seed=self.args.seed)
         regularizer.provide(**{need: known[need] for need in regularizer.missing if need in known})
+
+    def _refuse_other_networks(self, regularizer: Regularizer) -> None:
+        if self.model_init is not None:  # which makes another network when training begins
+            raise UserError(f"Method '{regularizer.name}' needs the network: give `model`, not `model_init`.")
+        if "model" not in regularizer.missing and regularizer.provided("model") is not self.model:
+            raise UserError(
+                f"Method '{regularizer.name}' was given another network before: make a new one for each network."
+            )
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer makes it, with a group for what the regularizer learns."""
@@ -96,9 +109,9 @@ class LabelRegularizedTrainer(Trainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        columns: list[str] = self._signature_columns or []
-        if self._indexed is not None and INDEX not in columns:
-            self._signature_columns = [*columns, INDEX]
+        # The labels too: this loss takes them, whether or not the network does.
+        wanted = [*(self._signature_columns or []), "labels", *([INDEX] if self._indexed is not None else [])]
+        self._signature_columns = list(dict.fromkeys(wanted))
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As the Trainer has it, with the regularizer told of the batch."""
@@ -184,11 +197,21 @@ class LabelRegularizedTrainer(Trainer):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         path = Path(resume_from_checkpoint) / REGULARIZER
         if path.is_file():
-            self.loss.regularizer.load_state_dict(load_file(path, device=str(self.args.device)))
+            self._remember(path)
         elif self.loss.regularizer.state_dict():
             raise UserError(
                 f"The checkpoint '{resume_from_checkpoint}' lacks {REGULARIZER}: what the method remembers."
             )
+
+    def _remember(self, path: Path) -> None:
+        regularizer = self.loss.regularizer
+        try:
+            regularizer.load_state_dict(load_file(path, device=str(self.args.device)))
+        except RuntimeError as error:  # torch lists what does not fit, in many lines
+            raise UserError(
+                f"What '{path}' holds is not what method '{regularizer.name}' remembers of this network: resume with "
+                "the method and the network that it was saved with."
+            ) from error
 
 
 class _ZeroGradients(TrainerCallback):
