@@ -12,7 +12,11 @@ from labo.errors import UserError, unknown
 
 Settings = dict[str, Any]
 
-SCHEDULES = ("constant", "linear", "cosine")
+SCHEDULES = ("constant", "linear", "cosine", "steps")
+# Settings of training that take one of a few texts.
+CHOICES = {"schedule": SCHEDULES, "optimizer": ("adamw", "sgd"), "precision": ("float32", "bfloat16")}
+# Settings of training that are a share, 1 left out.
+SHARES = ("momentum", "warmup")
 # How long a run is: exactly one of the two.
 LENGTHS = ("epochs", "steps")
 
@@ -143,8 +147,12 @@ def _check_training(settings: Mapping[str, Any]) -> None:
             _number(key, settings[key], above=least, whole=whole)
     if "weight_decay" in settings:
         _number("weight_decay", settings["weight_decay"], above=-1e-300, whole=False)
-    if settings.get("schedule", "constant") not in SCHEDULES:
-        raise unknown("schedule", settings["schedule"], SCHEDULES)
+    for key, choices in CHOICES.items():
+        if key in settings and settings[key] not in choices:
+            raise unknown(key, settings[key], choices)
+    for key in SHARES:
+        if key in settings and not 0 <= settings[key] < 1:
+            raise UserError(f"Expected setting `{key}` to be in [0, 1), but got {settings[key]!r}.")
 
 
 def _number(key: str, value: Any, *, above: float, whole: bool) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from labo.experiment import checkpoint
+from labo.experiment import checkpoint, optimization
 from labo.integrations.transformers import LabelRegularizedTrainer
 from labo.metrics.scores import classification_scores
 from labo.metrics.temperature import fit_temperature
@@ -33,6 +33,8 @@ PREDICTION_ROWS = 1024
 # What a checkpoint keeps of the epoch in which it was written, in the Trainer's own history.
 _LOSSES = "losses_of_this_epoch"
 Progress = Callable[[float], None]
+# (features, labels) of a batch to those that are trained on.
+Augment = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class DivergedError(Exception):
@@ -66,9 +68,12 @@ def train(
     seed: int,
     folder: Path,
     options: Options,
+    augment: Augment | None = None,
     progress: Progress = lambda share: None,
 ) -> int:
     """Train `model` in place; continues from a checkpoint in `folder`. Returns the step that the weights are of.
+
+    `augment` makes of a batch's features and labels those that are trained on; it draws from torch's global generator.
 
     Raises:
         DivergedError: the loss became NaN or infinite.
@@ -79,11 +84,14 @@ def train(
     watch = _Watch(splits.validation, folder, options, progress)
     trainer = _EpochTrainer(
         model=model,
-        args=_arguments(settings, seed, folder),
+        args=optimization.arguments(settings, seed, folder / checkpoint.CHECKPOINTS),
+        optimizer_cls_and_kwargs=optimization.optimizer(settings),
         train_dataset=splits.train,  # pyright: ignore[reportArgumentType]
         data_collator=_as_it_is,
         loss=loss,
         watch=watch,
+        settings=settings,
+        augment=augment,
     )
     trainer.remove_callback(PrinterCallback)
     start = checkpoint.newest_whole(folder / checkpoint.CHECKPOINTS)
@@ -106,33 +114,6 @@ def predict(model: nn.Module, features: Tensor) -> Tensor:
         parts = [logits_of(model(piece.to(device))).float().cpu() for piece in features.split(PREDICTION_ROWS)]
     model.train(training)
     return torch.cat(parts)
-
-
-def _arguments(settings: Mapping[str, Any], seed: int, folder: Path) -> TrainingArguments:
-    by_steps = "steps" in settings
-    found = TrainingArguments(
-        output_dir=str(folder / checkpoint.CHECKPOINTS),
-        num_train_epochs=1 if by_steps else settings["epochs"],
-        max_steps=int(settings["steps"]) if by_steps else -1,
-        per_device_train_batch_size=int(settings["batch_size"]),
-        learning_rate=settings["learning_rate"],
-        weight_decay=settings["weight_decay"],
-        lr_scheduler_type=settings["schedule"],
-        max_grad_norm=0.0,
-        optim="adamw_torch",
-        logging_strategy="no",
-        logging_nan_inf_filter=False,
-        save_strategy="no",
-        save_total_limit=1,
-        report_to=[],
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        seed=seed,
-    )
-    # The Trainer would split a batch over all accelerators that it sees, and make it so many times larger.
-    found._n_gpu = min(1, found.n_gpu)
-    return found
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -159,9 +140,24 @@ class _EpochOrder(Sampler[int]):
 class _EpochTrainer(LabelRegularizedTrainer):
     """The integration's Trainer with this project's order of examples, stopping at a loss that is no number."""
 
-    def __init__(self, *, watch: _Watch, **options: Any) -> None:
+    def __init__(self, *, watch: _Watch, settings: Mapping[str, Any], augment: Augment | None, **options: Any) -> None:
         super().__init__(callbacks=[watch], **options)
-        self.watch = watch
+        self.watch, self.settings, self.augment = watch, settings, augment
+        self._compute.counts_rows = True  # the labels are indices when they are counted
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        if self.lr_scheduler is None:
+            taken: Any = optimizer or self.optimizer
+            self.lr_scheduler = optimization.schedule(self.settings, taken, num_training_steps)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        found = super()._prepare_inputs(inputs)
+        if self.augment is None or "labels" not in found:
+            return found
+        features, labels = self.augment(found["features"], found["labels"])
+        return {**found, "features": features, "labels": labels}
 
     def get_train_dataloader(self) -> DataLoader:
         examples: Any = self.train_dataset

@@ -132,7 +132,15 @@ def _run(trial: Trial, folder: Path, progress: Any) -> dict[str, Any]:
     tuned, _ = flat.split(trial.settings, trial.method)
     try:
         step = training.train(
-            model, splits, loss, tuned, seed=trial.seed, folder=folder, options=options, progress=progress
+            model,
+            splits,
+            loss,
+            tuned,
+            seed=trial.seed,
+            folder=folder,
+            options=options,
+            augment=task.augmentation(splits, tuned),
+            progress=progress,
         )
         validation = training.predict(model, splits.validation.features)
         if not bool(validation.isfinite().all()):

@@ -53,6 +53,8 @@ class TrainerLoss:
             )
         self.loss = loss
         self.shift_labels = shift_labels
+        # Whether the Trainer counts probability targets as rows; by itself it counts their every entry.
+        self.counts_rows = False
         # What `LabelRegularizedTrainer` tells of the batch that comes.
         self.batch: dict[str, Any] = {}
 
@@ -69,8 +71,8 @@ class TrainerLoss:
         if num_items_in_batch is None:
             return self.loss(logits, labels, **batch)
         items = torch.as_tensor(num_items_in_batch, device=logits.device, dtype=torch.float32)
-        if labels.dtype.is_floating_point:
-            items = items / logits.shape[1]  # the Trainer counts every entry of a probability target
+        if labels.dtype.is_floating_point and not self.counts_rows:
+            items = items / logits.shape[1]
         if self.loss.weight is not None:
             self._refuse_parts(labels, items)
             return self.loss(logits, labels, **batch)

@@ -61,6 +61,10 @@ class Task(ABC):
     ) -> nn.Module:
         """A network with fresh weights from torch's global generator: forward(features) gives logits (N, C)."""
 
+    def augmentation(self, splits: Splits, settings: Mapping[str, Any]) -> Any:
+        """What makes of a training batch's (features, labels) those that are trained on; None for themselves."""
+        return None
+
     @abstractmethod
     def default_settings(self) -> dict[str, Any]:
         """Flat settings of the network and of training."""

@@ -1,0 +1,71 @@
+"""How a network is optimized: settings of the optimizer and its learning rate, as the Trainer takes them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import TrainingArguments
+
+# Where schedule "steps" divides the learning rate by ten, as shares of training.
+STEPS_AT = (0.5, 0.75)
+
+
+def arguments(settings: Mapping[str, Any], seed: int, output: Path) -> TrainingArguments:
+    """The Trainer's arguments: nothing is logged or saved by its own rules."""
+    by_steps = "steps" in settings
+    found = TrainingArguments(
+        output_dir=str(output),
+        num_train_epochs=1 if by_steps else settings["epochs"],
+        max_steps=int(settings["steps"]) if by_steps else -1,
+        per_device_train_batch_size=int(settings["batch_size"]),
+        learning_rate=settings["learning_rate"],
+        weight_decay=settings["weight_decay"],
+        bf16=settings.get("precision", "float32") == "bfloat16",
+        max_grad_norm=0.0,
+        logging_strategy="no",
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        save_total_limit=1,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        seed=seed,
+    )
+    # The Trainer would split a batch over all accelerators that it sees, and make it so many times larger.
+    found._n_gpu = min(1, found.n_gpu)
+    return found
+
+
+def optimizer(settings: Mapping[str, Any]) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+    """The optimizer's class and options: "adamw", or "sgd" with Nesterov's momentum."""
+    rate = {"lr": settings["learning_rate"]}
+    if settings.get("optimizer", "adamw") == "adamw":
+        return torch.optim.AdamW, {**rate, "betas": (0.9, 0.999), "eps": 1e-8}
+    momentum = settings.get("momentum", 0.9)
+    return torch.optim.SGD, {**rate, "momentum": momentum, "nesterov": momentum > 0}
+
+
+def schedule(settings: Mapping[str, Any], optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR:
+    """The learning rate over `steps` steps: a straight warm-up over a share of them, then `settings["schedule"]`."""
+    warm = math.ceil(settings.get("warmup", 0.0) * steps)
+    kind = settings["schedule"]
+
+    def factor(step: int) -> float:
+        if step < warm:
+            return (step + 1) / (warm + 1)
+        done = (step - warm) / max(1, steps - warm)
+        if kind == "linear":
+            return max(0.0, 1.0 - done)
+        if kind == "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+        if kind == "steps":
+            return 0.1 ** sum(done >= at for at in STEPS_AT)
+        return 1.0
+
+    return LambdaLR(optimizer, factor)
