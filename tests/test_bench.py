@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from labo.bench import measure
+from labo import regularizers
+from labo.bench import measure, methods
 from labo.bench.contenders import YARDSTICK, Shape, contenders
 from labo.cli import main
 
@@ -42,6 +43,23 @@ def test_the_command_writes_a_line_a_measurement(tmp_path: Path, capsys: pytest.
     assert {"labo", "torch", YARDSTICK} <= {line["contender"] for line in lines}
     assert all(float(line["ratio"]) > 0 and line["processor"] for line in lines)
     assert "ratio" in capsys.readouterr().out
+
+
+def test_what_every_method_costs_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    setting = methods.Setting("tiny", (3, 4), 2, 8)
+    monkeypatch.setattr(methods, "SETTINGS", (setting,))
+    monkeypatch.setattr(methods, "LEAST_SECONDS", 0.0)
+    path = tmp_path / "costs.csv"
+    assert main(["methods", "--measure", "--output", str(path)]) == 0
+    lines = {line["method"]: line for line in csv.DictReader(path.read_text().splitlines())}
+    assert set(lines) == set(regularizers.available()) == set(regularizers.costs())
+    assert all(float(line["compute"]) > 0 for line in lines.values())
+    assert lines["none"]["state_bytes"] == lines["labo"]["state_bytes"] == "0"
+    assert int(lines["ps_kd"]["state_bytes"]) >= 8 * 4 * 2  # a prediction for every example
+    assert main(["methods", "--output", str(path)]) == 2
+    assert "--output goes with --measure" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

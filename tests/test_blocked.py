@@ -31,6 +31,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"beta": 100.0, "alpha": 0.9},
     {"beta": 2.0, "prior": torch.tensor([0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.4], dtype=torch.float64)},
     {"beta": math.inf, "prior": torch.tensor([0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.4], dtype=torch.float64)},
+    {"beta": math.inf, "prior": torch.tensor([0.5, 0.0, 0.1, 0.1, 0.1, 0.1, 0.1], dtype=torch.float64)},
     {"beta": 2.0, "prior": torch.tensor([0.5, 0.0, 0.1, 0.1, 0.1, 0.1, 0.1], dtype=torch.float64)},
     {"beta": 2.0, "prior": torch.tensor([1e-60, 0.4, 0.1, 0.1, 0.1, 0.1, 0.2], dtype=torch.float64)},
     {"beta": 2.0, "value": "plugin"},

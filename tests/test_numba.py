@@ -22,6 +22,7 @@ OPTIONS: list[dict[str, Any]] = [
     *({"alpha": alpha, "beta": beta} for alpha in (0.1, 1.0) for beta in (0.3, 1.0, 2.0, 3.0, 4.0, 5.5, math.inf)),
     {"beta": 2.0, "prior": PRIOR},
     {"beta": 3.3, "prior": PRIOR},
+    {"beta": math.inf, "prior": torch.tensor([0.5, 0.0, 0.1, 0.1, 0.1, 0.1, 0.1])},
     {"beta": math.inf, "prior": PRIOR},
     {"alpha": torch.linspace(0, 1, 12), "beta": torch.linspace(0.2, 7, 12)},
     {"alpha": torch.tensor(0.4), "beta": torch.linspace(0.2, 7, 12)},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 import re
 from pathlib import Path
@@ -364,6 +365,19 @@ def test_the_page_works_as_written(page):
 def test_every_member_has_its_line_in_the_docs():
     text = (Path(__file__).parents[1] / "docs" / "regularizers.md").read_text()
     assert all(f"| `{name}` |" in text for name in regularizers.available())
+
+
+@pytest.mark.parametrize("name", regularizers.available())
+def test_every_member_has_its_page_as_its_docstring_says(name):
+    root = Path(__file__).parents[1]
+    spec = importlib.util.spec_from_file_location("method_pages", root / "benchmarks" / "method_pages.py")
+    assert spec
+    assert spec.loader
+    pages = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pages)
+    picture = (root / "docs" / "methods" / "figures" / f"{name}.svg").exists()
+    assert (root / "docs" / "methods" / f"{name}.md").read_text() == pages.page(name, picture)
+    assert "When" in regularizers.document(name)
 
 
 def _rows(logits: Tensor, target: Tensor, given: dict[str, Any]) -> Any:

@@ -7,7 +7,6 @@ assertions on other devices, and are left out while a graph is being traced or t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -85,20 +84,10 @@ def at_least(name: str, value: float, least: float = 0.0) -> None:
         raise UserError(f"Expected argument `{name}` to be a finite number of at least {least:g}, but got {value!r}.")
 
 
-def non_negative(name: str, value: float) -> None:
-    """A finite number of at least 0."""
-    _finite(name, value, "of at least 0", lambda number: number >= 0)
-
-
 def finite_positive(name: str, value: float) -> None:
-    """A finite number above 0."""
-    _finite(name, value, "above 0", lambda number: number > 0)
-
-
-def _finite(name: str, value: float, expected: str, fits: Callable[[float], bool]) -> None:
-    number = not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
-    if not number or not fits(value):
-        raise UserError(f"Expected argument `{name}` to be a finite number {expected}, but got {value!r}.")
+    """A finite number above 0, no tensor."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise UserError(f"Expected argument `{name}` to be a finite number above 0, but got {value!r}.")
 
 
 def floating(name: str, value: Tensor) -> None:

@@ -186,7 +186,8 @@ class LabelRegularizedLoss(nn.Module):
     def _losses(self, rows: _reduction.Rows) -> Tensor:
         if not self.training and self.regularizer.untold(rows.given):
             return data_losses(rows)[0]
-        return self.regularizer.losses(rows)
+        options = self.regularizer.as_labo(rows)  # one definition, masked classes included
+        return self.regularizer.losses(rows) if options is None else functional.labo_losses(rows, options)
 
     def _rows(self, input: Tensor, target: Tensor, batch: dict[str, Any]) -> _reduction.Rows:
         self.regularizer.require(batch if self.training else None)

@@ -60,7 +60,7 @@ class Past(nn.Module):
         return super().train(False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Logits, float32 or wider, of what the network is called with."""
+        """The network's logits, float32 or wider."""
         with torch.no_grad():
             found = logits_of(self.model(*args, **kwargs))
         return found if found.dtype == torch.float64 else found.float()

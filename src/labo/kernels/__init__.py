@@ -121,7 +121,7 @@ def _no_numba(inputs: tuple[Tensor, ...], target: Tensor, options: Options) -> t
     if not blocked.suits(options):
         return (
             f"takes alpha * beta up to {blocked.LARGEST_FACTOR:g} (or beta = inf), one prior with mass on every class "
-            "and the inner value",
+            "(or beta = inf) and the inner value",
             "blocked",
         )
     return "", ""

@@ -31,11 +31,11 @@ _LEAST_PRIOR = 1e-20
 
 def suits(options: Options) -> bool:
     """Whether the sweep is made for these options, and accurate with them."""
-    prior = options.prior
-    if options.value != "inner" or (
-        prior is not None and (prior.dim() == 2 or not bool((prior >= _LEAST_PRIOR).all()))
-    ):
+    prior, limit = options.prior, not isinstance(options.beta, Tensor) and options.beta == math.inf
+    if options.value != "inner" or (prior is not None and prior.dim() == 2):
         return False
+    if prior is not None and not limit and not bool((prior >= _LEAST_PRIOR).all()):
+        return False  # with the prior itself as label no sum of its exponentials is taken
     if isinstance(options.beta, Tensor):
         return bool((options.beta * options.alpha <= LARGEST_FACTOR).all())
     alpha = float(options.alpha.max()) if isinstance(options.alpha, Tensor) else options.alpha

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from labo.regularizers.registry import available, candidates, create, describe, register
+from labo.regularizers.registry import available, candidates, costs, create, describe, document, register
 
 if TYPE_CHECKING:
     from labo.regularizers.base import Regularizer, SoftLabelRegularizer
@@ -23,8 +23,10 @@ __all__ = [
     "SoftLabelRegularizer",
     "available",
     "candidates",
+    "costs",
     "create",
     "describe",
+    "document",
     "register",
 ]
 

@@ -23,6 +23,9 @@ class ConfidencePenalty(Regularizer):
         convention: "paper", or "class_mean" as in a widespread version that averages over the classes too: a
             strength of strength / C in effect.
 
+    When: as label smoothing, but no class is pulled to another's logit: only a peaked prediction costs. A strength of
+        1 and more makes the network very under-confident; scale its temperature afterwards.
+
     Raises:
         ValueError: an option is out of range.
 

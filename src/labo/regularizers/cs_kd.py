@@ -47,7 +47,7 @@ class ClassWiseDistillation(Regularizer):
 
     def __init__(self, *, strength: float = 1.0, temperature: float = 4.0, hold_statistics: bool = True) -> None:
         super().__init__()
-        checks.non_negative("strength", strength)
+        checks.at_least("strength", strength)
         checks.finite_positive("temperature", temperature)
         if not isinstance(hold_statistics, bool):
             raise UserError(f"Expected argument `hold_statistics` to be True or False, but got {hold_statistics!r}.")

@@ -148,7 +148,7 @@ class TeacherFreeDistillation(Distillation):
         hot, many = (20.0, 1.0) if convention == "paper" else (6.0, 50.0)
         super().__init__(alpha=alpha, temperature=hot if temperature is None else temperature)
         self.multiplier = many if multiplier is None else multiplier
-        checks.non_negative("multiplier", self.multiplier)
+        checks.at_least("multiplier", self.multiplier)
         self.convention = convention
 
     def _scale(self, rows: Rows) -> float:

@@ -53,7 +53,7 @@ class LastMiniBatch(Regularizer):
 
     def __init__(self, *, alpha: float = 1.0, temperature: float = 3.0) -> None:
         super().__init__()
-        checks.non_negative("alpha", alpha)
+        checks.at_least("alpha", alpha)
         checks.finite_positive("temperature", temperature)
         self.alpha = alpha
         self.temperature = temperature

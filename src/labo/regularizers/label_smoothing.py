@@ -33,6 +33,10 @@ class LabelSmoothing(SoftLabelRegularizer):
         convention: "torch", "fairseq" or "joeynmt".
         padding_index: the padding class, needed by "joeynmt" and by nothing else.
 
+    When: the first thing to try, and what the others have to beat. The network becomes under-confident by about
+        epsilon: scale its temperature before its probabilities are used. All wrong classes are pulled to the same
+        logit.
+
     Raises:
         ValueError: an option is out of range, or the logits have too few classes for the convention.
 

@@ -27,6 +27,12 @@ class LABO(Regularizer):
             `provide(class_counts=…)`; or (C,) probabilities.
         value: "inner" or "plugin", as in `labo.labo_cross_entropy`.
 
+    Needs: the (C,) counts of the training targets, by `provide(class_counts=…)`, with prior="unigram" alone.
+
+    When: the other classes are not alike, and an example's likely mistakes should keep more of the mass than the rest.
+        Nothing is stored and nothing runs twice. At beta = 1 it only scales the loss by 1 - alpha, below 1 it sharpens.
+        A small alpha with a small beta does almost nothing; early beliefs are noise, so labels are too.
+
     Raises:
         ValueError, TypeError: an option is out of range, or the prior does not fit the classes.
 

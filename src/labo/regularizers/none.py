@@ -13,7 +13,10 @@ from labo.regularizers.base import Regularizer, data_losses
 
 
 class NoRegularizer(Regularizer):
-    """CE(target, p), as `F.cross_entropy` without smoothing."""
+    """CE(target, p), as `F.cross_entropy` without smoothing.
+
+    When: as the baseline; and where the network is to be used without a temperature fitted on held-out data.
+    """
 
     name = "none"
     summary = "plain cross-entropy"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import inspect
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labo.errors import UserError, unknown
@@ -19,24 +21,24 @@ _HOMES: dict[str, str] = {
     "unigram_smoothing": "labo.regularizers.unigram_smoothing:UnigramSmoothing",
     "confidence_penalty": "labo.regularizers.confidence_penalty:ConfidencePenalty",
     "generalized_entropy": "labo.regularizers.generalized_entropy:GeneralizedEntropy",
+    "distillation": "labo.regularizers.distillation:Distillation",
+    "tf_kd_self": "labo.regularizers.distillation:TeacherFreeDistillation",
     "tf_kd_reg": "labo.regularizers.tf_kd_reg:TeacherFreeRegularization",
+    "cs_kd": "labo.regularizers.cs_kd:ClassWiseDistillation",
+    "online_smoothing": "labo.regularizers.online_smoothing:OnlineSmoothing",
+    "ps_kd": "labo.regularizers.ps_kd:ProgressiveDistillation",
     "zipf_smoothing": "labo.regularizers.zipf_smoothing:ZipfSmoothing",
+    "dlb": "labo.regularizers.dlb:LastMiniBatch",
+    "ls_plus": "labo.regularizers.ls_plus:LabelSmoothingPlusPlus",
     "maxsup": "labo.regularizers.maxsup:MaxSup",
+    "beta_smoothing": "labo.regularizers.beta_smoothing:BetaSmoothing",
+    "self_adaptive_smoothing": "labo.regularizers.self_adaptive_smoothing:SelfAdaptiveSmoothing",
     "margin_smoothing": "labo.regularizers.margin_smoothing:MarginSmoothing",
     "acls": "labo.regularizers.acls:ACLS",
     "masked_smoothing": "labo.regularizers.masked_smoothing:MaskedSmoothing",
     "focal": "labo.regularizers.focal:Focal",
     "poly1": "labo.regularizers.focal:Poly1",
     "bootstrapping": "labo.regularizers.bootstrapping:Bootstrapping",
-    "distillation": "labo.regularizers.distillation:Distillation",
-    "tf_kd_self": "labo.regularizers.distillation:TeacherFreeDistillation",
-    "cs_kd": "labo.regularizers.cs_kd:ClassWiseDistillation",
-    "online_smoothing": "labo.regularizers.online_smoothing:OnlineSmoothing",
-    "ps_kd": "labo.regularizers.ps_kd:ProgressiveDistillation",
-    "dlb": "labo.regularizers.dlb:LastMiniBatch",
-    "ls_plus": "labo.regularizers.ls_plus:LabelSmoothingPlusPlus",
-    "beta_smoothing": "labo.regularizers.beta_smoothing:BetaSmoothing",
-    "self_adaptive_smoothing": "labo.regularizers.self_adaptive_smoothing:SelfAdaptiveSmoothing",
     "labo": "labo.regularizers.labo:LABO",
 }
 _REGISTERED: dict[str, type[Regularizer]] = {}
@@ -106,6 +108,21 @@ def describe(name: str) -> Description:
     member = _member(name)
     defaults = _defaults(member)
     return Description(name, member.summary, member.paper, member.year, member().needs, defaults)
+
+
+def document(name: str) -> str:
+    """What a member says of itself: summary, formula, options, needs, when to use it, source."""
+    member = _member(name)
+    return f"{name}: {member.summary}\n\n{inspect.getdoc(member)}"
+
+
+def costs() -> dict[str, dict[str, dict[str, str]]]:
+    """What each member cost where it was measured: method, then setting, then "compute" (a ratio) and "state_bytes"."""
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    with open(Path(__file__).with_name("costs.csv"), newline="", encoding="utf-8") as file:
+        for line in csv.DictReader(file):
+            found.setdefault(line["method"], {})[line["setting"]] = line
+    return found
 
 
 def _defaults(member: type[Regularizer]) -> dict[str, Any]:

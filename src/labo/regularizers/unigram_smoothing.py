@@ -21,7 +21,10 @@ class UnigramSmoothing(SoftLabelRegularizer):
         epsilon: smoothing mass in [0, 1].
         temperature: above 0; 1 keeps the frequencies, inf makes them uniform over the classes that occur.
 
-    The (C,) counts come from training, by `provide(class_counts=…)`. In token counts the end of the sentence leads.
+    Needs: the (C,) counts of the training targets, by `provide(class_counts=…)`.
+
+    When: classes are of very different sizes, and a rare one should not be held as likely as a common one. In token
+        counts the end of the sentence leads.
 
     Raises:
         ValueError: an option is out of range; counts were not provided or do not fit the classes.

@@ -1,0 +1,114 @@
+"""What the members of the family cost: the time of a training step and what is kept, beside plain cross-entropy."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from labo import LabelRegularizedLoss, regularizers
+from labo.regularizers import Regularizer
+
+LEAST_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A network of `widths` (inputs first, classes last) and a batch out of `examples`."""
+
+    name: str
+    widths: tuple[int, ...]
+    batch: int
+    examples: int
+
+
+SETTINGS = (
+    Setting("digits", (64, 256, 256, 10), 32, 400),  # the task's own network
+    Setting("10k classes", (256, 10_000), 64, 1_000),
+)
+
+
+def costs(setting: Setting, *, rounds: int = 9) -> Iterator[dict[str, Any]]:
+    """One line a member with its defaults: ratio of a training step to that of `none`, bytes of its state."""
+    plain, _ = _course(setting, "none")
+    for name in regularizers.available():
+        step, made = _course(setting, name)
+        times = max(3, round(LEAST_SECONDS / _seconds(plain, 3)))
+        _seconds(step, times)
+        ratios = []
+        for index in range(rounds):
+            pair = [_seconds(each, times) for each in ((plain, step) if index % 2 else (step, plain))]
+            theirs, mine = pair if index % 2 else pair[::-1]
+            ratios.append(mine / theirs)
+        state = sum(value.numel() * value.element_size() for value in made.state_dict().values())
+        yield {"method": name, "setting": setting.name, "compute": round(median(ratios), 2), "state_bytes": state}
+
+
+def _seconds(step: Callable[[], None], times: int) -> float:
+    began = time.perf_counter()
+    for _ in range(times):
+        step()
+    return (time.perf_counter() - began) / times
+
+
+def _network(setting: Setting, seed: int) -> nn.Sequential:
+    torch.manual_seed(seed)
+    parts: list[nn.Module] = []
+    for width, following in zip(setting.widths, setting.widths[1:], strict=False):
+        parts += [nn.Linear(width, following), nn.ReLU()]
+    return nn.Sequential(*parts[:-1])
+
+
+def _course(setting: Setting, name: str) -> tuple[Callable[[], None], Regularizer]:
+    """(a training step of the member, the member)."""
+    large = {"allow_large": True} if "allow_large" in regularizers.describe(name).defaults else {}
+    model, made = _network(setting, 0), regularizers.create(name, **large)
+    draw = torch.Generator().manual_seed(0)
+    features = torch.randn(setting.examples, setting.widths[0], generator=draw)
+    target = torch.randint(setting.widths[-1], (setting.examples,), generator=draw)
+    once = {
+        "class_counts": target.bincount(minlength=setting.widths[-1]),
+        "model": model,
+        "teacher": _network(setting, 1),
+        "examples": setting.examples,
+        "epochs": 10,
+    }
+    made.provide(**{need: once[need] for need in made.missing if need in once})
+    groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
+    if made.learnt():
+        groups.append({"params": made.learnt(), "weight_decay": 0.0})
+    optimizer = torch.optim.SGD(groups, lr=0.01)
+    if "optimizer" in made.missing:
+        made.provide(optimizer=optimizer)
+    criterion = LabelRegularizedLoss(made)
+    taken = 0
+
+    def step() -> None:
+        nonlocal taken
+        start = taken * setting.batch % (setting.examples - setting.batch)
+        at = torch.arange(start, start + setting.batch)
+        told = _told(made, features, at, taken, setting)
+        optimizer.zero_grad()
+        criterion(model(features[at]), target[at], **told).backward()
+        optimizer.step()
+        taken += 1
+
+    step()  # which makes what is made at the first batch
+    return step, made
+
+
+def _told(made: Regularizer, features: Tensor, at: Tensor, step: int, setting: Setting) -> dict[str, Any]:
+    known: dict[str, Callable[[], Any]] = {
+        "indices": lambda: at,
+        "inputs": lambda: features[at],
+        "partners": lambda: features[at.flip(0)],
+        "epoch": lambda: step * setting.batch // setting.examples,
+        "step": lambda: step,
+        "progress": lambda: 0.5,
+    }
+    return {need: known[need]() for need in made.needs if need in known}
