@@ -22,6 +22,7 @@ from labo.experiment import trial as trials
 from labo.experiment.compare import Comparison
 from labo.experiment.runner import Job
 from labo.integrations.transformers import LabelRegularizedTrainer, TrainerLoss, checkpoints
+from labo.networks import Past
 from labo.regularizers.base import BATCH
 from test_compare import Watcher
 
@@ -209,12 +210,17 @@ def test_parts_of_a_batch_have_the_gradient_of_the_batch(tmp_path, name):
             torch.testing.assert_close(mine.state_dict()[key], value, atol=1e-6, rtol=1e-6)
 
 
-def test_a_moving_average_moves_once_a_step_however_many_parts_it_has(tmp_path):
-    regularizer: Any = member("beta_smoothing")
-    trainer(
-        tmp_path, regularizer, per_device_train_batch_size=2, gradient_accumulation_steps=3, num_train_epochs=1
-    ).train()
-    assert regularizer.turn.turns == EXAMPLES // 6
+def test_a_moving_average_moves_once_a_step_however_many_parts_it_has(tmp_path, monkeypatch):
+    moved, take = [], Past.take
+
+    def counted(self: Past, model: nn.Module, *, keep: float = 0.0) -> None:
+        moved.append(keep)
+        take(self, model, keep=keep)
+
+    monkeypatch.setattr(Past, "take", counted)
+    parts = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "num_train_epochs": 1}
+    trainer(tmp_path, member("beta_smoothing"), **parts).train()
+    assert moved == pytest.approx([0, 1 / 2, 2 / 3, 3 / 4])
 
 
 @needing
