@@ -259,3 +259,14 @@ def test_a_causal_model_is_seen_to_predict_the_next_token(tmp_path):
     model.eval()
     found = trainer.compute_loss(model, {"input_ids": tokens, "labels": tokens})
     torch.testing.assert_close(found, model(input_ids=tokens, labels=tokens).loss)
+
+
+def test_dense_logits_are_taken_from_the_models_outputs():
+    draw = torch.Generator().manual_seed(0)
+    outputs = {"logits": torch.randn(6, 5, generator=draw), "dense_logits": torch.randn(6, 4, 5, generator=draw)}
+    labels = torch.tensor([0, 1, 2, 3, 4, 0])
+    criterion = loss("zipf_smoothing", ranking="dense", strength=1.0)
+    expected = criterion(outputs["logits"], labels, dense_logits=outputs["dense_logits"])
+    torch.testing.assert_close(TrainerLoss(criterion)(outputs, labels), expected)
+    with pytest.raises(UserError, match="needs dense_logits: pass dense_logits="):
+        TrainerLoss(criterion)({"logits": outputs["logits"]}, labels)
