@@ -13,7 +13,7 @@ from labo import __version__
 
 DISTRIBUTION = "torch-labo"
 # Imports that are called otherwise than the distribution that brings them.
-_OTHER_NAMES = {"sklearn": "scikit-learn", "yaml": "pyyaml"}
+_OTHER_NAMES = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 # What a record tells of, beside labo and Python.
 RECORDED = ("torch", "transformers", "numba", "triton")
 

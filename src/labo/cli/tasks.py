@@ -8,5 +8,5 @@ def tasks() -> None:
     from labo.tasks import registry
 
     for name in registry.available():
-        print(f"{name:10} {registry.describe(name)}")
-        print(f"{'':10} options: {', '.join('--' + option.replace('_', '-') for option in registry.options(name))}")
+        print(f"{name:14} {registry.describe(name)}")
+        print(f"{'':14} options: {', '.join('--' + option.replace('_', '-') for option in registry.options(name))}")

@@ -11,16 +11,43 @@ if TYPE_CHECKING:
     from labo.tasks.base import Task
 
 # name -> ("module:class", the options it takes, what it is)
+_DRAWN = ("train_size", "label_noise")
+_IMAGES = ("data", "fetch", "image_size", "validation_size", "skip_unreadable", *_DRAWN)
 _HOMES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "digits": (
         "labo.tasks.digits:Digits",
-        ("train_size", "label_noise"),
+        _DRAWN,
         "1,797 real 8x8 images of handwritten digits, 400 of them to train on; ships with scikit-learn",
     ),
     "table": (
         "labo.tasks.table:Table",
-        ("data", "target", "split", "train_size", "label_noise"),
+        ("data", "target", "split", *_DRAWN),
         "your own table: --data FILE.csv|.parquet|.npz --target COLUMN",
+    ),
+    "cifar10": (
+        "labo.tasks.images.tasks:Cifar10",
+        ("parts", *_IMAGES),
+        "CIFAR-10: 50,000 and 10,000 pictures of 32x32 pixels in ten classes",
+    ),
+    "cifar100": (
+        "labo.tasks.images.tasks:Cifar100",
+        ("parts", *_IMAGES),
+        "CIFAR-100: 50,000 and 10,000 pictures of 32x32 pixels in a hundred classes",
+    ),
+    "tiny-imagenet": (
+        "labo.tasks.images.tasks:TinyImageNet",
+        _IMAGES,
+        "Tiny-ImageNet: 100,000 and 10,000 pictures of 64x64 pixels in 200 classes",
+    ),
+    "imagenet": (
+        "labo.tasks.images.tasks:ImageNet",
+        tuple(option for option in _IMAGES if option != "fetch"),
+        "ImageNet-1k: 1,281,167 and 50,000 pictures in a thousand classes, at 224x224 pixels",
+    ),
+    "image": (
+        "labo.tasks.images.tasks:Image",
+        ("target", *_IMAGES),
+        "your own pictures: --data FOLDER of class folders, FILE.npz|.parquet, or a Hugging Face data set",
     ),
 }
 

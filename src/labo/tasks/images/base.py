@@ -1,0 +1,236 @@
+"""What tasks over pictures share: splits, statistics, label noise, settings, reading new pictures."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from labo.errors import UserError
+from labo.tasks.base import Splits, Task
+from labo.tasks.images import own, sets
+from labo.tasks.images.encoded import Encoded, Pictures, channels_first
+from labo.tasks.images.examples import ImageExamples, Normalised, channel_statistics
+from labo.tasks.images.sets import ImageSet, Part
+from labo.tasks.noise import flip_labels, parse_label_noise
+from labo.tasks.splitting import some, stratified
+
+VALIDATION_SHARE, MOST_VALIDATION, TEST_SHARE = 0.1, 5_000, 0.2
+# So many training pictures tell the channels' statistics where they are decoded one by one.
+STATISTICS_PICTURES = 5_000
+# The last set read, by what it was read with: the seeds of a comparison differ in the split alone.
+_KEPT: dict[str, tuple[ImageSet, int]] = {}
+
+
+class ImageTask(Task):
+    """Pictures of classes, as bytes (see `ImageExamples`), of one square size.
+
+    The data's own test part tests, and the seed draws what validates, classes in proportion, from the rest. Data with
+    a validation part and no test part test on the former; of data without either, the seed draws a fifth to test.
+
+    Args:
+        data: where they lie; by default in the folder that LABO_DATA names.
+        fetch: download them if they are not there.
+        image_size: the side of the pictures; by default the task's.
+        validation_size: how many validate; by default a tenth of the training part, at most 5,000.
+        train_size: how many of the rest to train on, classes in proportion; all by default.
+        label_noise: "SHARE,symmetric|pair" of the training and validation labels are turned into wrong ones.
+        skip_unreadable: leave out pictures that cannot be read, and tell how many; else the first one is an error.
+        options: what else makes the task again; None counts as not given.
+    """
+
+    size: ClassVar[int | None] = None
+    crop: ClassVar[float] = 1.0
+    epochs: ClassVar[int] = 20
+    hub: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        *,
+        data: str | None = None,
+        fetch: bool = False,
+        image_size: int | None = None,
+        validation_size: int | None = None,
+        train_size: int | None = None,
+        label_noise: str | None = None,
+        skip_unreadable: bool = False,
+        **options: Any,
+    ) -> None:
+        for name, number in (("image_size", image_size), ("validation_size", validation_size)):
+            if number is not None and (not isinstance(number, int) or number < 1):
+                raise UserError(f"Expected option `{name}` to be a whole number above 0, but got {number!r}.")
+        named = data is not None and self.hub and not Path(data).exists()  # perhaps a name on the hub, no path
+        self.data = str(Path(data).resolve()) if data is not None and not named else data
+        # Fetching is no part of a task, once the data are there; those on the hub are asked for every time.
+        given = {"data": self.data, "fetch": (named and fetch) or None, "image_size": image_size} | {
+            "validation_size": validation_size, "train_size": train_size, "label_noise": label_noise,
+            "skip_unreadable": skip_unreadable or None
+        }  # fmt: skip
+        super().__init__(**{name: value for name, value in {**given, **options}.items() if value is not None})
+        self.fetch, self.image_size, self.skip_unreadable = fetch, image_size, skip_unreadable
+        self.validation_size, self.train_size = validation_size, train_size
+        self.noise = parse_label_noise(label_noise) if label_noise else None
+
+    @abstractmethod
+    def read(self) -> ImageSet:
+        """The data, as they are."""
+
+    def splits(self, seed: int) -> Splits:
+        """See `Task.splits`.
+
+        Raises:
+            UserError: the data are not there or will not do, or a size does not fit them.
+        """
+        found, size = self._prepared()
+        generator = torch.Generator().manual_seed(seed)
+        parts, notes = self._drawn(found, generator)
+        labels = [part.labels for part in parts]
+        if self.noise:
+            labels[:2] = [flip_labels(y, len(found.classes), *self.noise, generator) for y in labels[:2]]
+        train, validation, test = (
+            ImageExamples(self._features(part.images, size, part.index), y)
+            for part, y in zip(parts, labels, strict=True)
+        )
+        about = {"image_size": size, "crop": self.crop, "folders": list(found.folders)}
+        seen = train.features
+        if isinstance(seen, Pictures):
+            seen = seen.subset(torch.arange(min(len(seen), STATISTICS_PICTURES)))
+            notes.append(f"The channels' statistics are those of the first {len(seen)} training pictures.")
+        about["mean"], about["deviation"] = channel_statistics(seen)
+        return Splits(train, validation, test, found.classes, about, (*found.notes, *notes))
+
+    def model(
+        self, classes: tuple[str, ...], preprocessing: Mapping[str, Any], settings: Mapping[str, Any]
+    ) -> nn.Module:
+        """See `Task.model`: the network that `settings` name, behind `Normalised`."""
+        build = importlib.import_module("labo.tasks.images.models").build
+        network = build(settings["model"], len(classes), preprocessing["image_size"], settings)
+        return Normalised(network, preprocessing["mean"], preprocessing["deviation"])
+
+    def default_settings(self) -> dict[str, Any]:
+        """See `Task.default_settings`."""
+        training = {"epochs": self.epochs, "batch_size": 128, "learning_rate": 2e-3, "weight_decay": 5e-2}
+        return {**training, "schedule": "cosine", "model": "convnet"}
+
+    def optimizer_candidates(self) -> tuple[dict[str, Any], ...]:
+        """See `Task.optimizer_candidates`."""
+        return (
+            {},
+            {"learning_rate": 1e-3},
+            {"weight_decay": 2e-1},
+            {"learning_rate": 4e-3},
+            {"learning_rate": 1e-3, "weight_decay": 2e-1},
+            {"weight_decay": 5e-1},
+        )
+
+    def read_inputs(self, path: Path, preprocessing: Mapping[str, Any]) -> Tensor:
+        """See `Task.read_inputs`: a picture, all in a folder, or the array `images` of an .npz file; uint8."""
+        return self._read(own.unlabelled(path), preprocessing)
+
+    def read_examples(
+        self, path: Path, preprocessing: Mapping[str, Any], classes: Sequence[str], target: str | None
+    ) -> ImageExamples:
+        """See `Task.read_examples`: class folders, an .npz file, or a data set that `datasets` reads here."""
+        part = own.labelled(path, target, classes, preprocessing["folders"])
+        return ImageExamples(self._read(part.images, preprocessing), torch.from_numpy(part.labels))
+
+    def _prepared(self) -> tuple[ImageSet, int]:
+        """(the data at one size, in memory if they fit, the size); kept for the next seed."""
+        drawing = ("train_size", "validation_size", "label_noise")
+        reading = {key: value for key, value in self.options.items() if key not in drawing}
+        key = json.dumps([self.name, self.fingerprint(), reading], sort_keys=True)
+        if key not in _KEPT:
+            _KEPT.clear()
+            found = self.read()
+            size = self.image_size or self.size or sets.common_size(found.parts["train"])
+            _KEPT[key] = sets.prepared(found, size, self.crop, self.skip_unreadable), size
+        return _KEPT[key]
+
+    def _drawn(self, found: ImageSet, generator: torch.Generator) -> tuple[list[_Drawn], list[str]]:
+        """Train, validation and test, and what is to be said of them."""
+        train = _Drawn.all_of(found.parts["train"])
+        validation, test = (found.parts.get(name) for name in ("validation", "test"))
+        notes = []
+        if test is None and validation is not None:
+            validation, test = None, validation
+            notes.append("The data have no test part: their validation part tests, and the seed draws what validates.")
+        if test is None:
+            lonely = train.labels.bincount(minlength=len(found.classes)) == 1
+            if lonely.any():
+                raise UserError(
+                    f"The class '{found.classes[int(lonely.int().argmax())]}' has a single picture, which cannot both "
+                    "train and test: merge the class with another or leave it out."
+                )
+            train, tests = train.cut(stratified(train.labels, (1 - TEST_SHARE, TEST_SHARE), generator))
+            notes.append("The data have no test part: the seed draws a fifth of the pictures to test.")
+        else:
+            tests = _Drawn.all_of(test)
+        if validation is None:
+            size = self._validation_size(len(train.labels), len(found.classes))
+            train, validates = train.cut(stratified(train.labels, (len(train.labels) - size, size), generator))
+        elif self.validation_size is not None:
+            raise UserError("The data have a validation part of their own: leave `validation_size` out.")
+        else:
+            validates = _Drawn.all_of(validation)
+        return [self._fewer(train, generator), validates, tests], notes
+
+    def _validation_size(self, count: int, classes: int) -> int:
+        size = self.validation_size
+        if size is None:
+            size = max(classes, min(MOST_VALIDATION, round(VALIDATION_SHARE * count)))
+        if not classes <= size <= count - classes:
+            raise UserError(
+                f"Expected a validation size from {classes} (the classes) to {count - classes} (all but one picture of "
+                f"each class), but got {size}; the training part holds {count} pictures."
+            )
+        return size
+
+    def _fewer(self, train: _Drawn, generator: torch.Generator) -> _Drawn:
+        if self.train_size is None:
+            return train
+        try:
+            return train.cut([some(train.labels, self.train_size, generator)])[0]
+        except ValueError as error:
+            raise UserError(
+                f"Expected a train size from {len(train.labels.unique())} (the classes) to {len(train.labels)} (all "
+                f"there is to train on), but got {self.train_size}."
+            ) from error
+
+    def _read(self, images: np.ndarray | Encoded, preprocessing: Mapping[str, Any]) -> Any:
+        size, crop = preprocessing["image_size"], preprocessing["crop"]
+        part, _ = sets.prepared_part(Part(images, np.zeros(len(images), np.int64)), size, crop, skip_unreadable=False)
+        return self._features(part.images, size)
+
+    def _features(self, images: np.ndarray | Encoded, size: int, index: Tensor | None = None) -> Any:
+        """The pictures, or those of `index`, as uint8 (N, 3, size, size); still encoded where they do not fit."""
+        if isinstance(images, Encoded):
+            return Pictures(images, torch.arange(len(images)) if index is None else index, size, self.crop)
+        return channels_first(images if index is None else images[index.numpy()])
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Some pictures of a part: `index` among them, None for all, and their labels."""
+
+    images: np.ndarray | Encoded
+    labels: Tensor
+    index: Tensor | None = None
+
+    @classmethod
+    def all_of(cls, part: Part) -> _Drawn:
+        return cls(part.images, torch.from_numpy(part.labels))
+
+    def cut(self, pieces: Sequence[Tensor]) -> list[_Drawn]:
+        """Pieces, each of these of its pictures."""
+        return [
+            _Drawn(self.images, self.labels[piece], piece if self.index is None else self.index[piece])
+            for piece in pieces
+        ]

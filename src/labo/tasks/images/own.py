@@ -1,0 +1,99 @@
+"""Labelled pictures of one's own: folders, arrays, or a Hugging Face data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from labo.errors import UserError
+from labo.tasks.columns import class_index
+from labo.tasks.images import arrays, folders, hub, places
+from labo.tasks.images.encoded import Encoded, Files
+from labo.tasks.images.pictures import ENDINGS
+from labo.tasks.images.sets import ImageSet, Part
+
+
+def read(data: str, target: str | None = None, fetch: bool = False) -> ImageSet:
+    """The set that `data` names: a folder of class folders, an .npz file, or what `datasets` reads.
+
+    Raises:
+        UserError: there is no such thing, or it will not do.
+    """
+    path = Path(data)
+    if not _is_here(path, fetch):
+        return hub.read(data, target)
+    if path.is_dir():
+        return hub.read(data, target) if hub.is_saved(path) else folders.read(path)
+    if path.suffix.lower() == ".npz":
+        return arrays.read(path, target)
+    if hub.is_saved(path):
+        return hub.read(data, target)
+    raise UserError(f"Expected a folder with a folder for each class, an .npz or a .parquet file, but got '{data}'.")
+
+
+def fingerprint(data: str, fetch: bool = False) -> str:
+    """Changes when the data do."""
+    path = Path(data)
+    if not _is_here(path, fetch):
+        return hub.fingerprint(data)
+    if path.is_file():
+        return places.fingerprint([path], path.parent)
+    files = [file for file in path.rglob("*") if file.is_file()] if hub.is_saved(path) else folders.pictures_in(path)
+    return places.fingerprint(files, path)
+
+
+def unlabelled(path: Path) -> np.ndarray | Encoded:
+    """Pictures to predict: one, all in a folder and below it, or the array `images` of an .npz file.
+
+    Raises:
+        UserError: there is none.
+    """
+    if path.is_dir():
+        found = folders.pictures_in(path)
+        if not found:
+            raise UserError(f"The folder '{path}' holds no picture ({', '.join(ENDINGS)}).")
+        return Files(found)
+    if not path.is_file():
+        raise UserError(f"No such file or folder: '{path}'.")
+    if path.suffix.lower() == ".npz":
+        return arrays.images_alone(path)
+    return Files([path])
+
+
+def labelled(path: Path, target: str | None, classes: Sequence[str], class_folders: Sequence[str]) -> Part:
+    """Examples to score, labelled by the `classes` trained on; of several parts, the test part.
+
+    A class is called what it was in training, or by its folder, or, where no class is a number, by its index.
+
+    Raises:
+        UserError: the data will not do, or hold a class that training never saw.
+    """
+    found = read(str(path), target)
+    part = found.parts.get("test", found.parts["train"])
+    numbers = not any(name.isdigit() for name in classes)
+    places_of = []
+    for name in found.classes:
+        place = class_index(name, classes)
+        if place is None and name in class_folders:
+            place = class_folders.index(name)
+        if place is None and numbers and name.isdigit() and int(name) < len(classes):
+            place = int(name)
+        places_of.append(-1 if place is None else place)
+    if len(part.labels) and (part.labels.min() < 0 or part.labels.max() >= len(found.classes)):
+        raise UserError(f"'{path}' holds labels that its {len(found.classes)} classes do not have.")
+    labels = np.array(places_of, np.int64)[part.labels]
+    if (labels < 0).any():
+        strange = found.classes[int(part.labels[int((labels < 0).argmax())])]
+        raise UserError(f"The class '{strange}' in '{path}' is none of the {len(classes)} classes trained on.")
+    return Part(part.images, labels)
+
+
+def _is_here(path: Path, fetch: bool) -> bool:
+    """Whether the data lie on this disk; where they do not, they must have been asked for."""
+    if not path.exists() and not fetch:
+        raise UserError(
+            f"No such file or folder: '{path}'; a Hugging Face data set of this name is read with the option fetch."
+        )
+    return path.exists()
