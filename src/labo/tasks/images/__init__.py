@@ -1,0 +1,1 @@
+"""Tasks over pictures: the data, the networks, what is done to batches."""
