@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from labo.errors import UserError
 from labo.tasks.base import Splits, Task
-from labo.tasks.images import own, sets
+from labo.tasks.images import augment, models, own, sets
 from labo.tasks.images.encoded import Encoded, Pictures, channels_first
 from labo.tasks.images.examples import ImageExamples, Normalised, channel_statistics
 from labo.tasks.images.sets import ImageSet, Part
@@ -111,24 +110,43 @@ class ImageTask(Task):
         self, classes: tuple[str, ...], preprocessing: Mapping[str, Any], settings: Mapping[str, Any]
     ) -> nn.Module:
         """See `Task.model`: the network that `settings` name, behind `Normalised`."""
-        build = importlib.import_module("labo.tasks.images.models").build
-        network = build(settings["model"], len(classes), preprocessing["image_size"], settings)
+        network = models.build(settings["model"], len(classes), preprocessing["image_size"], settings)
         return Normalised(network, preprocessing["mean"], preprocessing["deviation"])
 
+    def augmentation(self, splits: Splits, settings: Mapping[str, Any]) -> augment.Augmentation:
+        """See `Task.augmentation`: what `settings` say is done to a batch of bytes."""
+        return augment.Augmentation(settings, splits.preprocessing["image_size"], len(splits.classes))
+
     def default_settings(self) -> dict[str, Any]:
-        """See `Task.default_settings`."""
-        training = {"epochs": self.epochs, "batch_size": 128, "learning_rate": 2e-3, "weight_decay": 5e-2}
-        return {**training, "schedule": "cosine", "model": "convnet"}
+        """See `Task.default_settings`: SGD with Nesterov's momentum, a short warm-up, then a cosine."""
+        length = {"epochs": self.epochs, "batch_size": 128}
+        steps = {
+            "optimizer": "sgd",
+            "learning_rate": 0.1,
+            "momentum": 0.9,
+            "weight_decay": 5e-4,
+            "precision": "float32",
+        }
+        rate = {"schedule": "cosine", "warmup": 0.05}
+        return {
+            **length,
+            **steps,
+            **rate,
+            "model": "convnet",
+            **models.DEFAULTS,
+            **augment.DEFAULTS,
+            "augment": "standard",
+        }
 
     def optimizer_candidates(self) -> tuple[dict[str, Any], ...]:
         """See `Task.optimizer_candidates`."""
         return (
             {},
-            {"learning_rate": 1e-3},
-            {"weight_decay": 2e-1},
-            {"learning_rate": 4e-3},
-            {"learning_rate": 1e-3, "weight_decay": 2e-1},
-            {"weight_decay": 5e-1},
+            {"learning_rate": 0.05},
+            {"weight_decay": 1e-3},
+            {"learning_rate": 0.2},
+            {"learning_rate": 0.05, "weight_decay": 1e-3},
+            {"weight_decay": 2e-3},
         )
 
     def read_inputs(self, path: Path, preprocessing: Mapping[str, Any]) -> Tensor:
