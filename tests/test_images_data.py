@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ import pictures as made
 from labo import tasks
 from labo.errors import UserError
 from labo.experiment import training
-from labo.tasks.images import cifar, encoded, examples, places, sets
+from labo.tasks.images import cifar, encoded, examples, models, places, sets
 
 TEN = [f"class {number}" for number in range(10)]
 
@@ -151,7 +150,7 @@ def test_the_model_sees_bytes_in_training_and_prediction(folder: Path, monkeypat
         asked.append(arguments)
         return linear(*arguments)
 
-    monkeypatch.setitem(__import__("sys").modules, "labo.tasks.images.models", SimpleNamespace(build=build))
+    monkeypatch.setattr(models, "build", build)
     task = tasks.create("cifar10", data=str(folder))
     splits, settings = task.splits(0), task.default_settings()
     model = task.model(splits.classes, splits.preprocessing, settings)

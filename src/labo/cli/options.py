@@ -16,12 +16,21 @@ TaskName = Annotated[
     str | None,
     typer.Argument(help="A name that `labo tasks` lists; digits by default, table with --data.", show_default=False),
 ]
-Data = Annotated[Path | None, typer.Option(help="Your own table: a .csv, .parquet or .npz file.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(help="Your own data: a table (.csv, .parquet, .npz), or, for tasks over pictures, where they lie."),
+]
 Target = Annotated[str | None, typer.Option(help="The column of the classes in --data.")]
 Split = Annotated[str | None, typer.Option(help="A column of --data that says train, validation or test.")]
 TrainSize = Annotated[int | None, typer.Option(help="How many examples to train on.")]
 LabelNoise = Annotated[
     str | None, typer.Option(help="SHARE,symmetric|pair: turn this share of the training and validation labels wrong.")
+]
+Option = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option", metavar="KEY=VALUE", help="Another option of the task, as `labo tasks` lists; repeatable."
+    ),
 ]
 Epochs = Annotated[float | None, typer.Option(help="How many epochs to train.")]
 Steps = Annotated[int | None, typer.Option(help="How many steps to train, in place of epochs.")]
@@ -40,11 +49,21 @@ NoSamples = Annotated[bool, typer.Option("--no-samples", help="A report without 
 Run = Annotated[Path, typer.Argument(help="The folder of a finished run.", show_default=False)]
 
 
-def task(name: str | None, **options: Any) -> tuple[str, dict[str, Any]]:
-    """(task, its options) from what was given; options that were not given are left out."""
+# Options of tasks that are options of the commands too.
+OWN = ("data", "target", "split", "train_size", "label_noise")
+
+
+def task(name: str | None, texts: list[str] | None, **options: Any) -> tuple[str, dict[str, Any]]:
+    """(task, its options) from what was given; `texts` are KEY=VALUE. Options that were not given are left out."""
+    from labo.experiment import settings as flat
+
     given = {
         key: str(value) if isinstance(value, Path) else value for key, value in options.items() if value is not None
     }
+    for key, value in flat.parse(texts or [], "--option").items():
+        if key in OWN:
+            raise UserError(f"Give --{key.replace('_', '-')} {value} in place of --option {key}={value}.")
+        given[key] = value
     if name is None:
         name = "table" if "data" in given else "digits"
     return name, given

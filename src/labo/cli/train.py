@@ -28,6 +28,7 @@ def train(
     split: options.Split = None,
     train_size: options.TrainSize = None,
     label_noise: options.LabelNoise = None,
+    option: options.Option = None,
     epochs: options.Epochs = None,
     steps: options.Steps = None,
     model: options.Model = None,
@@ -49,7 +50,7 @@ def train(
     from labo.experiment import settings as flat
 
     name, task_options = options.task(
-        task, data=data, target=target, split=split, train_size=train_size, label_noise=label_noise
+        task, option, data=data, target=target, split=split, train_size=train_size, label_noise=label_noise
     )
     if not 0 <= seed < 2**32:
         raise UserError(f"Expected --seed from 0 to 2**32 - 1, but got {seed}.")

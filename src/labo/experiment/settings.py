@@ -21,7 +21,7 @@ SHARES = ("momentum", "warmup")
 LENGTHS = ("epochs", "steps")
 
 
-def parse(texts: Iterable[str]) -> Settings:
+def parse(texts: Iterable[str], option: str = "--set") -> Settings:
     """`key=value` texts to settings; values are read as YAML reads them, so 0.1, .inf, inf, true and texts do.
 
     Raises:
@@ -36,9 +36,9 @@ def parse(texts: Iterable[str]) -> Settings:
         key, separator, value = text.partition("=")
         key = key.strip()
         if not separator or not key:
-            raise UserError(f"Expected --set KEY=VALUE, but got '{text}'.")
+            raise UserError(f"Expected {option} KEY=VALUE, but got '{text}'.")
         if key in found:
-            raise UserError(f"--set {key} is given twice.")
+            raise UserError(f"{option} {key} is given twice.")
         found[key] = _value(value.strip())
     return found
 
