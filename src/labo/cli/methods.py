@@ -51,12 +51,12 @@ def _tell(found: Any, costs: Mapping[str, Mapping[str, str]]) -> None:
         print(f"{'':24} cost: {'; '.join(told)}")
 
 
-def size(count: int) -> str:
+def size(count: float) -> str:
     """Bytes in words."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
-        count = count / 1000  # type: ignore[assignment]
+        count /= 1000
     return f"{count:.3g} GB"
 
 
