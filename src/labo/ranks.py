@@ -34,9 +34,3 @@ def gathered(rows: Tensor) -> Tensor:
     parts = [torch.empty_like(padded) for _ in range(count)]
     dist.all_gather(parts, padded.contiguous())
     return torch.cat([part[: int(size)] for part, size in zip(parts, sizes, strict=True)])
-
-
-def own(gathered_rows: Tensor, size: int) -> Tensor:
-    """This process's rows among those of all, where each has `size`."""
-    start = dist.get_rank() * size if together() > 1 else 0
-    return gathered_rows[start : start + size]
