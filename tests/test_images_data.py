@@ -60,7 +60,7 @@ def test_large_data_are_decoded_batch_by_batch(tmp_path: Path, monkeypatch: pyte
         list(tasks.create("image", **options, validation_size=2).splits(3).train.features.split(10))
     left = tasks.create("image", **options, skip_unreadable=True).splits(3)
     assert len(left.train) + len(left.validation) == 59
-    assert any("1 unreadable train pictures are left out" in note for note in left.notes)
+    assert any("1 unreadable picture is left out of the train part" in note for note in left.notes)
     assert len(list(left.train.features.split(100))) == 6
 
 

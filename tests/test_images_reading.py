@@ -135,11 +135,11 @@ def test_class_folders_below_parts(tmp_path: Path, names: tuple[str, ...], sizes
 def test_unreadable_pictures_are_named_or_counted(tmp_path: Path):
     made.class_folders(tmp_path, {"cat": 20, "dog": 20})
     (tmp_path / "cat" / "3.png").write_bytes((tmp_path / "cat" / "3.png").read_bytes()[:60])
-    with pytest.raises(UserError, match=r"Cannot read the picture '.*cat.3\.png'"):
+    with pytest.raises(UserError, match=r"Cannot read the picture '.*cat.3\.png'.*--skip-unreadable"):
         tasks.create("image", data=str(tmp_path)).splits(0)
     splits = tasks.create("image", data=str(tmp_path), skip_unreadable=True).splits(0)
     assert sum(len(part) for part in (splits.train, splits.validation, splits.test)) == 39
-    assert any(note.startswith("1 unreadable train pictures are left out") for note in splits.notes)
+    assert any(note.startswith("1 unreadable picture is left out of the train part") for note in splits.notes)
 
 
 def test_an_empty_class_folder_is_named(tmp_path: Path):

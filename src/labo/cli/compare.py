@@ -33,6 +33,7 @@ def compare(
     split: options.Split = None,
     train_size: options.TrainSize = None,
     label_noise: options.LabelNoise = None,
+    skip_unreadable: options.SkipUnreadable = None,
     option: options.Option = None,
     epochs: options.Epochs = None,
     steps: options.Steps = None,
@@ -53,7 +54,14 @@ def compare(
     from labo.experiment.progress import Progress
 
     name, task_options = options.task(
-        task, option, data=data, target=target, split=split, train_size=train_size, label_noise=label_noise
+        task,
+        option,
+        data=data,
+        target=target,
+        split=split,
+        train_size=train_size,
+        label_noise=label_noise,
+        skip_unreadable=skip_unreadable,
     )
     chosen = options.names(methods)
     asked = experiment.Comparison(

@@ -26,6 +26,12 @@ TrainSize = Annotated[int | None, typer.Option(help="How many examples to train 
 LabelNoise = Annotated[
     str | None, typer.Option(help="SHARE,symmetric|pair: turn this share of the training and validation labels wrong.")
 ]
+SkipUnreadable = Annotated[
+    bool | None,
+    typer.Option(
+        "--skip-unreadable", help="Leave out pictures that cannot be read, and tell how many.", show_default=False
+    ),
+]
 Option = Annotated[
     list[str] | None,
     typer.Option(
@@ -50,7 +56,7 @@ Run = Annotated[Path, typer.Argument(help="The folder of a finished run.", show_
 
 
 # Options of tasks that are options of the commands too.
-OWN = ("data", "target", "split", "train_size", "label_noise")
+OWN = ("data", "target", "split", "train_size", "label_noise", "skip_unreadable")
 
 
 def task(name: str | None, texts: list[str] | None, **options: Any) -> tuple[str, dict[str, Any]]:

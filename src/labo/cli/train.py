@@ -28,6 +28,7 @@ def train(
     split: options.Split = None,
     train_size: options.TrainSize = None,
     label_noise: options.LabelNoise = None,
+    skip_unreadable: options.SkipUnreadable = None,
     option: options.Option = None,
     epochs: options.Epochs = None,
     steps: options.Steps = None,
@@ -50,7 +51,14 @@ def train(
     from labo.experiment import settings as flat
 
     name, task_options = options.task(
-        task, option, data=data, target=target, split=split, train_size=train_size, label_noise=label_noise
+        task,
+        option,
+        data=data,
+        target=target,
+        split=split,
+        train_size=train_size,
+        label_noise=label_noise,
+        skip_unreadable=skip_unreadable,
     )
     if not 0 <= seed < 2**32:
         raise UserError(f"Expected --seed from 0 to 2**32 - 1, but got {seed}.")

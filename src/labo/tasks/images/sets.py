@@ -67,9 +67,13 @@ def prepared(images: ImageSet, size: int, crop: float, skip_unreadable: bool) ->
     """
     parts, notes = {}, list(images.notes)
     for name, part in images.parts.items():
-        parts[name], unreadable = prepared_part(part, size, crop, skip_unreadable)
+        try:
+            parts[name], unreadable = prepared_part(part, size, crop, skip_unreadable)
+        except pictures.UnreadableError as error:
+            raise UserError(f"{str(error).rstrip('.')}; --skip-unreadable leaves such pictures out.") from error
         if unreadable:
-            notes.append(f"{len(unreadable)} unreadable {name} pictures are left out, '{unreadable[0]}' the first.")
+            many = "1 unreadable picture is" if len(unreadable) == 1 else f"{len(unreadable)} unreadable pictures are"
+            notes.append(f"{many} left out of the {name} part, '{unreadable[0]}' the first.")
     _check_labels(images.classes, parts)
     return replace(images, parts=parts, notes=tuple(notes))
 
