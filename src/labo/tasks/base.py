@@ -3,23 +3,61 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from torch import Tensor, nn
+
+# An example as people look at it: a picture uint8 (H, W) or (H, W, 3), or a row's columns and values as texts.
+Sample = np.ndarray | dict[str, str]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where examples lie in the data that they were drawn from: places (N,) int64 there, counted from 0.
+
+    `name` says what people call the example at a place: a file, "row 18" (of place 17).
+    """
+
+    places: Tensor
+    name: Callable[[int], str]
+
+    def names(self) -> list[str]:
+        """What all of them are called."""
+        return [self.name(place) for place in self.places.tolist()]
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Features (N, …) float32 and class indices (N,) int64."""
+    """Features (N, …) float32 and class indices (N,) int64.
+
+    A task's splits know their `origin`, and where label noise was planted the (N,) labels `before_noise`.
+    """
 
     features: Tensor
     target: Tensor
+    origin: Origin | None = None
+    before_noise: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.target)
+
+    def subset(self, chosen: Tensor) -> Examples:
+        """Those of the indices `chosen`."""
+        origin, before = self.origin, self.before_noise
+        return replace(
+            self,
+            features=self._features_of(chosen),
+            target=self.target[chosen],
+            origin=None if origin is None else replace(origin, places=origin.places[chosen]),
+            before_noise=None if before is None else before[chosen],
+        )
+
+    def _features_of(self, chosen: Tensor) -> Any:
+        return self.features[chosen]
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
         """A whole batch at once, as torch's data loader asks for it."""
@@ -82,6 +120,10 @@ class Task(ABC):
         self, path: Path, preprocessing: Mapping[str, Any], classes: Sequence[str], target: str | None
     ) -> Examples:
         """New, labelled examples in a file; `target` names the labels where it is not what the task calls them."""
+
+    @abstractmethod
+    def samples(self, examples: Examples, preprocessing: Mapping[str, Any]) -> list[Sample]:
+        """Examples of a split of this task as people look at them."""
 
     def fingerprint(self) -> str:
         """Changes when the data do; empty where they cannot."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 
 from labo.errors import UserError, unknown
 from labo.tasks import columns, networks
-from labo.tasks.base import Examples, Task
+from labo.tasks.base import Examples, Origin, Task
 from labo.tasks.files import read_frame
-from labo.tasks.noise import flip_labels, parse_label_noise
+from labo.tasks.noise import parse_label_noise, with_noise
 
 
 class ColumnTask(Task):
@@ -30,13 +31,14 @@ class ColumnTask(Task):
         self.noise = parse_label_noise(label_noise) if label_noise else None
 
     def parts(
-        self, features: Tensor, target: Tensor, parts: Sequence[Tensor], classes: int, generator: torch.Generator
-    ) -> tuple[Examples, Examples, Examples]:
+        self, features: Tensor, known: Origin, target: Tensor, parts: Sequence[Tensor], classes: int,
+        generator: torch.Generator,
+    ) -> tuple[Examples, Examples, Examples]:  # fmt: skip
         """The examples of train, validation and test indices; the first two get the label noise."""
-        labels = [target[part] for part in parts]
+        found = [Examples(features[part], target[part], replace(known, places=known.places[part])) for part in parts]
         if self.noise:
-            labels[:2] = [flip_labels(part, classes, *self.noise, generator) for part in labels[:2]]
-        train, validation, test = (Examples(features[p], y) for p, y in zip(parts, labels, strict=True))
+            found[:2] = [with_noise(part, classes, *self.noise, generator) for part in found[:2]]
+        train, validation, test = found
         return train, validation, test
 
     def model(

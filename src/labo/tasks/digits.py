@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from labo.errors import UserError
-from labo.tasks.base import Splits
+from labo.tasks.base import Examples, Origin, Sample, Splits
 from labo.tasks.column_task import ColumnTask
 from labo.tasks.splitting import some, stratified
 
@@ -50,8 +52,20 @@ class Digits(ColumnTask):
             {"name": f"pixel_{i}", "kind": "number", "mean": m, "scale": BRIGHTEST, "missing": False}
             for i, m in enumerate(mean.tolist())
         ]
-        parts = self.parts(features, target, (train, validation, test), 10, generator)
+        every = Origin(torch.arange(len(target)), _called)
+        parts = self.parts(features, every, target, (train, validation, test), 10, generator)
         return Splits(*parts, tuple("0123456789"), {"columns": known})
+
+    def samples(self, examples: Examples, preprocessing: Mapping[str, Any]) -> list[Sample]:
+        """See `Task.samples`: dark strokes on a light ground, as they were written."""
+        mean = torch.tensor([column["mean"] for column in preprocessing["columns"]])
+        ink = (examples.features * BRIGHTEST + mean).round().clamp(0, BRIGHTEST)
+        paper = (255 - ink * (255 / BRIGHTEST)).round().to(torch.uint8)
+        return list(paper.view(-1, 8, 8).numpy())
+
+
+def _called(place: int) -> str:
+    return f"image {place + 1}"
 
 
 @lru_cache(maxsize=1)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
 from labo.errors import UserError
+from labo.tasks.base import Examples
 
 KINDS = ("symmetric", "pair")
+_Some = TypeVar("_Some", bound=Examples)
 
 
 def parse_label_noise(text: str) -> tuple[float, str]:
@@ -47,3 +52,9 @@ def flip_labels(target: Tensor, classes: int, share: float, kind: str, generator
     flipped = target.clone()
     flipped[chosen] = (target[chosen] + step) % classes
     return flipped
+
+
+def with_noise(examples: _Some, classes: int, share: float, kind: str, generator: torch.Generator) -> _Some:
+    """The examples with `flip_labels` done to them; the labels that they had are kept as `before_noise`."""
+    flipped = flip_labels(examples.target, classes, share, kind, generator)
+    return replace(examples, target=flipped, before_noise=examples.target)

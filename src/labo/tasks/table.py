@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from labo.errors import UserError, unknown
 from labo.tasks import columns
-from labo.tasks.base import Splits
+from labo.tasks.base import Examples, Origin, Sample, Splits
 from labo.tasks.column_task import ColumnTask
 from labo.tasks.files import Frame, Series, digest, read_frame, to_numbers
 from labo.tasks.splitting import some, stratified
@@ -61,8 +62,17 @@ class Table(ColumnTask):
         inputs = frame.drop(columns=[name for name in (self.target, self.split) if name])
         known, told = columns.fit(inputs, _mask(parts[0], len(frame)))
         features = columns.encode(inputs, known)
-        examples = self.parts(features, target, parts, len(classes), generator)
+        rows = Origin(torch.tensor(frame.index.to_numpy()), _called)
+        examples = self.parts(features, rows, target, parts, len(classes), generator)
         return Splits(*examples, classes, {"columns": known}, (*notes, *told))
+
+    def samples(self, examples: Examples, preprocessing: Mapping[str, Any]) -> list[Sample]:
+        """See `Task.samples`: the columns learnt from, as the file has them."""
+        assert examples.origin is not None
+        names = [column["name"] for column in preprocessing["columns"]]
+        rows = read_frame(self.path).loc[examples.origin.places.numpy(), names]
+        shown = rows.astype(object).where(rows.notna(), "").map(str)
+        return [dict(zip(names, values, strict=True)) for values in shown.itertuples(index=False, name=None)]
 
     def default_settings(self) -> dict[str, Any]:
         """See `Task.default_settings`: 60 epochs of a small table, fewer of a large one."""
@@ -150,6 +160,10 @@ def _split_codes(series: Series) -> Tensor:
             f"'{series.iloc[place]}'."
         )
     return torch.tensor([SPLIT_NAMES[name] for name in names])
+
+
+def _called(place: int) -> str:
+    return f"row {place + 1}"
 
 
 def _some(part: Tensor, target: Tensor, size: int, generator: torch.Generator) -> Tensor:

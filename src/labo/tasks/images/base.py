@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from labo.errors import UserError
-from labo.tasks.base import Splits, Task
+from labo.tasks.base import Examples, Origin, Sample, Splits, Task
 from labo.tasks.images import augment, models, own, sets
-from labo.tasks.images.encoded import Encoded, Pictures, channels_first
+from labo.tasks.images.encoded import Encoded, Numbered, Pictures, channels_first
 from labo.tasks.images.examples import ImageExamples, Normalised, channel_statistics
 from labo.tasks.images.sets import ImageSet, Part
-from labo.tasks.noise import flip_labels, parse_label_noise
+from labo.tasks.noise import parse_label_noise, with_noise
 from labo.tasks.splitting import some, stratified
 
 VALIDATION_SHARE, MOST_VALIDATION, TEST_SHARE = 0.1, 5_000, 0.2
@@ -91,13 +91,12 @@ class ImageTask(Task):
         found, size = self._prepared()
         generator = torch.Generator().manual_seed(seed)
         parts, notes = self._drawn(found, generator)
-        labels = [part.labels for part in parts]
+        drawn = [
+            ImageExamples(self._features(part.images, size, part.index), part.labels, part.origin()) for part in parts
+        ]
         if self.noise:
-            labels[:2] = [flip_labels(y, len(found.classes), *self.noise, generator) for y in labels[:2]]
-        train, validation, test = (
-            ImageExamples(self._features(part.images, size, part.index), y)
-            for part, y in zip(parts, labels, strict=True)
-        )
+            drawn[:2] = [with_noise(part, len(found.classes), *self.noise, generator) for part in drawn[:2]]
+        train, validation, test = drawn
         about = {"image_size": size, "crop": self.crop, "folders": list(found.folders)}
         seen = train.features
         if isinstance(seen, Pictures):
@@ -160,6 +159,10 @@ class ImageTask(Task):
         part = own.labelled(path, target, classes, preprocessing["folders"])
         return ImageExamples(self._read(part.images, preprocessing), torch.from_numpy(part.labels))
 
+    def samples(self, examples: Examples, preprocessing: Mapping[str, Any]) -> list[Sample]:
+        """See `Task.samples`: the pictures as the network gets them."""
+        return list(examples.features[:].permute(0, 2, 3, 1).numpy())
+
     def _prepared(self) -> tuple[ImageSet, int]:
         """(the data at one size, in memory if they fit, the size); kept for the next seed."""
         drawing = ("train_size", "validation_size", "label_noise")
@@ -174,8 +177,10 @@ class ImageTask(Task):
 
     def _drawn(self, found: ImageSet, generator: torch.Generator) -> tuple[list[_Drawn], list[str]]:
         """Train, validation and test, and what is to be said of them."""
-        train = _Drawn.all_of(found.parts["train"])
-        validation, test = (found.parts.get(name) for name in ("validation", "test"))
+        train = _Drawn.all_of(found.parts, "train")
+        validation, test = (
+            _Drawn.all_of(found.parts, name) if name in found.parts else None for name in ("validation", "test")
+        )
         notes = []
         if test is None and validation is not None:
             validation, test = None, validation
@@ -187,18 +192,14 @@ class ImageTask(Task):
                     f"The class '{found.classes[int(lonely.int().argmax())]}' has a single picture, which cannot both "
                     "train and test: merge the class with another or leave it out."
                 )
-            train, tests = train.cut(stratified(train.labels, (1 - TEST_SHARE, TEST_SHARE), generator))
+            train, test = train.cut(stratified(train.labels, (1 - TEST_SHARE, TEST_SHARE), generator))
             notes.append("The data have no test part: the seed draws a fifth of the pictures to test.")
-        else:
-            tests = _Drawn.all_of(test)
         if validation is None:
             size = self._validation_size(len(train.labels), len(found.classes))
-            train, validates = train.cut(stratified(train.labels, (len(train.labels) - size, size), generator))
+            train, validation = train.cut(stratified(train.labels, (len(train.labels) - size, size), generator))
         elif self.validation_size is not None:
             raise UserError("The data have a validation part of their own: leave `validation_size` out.")
-        else:
-            validates = _Drawn.all_of(validation)
-        return [self._fewer(train, generator), validates, tests], notes
+        return [self._fewer(train, generator), validation, test], notes
 
     def _validation_size(self, count: int, classes: int) -> int:
         size = self.validation_size
@@ -240,15 +241,22 @@ class _Drawn:
 
     images: np.ndarray | Encoded
     labels: Tensor
+    all: Origin
     index: Tensor | None = None
 
     @classmethod
-    def all_of(cls, part: Part) -> _Drawn:
-        return cls(part.images, torch.from_numpy(part.labels))
+    def all_of(cls, parts: Mapping[str, Part], name: str) -> _Drawn:
+        part = parts[name]
+        places = np.arange(len(part.labels)) if part.kept is None else part.kept
+        origin = Origin(torch.from_numpy(places), part.name or Numbered(name))
+        return cls(part.images, torch.from_numpy(part.labels), origin)
+
+    def origin(self) -> Origin:
+        return self.all if self.index is None else replace(self.all, places=self.all.places[self.index])
 
     def cut(self, pieces: Sequence[Tensor]) -> list[_Drawn]:
         """Pieces, each of these of its pictures."""
         return [
-            _Drawn(self.images, self.labels[piece], piece if self.index is None else self.index[piece])
+            replace(self, labels=self.labels[piece], index=piece if self.index is None else self.index[piece])
             for piece in pieces
         ]

@@ -6,6 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,12 @@ PIECE_BYTES = 2**24
 
 
 class Encoded(ABC):
-    """Pictures in their files' encoding."""
+    """Pictures in their files' encoding.
+
+    `name` says what the picture at an index is called, and holds no picture in memory.
+    """
+
+    name: Callable[[int], str]
 
     @abstractmethod
     def __len__(self) -> int:
@@ -35,11 +41,24 @@ class Encoded(ABC):
         """(what the picture is called, its file or its bytes)."""
 
 
+@dataclass(frozen=True)
+class Numbered:
+    """Names of pictures that have none of their own: their number in what holds them, counted from 1."""
+
+    source: str
+    noun: str = "picture"
+
+    def __call__(self, index: int) -> str:
+        """`SOURCE, picture 18` of index 17."""
+        return f"{self.source}, {self.noun} {index + 1}"
+
+
 class Files(Encoded):
     """A file each."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = [str(path) for path in paths]  # a million Path objects would take four times as much
+        self.name = self.paths.__getitem__
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -61,7 +80,7 @@ class Blobs(Encoded):
         fits = data.dtype == np.uint8 and data.ndim == self.offsets.ndim == 1 and len(self.offsets) > 0
         if not fits or self.offsets[0] < 0 or self.offsets[-1] > len(data) or (np.diff(self.offsets) < 0).any():
             raise UserError(f"The offsets of the pictures in '{source}' do not fit their bytes: the file is damaged.")
-        self.data, self.source = data, source
+        self.data, self.name = data, Numbered(source)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -69,7 +88,7 @@ class Blobs(Encoded):
     def picture(self, index: int) -> tuple[str, Path | bytes]:
         """See `Encoded.picture`."""
         begin, end = self.offsets[index], self.offsets[index + 1]
-        return f"{self.source}, picture {index + 1}", self.data[begin:end].tobytes()
+        return self.name(index), self.data[begin:end].tobytes()
 
 
 def decode_all(

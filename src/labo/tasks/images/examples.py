@@ -22,7 +22,6 @@ class ImageExamples(Examples):
     """
 
     features: Any
-    target: Tensor
 
     def __post_init__(self) -> None:
         shape, kind = tuple(self.features.shape), self.features.dtype
@@ -31,6 +30,9 @@ class ImageExamples(Examples):
                 f"Expected argument `features` to be uint8 (N, 3, H, W) with N = {len(self.target)}, but got {kind} "
                 f"{shape}."
             )
+
+    def _features_of(self, chosen: Tensor) -> Any:
+        return self.features.subset(chosen) if isinstance(self.features, Pictures) else self.features[chosen]
 
 
 class Normalised(nn.Module):

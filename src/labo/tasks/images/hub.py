@@ -10,7 +10,7 @@ import numpy as np
 
 from labo.errors import UserError, unknown
 from labo.tasks.images.arrays import numbered
-from labo.tasks.images.encoded import Encoded
+from labo.tasks.images.encoded import Encoded, Numbered
 from labo.tasks.images.sets import PART_NAMES, ImageSet, Part
 
 
@@ -18,7 +18,7 @@ class Rows(Encoded):
     """The pictures in a column of a data set."""
 
     def __init__(self, rows: Any, column: str, source: str) -> None:
-        self.rows, self.column, self.source = rows, column, source
+        self.rows, self.column, self.name = rows, column, Numbered(source, "row")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -26,7 +26,7 @@ class Rows(Encoded):
     def picture(self, index: int) -> tuple[str, Path | bytes]:
         """See `Encoded.picture`."""
         found = self.rows[index][self.column] or {}
-        name = f"{self.source}, row {index + 1}"
+        name = self.name(index)
         if found.get("bytes") is not None:
             return name, found["bytes"]
         path = Path(found.get("path") or name)

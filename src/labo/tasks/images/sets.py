@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,10 +29,16 @@ DEFAULT_SIZE, LARGEST_OWN_SIZE, LOOKED_AT = 64, 224, 100
 
 @dataclass(frozen=True)
 class Part:
-    """Pictures uint8 (N, H, W, 3), or N still encoded ones, and their labels int64 (N,)."""
+    """Pictures uint8 (N, H, W, 3), or N still encoded ones, and their labels int64 (N,).
+
+    `name` says what the picture at a place of the source is called, where it has a name; `kept` which places of it
+    these pictures are (N,), where some were left out.
+    """
 
     images: np.ndarray | Encoded
     labels: np.ndarray
+    name: Callable[[int], str] | None = None
+    kept: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -84,19 +90,21 @@ def prepared_part(part: Part, size: int, crop: float, skip_unreadable: bool) -> 
     if isinstance(images, np.ndarray):
         if images.shape[1:3] != (size, size):
             images = np.stack([pictures.resized(image, size, crop) for image in images])
-        return Part(images, part.labels), []
+        return replace(part, images=images), []
+    part = replace(part, name=images.name)
     if len(images) * size * size * 3 <= MOST_BYTES:
         decoded, kept, unreadable = decode_all(images, size, crop, skip_unreadable=skip_unreadable)
-        return Part(decoded, part.labels[kept]), unreadable
+        return replace(part, images=decoded, labels=part.labels[kept], kept=kept), unreadable
     if not skip_unreadable:  # a damaged one is told when its batch comes
         return part, []
     _, kept, unreadable = decode_all(images, size, crop, skip_unreadable=True, keep=False)
-    return Part(_Some(images, kept), part.labels[kept]), unreadable
+    return replace(part, images=_Some(images, kept), labels=part.labels[kept], kept=kept), unreadable
 
 
 class _Some(Encoded):
     def __init__(self, encoded: Encoded, kept: np.ndarray) -> None:
         self.encoded, self.kept = encoded, kept
+        self.name = lambda index: encoded.name(int(kept[index]))
 
     def __len__(self) -> int:
         return len(self.kept)
