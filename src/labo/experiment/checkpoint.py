@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,14 @@ CHECKPOINTS, BEST = "checkpoints", "best.safetensors"
 
 def save_weights(model: nn.Module, path: Path, **metadata: Any) -> None:
     """Weights as safetensors, written beside and renamed into place."""
+    save_tensors(model.state_dict(), path, **metadata)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, **metadata: Any) -> None:
+    """Named tensors as `save_weights` writes them."""
     beside = path.with_name(f".{path.name}")
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    save_file(tensors, beside, metadata={name: json.dumps(value) for name, value in metadata.items()})
+    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    save_file(whole, beside, metadata={name: json.dumps(value) for name, value in metadata.items()})
     beside.replace(path)
 
 

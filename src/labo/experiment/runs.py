@@ -54,6 +54,20 @@ class Run:
             raise UserError(f"The weights in '{self.folder}' are not of the network in its {trial.RUN}.") from error
         return model.eval()
 
+    @cached_property
+    def splits(self) -> Any:
+        """The splits that it was trained, validated and tested on.
+
+        Raises:
+            UserError: the data have changed since the training.
+        """
+        if self._data_changed():
+            raise UserError(f"The data of the run in '{self.folder}' have changed since it was trained; train it anew.")
+        return self.task.splits(self.about["seed"])
+
+    def _data_changed(self) -> bool:
+        return self.task.fingerprint() != self.about["data"]
+
     def evaluate(self, split: str) -> dict[str, float]:
         """The scores of one split, raw and at the temperature fitted on validation.
 
@@ -62,9 +76,9 @@ class Run:
         """
         if split not in SPLITS:
             raise unknown("split", split, SPLITS)
-        if self.task.fingerprint() != self.about["data"]:
+        if self._data_changed():
             raise UserError(f"The data of the run in '{self.folder}' have changed since it was trained: name a --data.")
-        return self._scores(getattr(self.task.splits(self.about["seed"]), split))
+        return self._scores(getattr(self.splits, split))
 
     def evaluate_file(self, path: Path, target: str | None) -> dict[str, float]:
         """The scores of labelled examples in a file; `target` is the column of their classes."""

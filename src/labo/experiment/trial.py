@@ -24,7 +24,8 @@ class Trial:
     """What is run; all of it is JSON-able.
 
     `data` is the task's fingerprint of its data. `tuning` trials look at the validation split alone and keep nothing.
-    `teacher` says which finished run teaches, for methods that need one, and `teacher_folder` where it lies.
+    `teacher` says which finished run teaches, for methods that need one, and `teacher_folder` where it lies. `fold`,
+    "2/5", trains without the second of five parts of the training split and keeps the logits of that part alone.
     """
 
     task: str
@@ -39,16 +40,17 @@ class Trial:
     data: str = ""
     teacher: str = ""
     teacher_folder: str = ""
+    fold: str = ""
 
     @property
     def name(self) -> str:
         """The trial in words."""
-        return f"{self.task}, {self.method}, seed {self.seed}"
+        return f"{self.task}, {self.method}, seed {self.seed}" + (f", without fold {self.fold}" if self.fold else "")
 
     def identity(self) -> dict[str, Any]:
         """What makes it this trial."""
         found = {key: value for key, value in asdict(self).items() if key in IDENTITY}
-        return found | ({"teacher": self.teacher} if self.teacher else {})
+        return found | {key: value for key in ("teacher", "fold") if (value := getattr(self, key))}
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
@@ -90,8 +92,9 @@ def _change(key: str, before: Any, now: Any) -> str:
 def run(trial: Trial, folder: Path, progress: Any = lambda share: None) -> dict[str, Any]:
     """Run a trial in `folder`, or continue it there; its record.
 
-    The record of a tuning trial has "validation" in place of "metrics"; its folder can go once it is recorded. A trial
-    whose loss is no number has "failed" with step and reason, and no metrics.
+    The record of a tuning trial has "validation" in place of "metrics"; its folder can go once it is recorded. That of
+    a fold has "held_out", the scores of the part left out. A trial whose loss is no number has "failed" with step and
+    reason, and no metrics.
 
     Raises:
         UserError: the folder holds another run or a damaged checkpoint, or the data will not do.
@@ -116,13 +119,12 @@ def _clear(folder: Path) -> None:
 
 def _run(trial: Trial, folder: Path, progress: Any) -> dict[str, Any]:
     from labo import machine, tasks
-    from labo.experiment import training
-    from labo.metrics.scores import classification_scores, scores
-    from labo.metrics.temperature import fit_temperature
+    from labo.experiment import folds, training
 
     began = time.monotonic()
     task = tasks.create(trial.task, **trial.task_options)
     splits = task.splits(trial.seed)
+    splits, held_out = folds.cut(splits, trial.fold, trial.seed) if trial.fold else (splits, None)
     model, loss = build(trial, task, splits)
     taught = _teach(trial, loss.regularizer, splits)
     about = {"classes": splits.classes, "preprocessing": splits.preprocessing, "versions": machine.versions()}
@@ -148,19 +150,33 @@ def _run(trial: Trial, folder: Path, progress: Any) -> dict[str, Any]:
     except training.DivergedError as failure:
         record |= {"metrics": {}, "failed": {"step": failure.step, "reason": failure.reason}}
     else:
-        target = splits.validation.target
-        if trial.tuning:
-            temperature = fit_temperature(validation, target)
-            found = classification_scores(validation, target)
-            found["nll_scaled"] = classification_scores(validation, target, temperature=temperature)["nll"]
-            record["validation"] = found
+        if held_out is not None:
+            record["held_out"] = folds.keep(model, held_out, folder)
+        elif trial.tuning:
+            record["validation"] = _validation_scores(validation, splits.validation.target)
         else:
-            test = training.predict(model, splits.test.features)
-            record["metrics"] = scores(validation, target, test, splits.test.target)
-            record["step"] = step
-            _keep(model, loss, splits, test, record["metrics"]["temperature"], folder)
+            record |= {"metrics": _test(model, loss, splits, validation, folder), "step": step}
     seconds = round(time.monotonic() - began + taught, 3)  # what a teacher cost is a part of the price
     return record | {"seconds": seconds, "versions": machine.versions()}
+
+
+def _validation_scores(logits: Any, target: Any) -> dict[str, float]:
+    from labo.metrics.scores import classification_scores
+    from labo.metrics.temperature import fit_temperature
+
+    scaled = classification_scores(logits, target, temperature=fit_temperature(logits, target))
+    return {**classification_scores(logits, target), "nll_scaled": scaled["nll"]}
+
+
+def _test(model: Any, loss: Any, splits: Any, validation: Any, folder: Path) -> dict[str, float]:
+    """The scores of the test split; what is kept of the run is written."""
+    from labo.experiment import training
+    from labo.metrics.scores import scores
+
+    logits = training.predict(model, splits.test.features)
+    metrics = scores(validation, splits.validation.target, logits, splits.test.target)
+    _keep(model, loss, splits, logits, metrics["temperature"], folder)
+    return metrics
 
 
 def _teach(trial: Trial, regularizer: Any, splits: Any) -> float:

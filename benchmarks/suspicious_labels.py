@@ -1,0 +1,173 @@
+r"""How well wrong labels are found: 5% are planted, and q*'s rankings stand beside cleanlab's of the same networks.
+
+    python benchmarks/suspicious_labels.py digits --first-seed 100 --output results/suspicious-labels/digits-tuning
+    python benchmarks/suspicious_labels.py digits --output results/suspicious-labels/digits
+    python benchmarks/suspicious_labels.py cifar10 --train-size 5000 --seeds 2 --output \
+        results/suspicious-labels/cifar10-5k
+
+The figure is the precision at the planted number: of the first n examples of a ranking, the share that was planted, n
+being how many were. Every ranking of a line sees the same logits: "in sample", the run's own network on what it trained
+on, or "folds", networks that trained without the example. cleanlab's need cleanlab (`pip install cleanlab`, which the
+project does not depend on); without it they are left out.
+
+Writes OUTPUT.csv, one line a ranking, as trials end, and OUTPUT.json (command and versions), and prints a table of
+means. Runs lie in runs/suspicious-labels; the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from labo import inner, machine, tasks
+from labo.experiment import folds, runs, suspicion, training
+from labo.experiment import settings as flat
+from labo.experiment.progress import Progress
+from labo.experiment.runner import Job, run_job
+from labo.experiment.trial import Trial
+from labo.storage import write_object
+
+METHODS = ("none", "label_smoothing", "labo")
+COLUMNS = ("task", "method", "seed", "beliefs", "ranking", "precision", "planted", "examples")
+
+
+def main() -> None:
+    """Run what is missing and write it down."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", nargs="?", default="digits")
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--folds", type=int, default=4)
+    parser.add_argument("--share", default="0.05,symmetric")
+    parser.add_argument("--train-size", type=int)
+    parser.add_argument("--epochs", type=float)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--output", type=Path, required=True)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    asked.output.parent.mkdir(parents=True, exist_ok=True)
+    versions = {**machine.versions(), "cleanlab": machine.package_version("cleanlab") or "not installed"}
+    about = {"command": ["python", "benchmarks/suspicious_labels.py", *sys.argv[1:]], "versions": versions}
+    write_object(Path(f"{asked.output}.json"), about)
+    path = Path(f"{asked.output}.csv")
+    rows = _read(path)
+    for seed in range(asked.first_seed, asked.first_seed + asked.seeds):
+        for method in METHODS:
+            for beliefs in ("in sample", "folds"):
+                key = {"task": asked.task, "method": method, "seed": str(seed), "beliefs": beliefs}
+                if not any(key.items() <= row.items() for row in rows):
+                    rows += [{**key, **row} for row in _measured(asked, method, seed, beliefs)]
+                    _write(rows, path)
+    print(table(rows))
+
+
+def _measured(asked: argparse.Namespace, method: str, seed: int, beliefs: str) -> list[dict[str, str]]:
+    run = _run(asked, method, seed)
+    train = run.splits.train
+    with Progress() as progress:
+        logits = (
+            folds.logits(run, asked.folds, progress, asked.jobs)
+            if beliefs == "folds"
+            else training.predict(run.model, train.features)
+        )
+    planted = train.target != train.before_noise
+    beta = suspicion.beta_of(method, run.about["settings"])
+    found = {**orders(logits, train.target, beta), **cleanlab_orders(logits, train.target)}
+    counts = {"planted": str(int(planted.sum())), "examples": str(len(train))}
+    return [
+        {"ranking": name, "precision": f"{precision(order, planted):.6f}", **counts} for name, order in found.items()
+    ]
+
+
+def precision(order: Tensor, planted: Tensor) -> float:
+    """As `suspicion.precision`; a list that ends early has found what is on it."""
+    count = int(planted.sum())
+    return int(planted[order[:count]].sum()) / count
+
+
+def _run(asked: argparse.Namespace, method: str, seed: int) -> Any:
+    options = {"label_noise": asked.share, "train_size": asked.train_size}
+    task = tasks.create(asked.task, **{key: value for key, value in options.items() if value is not None})
+    given = {} if asked.epochs is None else {"epochs": asked.epochs}
+    settings = flat.resolve(task.default_settings(), method, given)
+    folder = Path("runs/suspicious-labels") / asked.output.name / method / str(seed)
+    trial = Trial(asked.task, method, seed, settings, dict(task.options), data=task.fingerprint())
+    run_job(Job(trial, folder), lambda share: None)
+    return runs.load(folder)
+
+
+def orders(logits: Tensor, target: Tensor, beta: float) -> dict[str, Tensor]:
+    """Rankings by q* and by the belief p itself."""
+    labels, belief = inner.optimal_labels(logits.double(), beta=beta), logits.double().softmax(-1)
+    given = labels.gather(1, target.unsqueeze(1)).squeeze(1)
+    scores = {
+        "q*: margin": labels.scatter(1, target.unsqueeze(1), -1.0).amax(1) - given,
+        "q*: given class": -given,
+        "p: given class": -belief.gather(1, target.unsqueeze(1)).squeeze(1),
+    }
+    found = {"q*: log ratio (labo labels)": suspicion.suspicious(logits, target, beta=beta).order}
+    return found | {name: score.argsort(descending=True, stable=True) for name, score in scores.items()}
+
+
+def cleanlab_orders(logits: Tensor, target: Tensor) -> Mapping[str, Tensor]:
+    """Cleanlab's rankings of the same probabilities; none where it is not installed."""
+    try:
+        from cleanlab.filter import find_label_issues
+        from cleanlab.rank import get_label_quality_scores
+    except ModuleNotFoundError:
+        print("cleanlab is not installed (pip install cleanlab): its rankings are left out.", file=sys.stderr)
+        return {}
+    labels, belief = target.numpy(), logits.double().softmax(-1).numpy()
+    listed = find_label_issues(labels, belief, return_indices_ranked_by="self_confidence", n_jobs=1)
+    found = {"cleanlab: confident learning": torch.from_numpy(listed)}
+    for method in ("self_confidence", "normalized_margin"):
+        scores = torch.from_numpy(get_label_quality_scores(labels, belief, method=method))
+        found[f"cleanlab: {method}"] = scores.argsort(stable=True)
+    return found
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _write(rows: list[dict[str, str]], path: Path) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def table(rows: list[dict[str, str]]) -> str:
+    """Precision in percent, mean ± deviation over seeds, as Markdown: rankings down, methods and beliefs across."""
+    columns = [(beliefs, method) for beliefs in ("in sample", "folds") for method in METHODS]
+    lines = ["| ranking | " + " | ".join(f"{method}, {beliefs}" for beliefs, method in columns) + " |"]
+    lines.append("|---|" + "---:|" * len(columns))
+    for ranking in dict.fromkeys(row["ranking"] for row in rows):
+        cells = [
+            _cell([row for row in rows if (row["ranking"], row["beliefs"], row["method"]) == (ranking, *column)])
+            for column in columns
+        ]
+        lines.append(f"| {ranking} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(rows: list[dict[str, str]]) -> str:
+    values = [100 * float(row["precision"]) for row in rows]
+    if not values:
+        return "–"
+    return f"{fmean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Beliefs about training examples by networks that did not train on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from labo.errors import UserError
+from labo.experiment import checkpoint, training
+from labo.experiment.runner import Job, Runner
+from labo.experiment.trial import Trial, build_method, claim, finished
+from labo.metrics.scores import classification_scores
+from labo.tasks.base import Examples, Splits
+from labo.tasks.splitting import stratified
+
+if TYPE_CHECKING:
+    from labo.experiment.progress import Progress
+    from labo.experiment.runs import Run
+
+LOGITS = "held_out.safetensors"
+
+
+def parts(target: Tensor, count: int, seed: int) -> list[Tensor]:
+    """Indices of (N,) class indices in `count` parts, classes in proportion, drawn by the seed."""
+    return stratified(target, [1] * count, torch.Generator().manual_seed(seed))
+
+
+def cut(splits: Splits, fold: str, seed: int) -> tuple[Splits, Examples]:
+    """(the splits without fold "2/5" of the training split, the examples of that fold)."""
+    number, count = map(int, fold.split("/"))
+    drawn = parts(splits.train.target, count, seed)
+    left_out = drawn.pop(number - 1)
+    return replace(splits, train=splits.train.subset(torch.cat(drawn))), splits.train.subset(left_out)
+
+
+def keep(model: nn.Module, held_out: Examples, folder: Path) -> dict[str, float]:
+    """Write the logits of the examples that a fold left out; their scores by the labels given to them."""
+    logits = training.predict(model, held_out.features)
+    checkpoint.save_tensors({"logits": logits}, folder / LOGITS)
+    return classification_scores(logits, held_out.target)
+
+
+def jobs(run: Run, count: int) -> list[Job]:
+    """The trials of a run's folds: its settings and seed, without a part of its training split each.
+
+    Raises:
+        UserError: `count` is out of range, or the method learns from a teacher, who has seen what a fold leaves out.
+    """
+    about = run.about
+    size = len(run.splits.train)
+    if not 2 <= count <= size:
+        raise UserError(f"Expected --folds from 2 to {size} (the training examples), but got {count}.")
+    if "teacher" in build_method(about["method"], about["settings"]).needs:
+        raise UserError(
+            f"Method '{about['method']}' learns from a teacher, who has seen the labels that a fold leaves out: "
+            "leave --folds out."
+        )
+    same = {key: about[key] for key in ("task", "method", "seed", "settings", "task_options", "checkpoint", "data")}
+    home = run.folder / "labels" / str(count)
+    return [Job(Trial(**same, fold=f"{one}/{count}"), home / str(one)) for one in range(1, count + 1)]
+
+
+def logits(run: Run, count: int, progress: Progress, processes: int = 1) -> Tensor:
+    """Logits (N, C) of the training examples of a run, each by a network that did not train on it.
+
+    Folds that are finished are read; what was stopped goes on. They lie in the run's folder, in labels/COUNT.
+
+    Raises:
+        UserError: see `jobs`, or a fold failed.
+    """
+    wanted = jobs(run, count)
+    for job in wanted:
+        claim(job.trial, job.folder)
+    missing = [job for job in wanted if finished(job.folder) is None]
+    progress.begin(count, count - len(missing))
+    progress.phase("folds")
+    with Runner(max(1, min(processes, len(missing)))) as runner:
+        for job, record in runner.run(missing, progress.share):
+            progress.finished(job, record)
+    return _gathered(run, wanted)
+
+
+def _gathered(run: Run, wanted: Sequence[Job]) -> Tensor:
+    target = run.splits.train.target
+    found = torch.empty(len(target), len(run.classes))
+    for job, part in zip(wanted, parts(target, len(wanted), run.about["seed"]), strict=True):
+        record: Any = finished(job.folder)
+        if record is None:
+            raise UserError(f"The fold in '{job.folder}' was lost; the same command runs it again.")
+        if failed := record.get("failed"):
+            raise UserError(f"The fold in '{job.folder}' failed at step {failed['step']}: {failed['reason']}.")
+        kept = checkpoint.read_weights(job.folder / LOGITS).get("logits")
+        if kept is None or kept.shape != (len(part), found.shape[1]):
+            raise UserError(f"'{job.folder / LOGITS}' is damaged: delete the folder to run this fold again.")
+        found[part] = kept
+    return found
