@@ -36,7 +36,7 @@ from labo.experiment.trial import Trial
 from labo.storage import write_object
 
 METHODS = ("none", "label_smoothing", "labo")
-COLUMNS = ("task", "method", "seed", "beliefs", "ranking", "precision", "planted", "examples")
+COLUMNS: tuple[str, ...] = ("task", "method", "seed", "beliefs", "ranking", "precision", "planted", "examples")
 
 
 def main() -> None:
@@ -120,8 +120,8 @@ def orders(logits: Tensor, target: Tensor, beta: float) -> dict[str, Tensor]:
 def cleanlab_orders(logits: Tensor, target: Tensor) -> Mapping[str, Tensor]:
     """Cleanlab's rankings of the same probabilities; none where it is not installed."""
     try:
-        from cleanlab.filter import find_label_issues
-        from cleanlab.rank import get_label_quality_scores
+        from cleanlab.filter import find_label_issues  # pyright: ignore[reportMissingImports]
+        from cleanlab.rank import get_label_quality_scores  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
         print("cleanlab is not installed (pip install cleanlab): its rankings are left out.", file=sys.stderr)
         return {}

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from labo.cli import bench, compare, doctor, evaluate, methods, predict, report, tasks, train
+from labo.cli import bench, compare, doctor, evaluate, labels, methods, predict, report, tasks, train
 
 app = typer.Typer(
     name="labo",
@@ -35,5 +35,5 @@ def _labo(
     """Training with label regularization: which regularizer is better on your data, and is it more than luck?"""
 
 
-for command in (compare, train, evaluate, predict, report, bench, tasks, methods, doctor):
+for command in (compare, train, evaluate, predict, labels, report, bench, tasks, methods, doctor):
     app.command()(getattr(command, command.__name__.rpartition(".")[2]))

@@ -108,5 +108,5 @@ def _run(asked: Trial, folder: Path, notes: Sequence[str]) -> int:
         print(f"labo: The run failed at step {failed['step']}: {failed['reason']}.", file=sys.stderr)
         return 1
     print(scores.table({asked.method: record["metrics"]}))
-    print(f"\nRun: {folder} (next: labo evaluate {folder}, labo predict {folder} INPUT)")
+    print(f"\nRun: {folder} (next: labo evaluate {folder}, labo predict {folder} INPUT, labo labels {folder})")
     return 0

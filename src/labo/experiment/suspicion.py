@@ -22,18 +22,18 @@ class Ranking:
     """Examples by how wrong their given class looks; every tensor is (N,), all but `order` in the examples' own order.
 
     `order` holds their indices, the most suspicious first; `scores` are above 0 where q* prefers another class;
-    `preferred` is that class, or the given one; `given` and `best` are q* of the given and of the preferred class.
+    `other` is the class that q* likes best beside the given one; `q_given` and `q_other` are q* of the two.
     """
 
     order: Tensor
     scores: Tensor
-    preferred: Tensor
-    given: Tensor
-    best: Tensor
+    other: Tensor
+    q_given: Tensor
+    q_other: Tensor
 
 
 def suspicious(logits: Tensor, target: Tensor, *, beta: float) -> Ranking:
-    """Rank examples by log q*_k - log q*_target, where k is the likeliest other class; the largest first.
+    """Rank examples by log q*_k - log q*_target, where k is the likeliest class beside the target; the largest first.
 
     q* = softmax(logits / beta) is the label of the inner problem with a uniform prior (`labo.optimal_labels`), so the
     score is (logits_k - logits_target) / beta: beta says how strongly q* objects, and changes no order. LABO's alpha
@@ -60,22 +60,19 @@ def suspicious(logits: Tensor, target: Tensor, *, beta: float) -> Ranking:
             f"{tuple(logits.shape)}, {tuple(target.shape)} and {beta}."
         )
     found = [
-        _margins(rows.double(), labels, beta)
+        _ratios(rows.double(), labels.unsqueeze(1), beta)
         for rows, labels in zip(logits.split(_PIECE), target.split(_PIECE), strict=True)
     ]
-    scores, preferred, given, best = (torch.cat(column) for column in zip(*found, strict=True))
-    return Ranking(scores.argsort(descending=True, stable=True), scores, preferred, given, best)
+    scores, other, q_given, q_other = (torch.cat(column).squeeze(1) for column in zip(*found, strict=True))
+    return Ranking(scores.argsort(descending=True, stable=True), scores, other, q_given, q_other)
 
 
-def _margins(logits: Tensor, target: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _ratios(logits: Tensor, target: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     labels = inner.optimal_labels(logits, beta=beta)
-    given = labels.gather(1, target.unsqueeze(1)).squeeze(1)
-    best, preferred = labels.max(1)
-    preferred = torch.where(given == best, target, preferred)  # a tie is no disagreement
-    # From the logits: of labels, a ratio would be 0 / 0 where both are tiny.
-    columns = target.unsqueeze(1)
-    scores = logits.scatter(1, columns, -torch.inf).amax(1) - logits.gather(1, columns).squeeze(1)
-    return scores / beta, preferred, given, best
+    likeliest, other = logits.scatter(1, target, -torch.inf).max(1, keepdim=True)
+    # From the logits: of labels, the ratio would be 0 / 0 where both are tiny.
+    scores = (likeliest - logits.gather(1, target)) / beta
+    return scores, other, labels.gather(1, target), labels.gather(1, other)
 
 
 def beta_of(method: str, settings: Mapping[str, Any]) -> float:

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
-from importlib import resources
 
-from labo.report import protocol
+from labo.report import protocol, suspects
 from labo.report.gallery import Group
+from labo.report.html import document, pairs, table
 from labo.report.measures import p_text
 from labo.report.reading import Recorded
-from labo.report.svg import FONT, variables
 from labo.report.tables import DIFFERENCES, best, cell, difference_cell, pairs_text, seeds_text
 from labo.report.verdict import BASELINE, Summary, TaskSummary
-
-# The page runs no script and loads nothing: the policy makes a browser hold it to that.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def page(recorded: Recorded, summary: Summary, pictures: dict[str, list[Group]], *, samples: bool = True) -> str:
@@ -27,21 +23,9 @@ def page(recorded: Recorded, summary: Summary, pictures: dict[str, list[Group]],
         body += ["<h2>Over all tasks</h2>", _verdicts((found.verdict, found.sentence) for found in summary.overall)]
     for task in summary.tasks:
         body.append(f"<h2>{escape(task.task if len(summary.tasks) > 1 else 'The verdict')}</h2>")
-        body += _task(recorded, task, pictures.get(task.task, []))
+        body += _task(recorded, task, pictures.get(task.task, []), samples)
     body += _making(recorded, summary, samples)
-    # An inline empty icon keeps a browser from asking the server for /favicon.ico.
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        f'<link rel="icon" href="data:,">\n<title>{escape(title)}</title>\n<style>\n{_style()}</style>\n</head>\n'
-        "<body>\n<main>\n" + "\n".join(body) + "\n</main>\n</body>\n</html>\n"
-    )
-
-
-def _style() -> str:
-    text = resources.files("labo.report").joinpath("style.css").read_text(encoding="utf-8")
-    return text.replace("@LIGHT@", variables(0)).replace("@DARK@", variables(1)).replace("@FONT@", FONT)
+    return document(title, body)
 
 
 def _lead(recorded: Recorded, summary: Summary) -> str:
@@ -55,7 +39,7 @@ def _lead(recorded: Recorded, summary: Summary) -> str:
     )
 
 
-def _task(recorded: Recorded, task: TaskSummary, groups: Sequence[Group]) -> list[str]:
+def _task(recorded: Recorded, task: TaskSummary, groups: Sequence[Group], samples: bool) -> list[str]:
     ordered = sorted(task.ranked(), key=lambda found: found.verdict == BASELINE)
     parts = [_verdicts((found.verdict, found.sentence) for found in ordered)]
     parts += ["<h3>Leaderboard</h3>", _leaderboard(task)]
@@ -69,6 +53,7 @@ def _task(recorded: Recorded, task: TaskSummary, groups: Sequence[Group]) -> lis
         parts.append(f'<p class="caption">{escape(DIFFERENCES)}</p>')
     for group in groups:
         parts += _group(group)
+    parts += suspects.section(recorded, task.task, samples=samples)
     settings = _settings(recorded, task.task)
     return [*parts, "<h3>Settings chosen</h3>", *settings] if settings else parts
 
@@ -90,7 +75,7 @@ def _leaderboard(task: TaskSummary) -> str:
             mean = f"<b>{mean}</b>" if summary.method in best(measure, task) else mean
             cells.append(f"{mean}<small>± {half_width}</small>" if half_width else mean)
         rows.append(cells)
-    return _table(["Method", "Seeds", *(measure.label for measure in task.measures)], rows, "Leaderboard")
+    return table(["Method", "Seeds", *(measure.label for measure in task.measures)], rows, "Leaderboard")
 
 
 def _differences(task: TaskSummary) -> str:
@@ -106,7 +91,7 @@ def _differences(task: TaskSummary) -> str:
             count = f'{pairs_text(pairs)}<br><small class="p">p ≥ {escape(p_text(pairs[0].smallest_p_holm))}</small>'
             rows.append([escape(summary.method), count, *cells])
     headings = ["Method", "Pairs", *(measure.label for measure in task.measures)]
-    return _table(headings, rows, "Paired differences") if rows else ""
+    return table(headings, rows, "Paired differences") if rows else ""
 
 
 def _group(group: Group) -> list[str]:
@@ -121,8 +106,8 @@ def _group(group: Group) -> list[str]:
             [escape(name), *("–" if value is None else f"{value:.4f}" for value in row)]
             for name, row in zip(names, labels, strict=True)
         ]
-        table = _table(["True class", *map(escape, names)], rows, f"Mean label of {method}", escaped=True)
-        parts.append(f"<details><summary>The numbers: {escape(method)}</summary>{table}</details>")
+        numbers = table(["True class", *map(escape, names)], rows, f"Mean label of {method}", escaped=True)
+        parts.append(f"<details><summary>The numbers: {escape(method)}</summary>{numbers}</details>")
     if group.missing:
         parts.append(f'<p class="missing">{escape(group.missing)}</p>')
     return parts
@@ -131,9 +116,9 @@ def _group(group: Group) -> list[str]:
 def _settings(recorded: Recorded, task: str) -> list[str]:
     methods, differing, shared = protocol.settings_table(recorded, task)
     rows = [[escape(key), *map(escape, cells)] for key, cells in differing]
-    parts = [_table(["Setting", *methods], rows, "Settings")] if rows else []
+    parts = [table(["Setting", *methods], rows, "Settings")] if rows else []
     if shared:
-        parts.append("<details><summary>Settings that all methods share</summary>" + _pairs(shared) + "</details>")
+        parts.append("<details><summary>Settings that all methods share</summary>" + pairs(shared) + "</details>")
     note = protocol.tuning_note(recorded, task)
     return [*parts, f'<p class="caption">{escape(note)}</p>'] if note else parts
 
@@ -144,7 +129,7 @@ def _making(recorded: Recorded, summary: Summary, samples: bool) -> list[str]:
     if failed:
         rows = [[*map(escape, row)] for row in failed]
         headings = ["Task", "Method", "Seed", "Step", "Reason"]
-        parts += ["<h2>Failed trials</h2>", _table(headings, rows, "Failed trials", wide=True)]
+        parts += ["<h2>Failed trials</h2>", table(headings, rows, "Failed trials", wide=True)]
     parts.append("<h2>How it was compared</h2>")
     for text in protocol.paragraphs(recorded, summary):
         word, rest = text.split(". ", 1)
@@ -153,28 +138,11 @@ def _making(recorded: Recorded, summary: Summary, samples: bool) -> list[str]:
     command = protocol.command(recorded)
     parts += [f"<pre><code>{escape(command)}</code></pre>"] if command else []
     time = ("trial time, added up", _duration(protocol.seconds(recorded)))
-    parts.append(_pairs([time, *protocol.versions(recorded)]))
+    parts.append(pairs([time, *protocol.versions(recorded)]))
     if not samples:
         text = "Made without samples: figures and numbers, no pictures or sentences of the data."
         parts.append(f'<p class="caption">{text}</p>')
     return parts
-
-
-def _table(headings: list[str], rows: list[list[str]], name: str, *, wide: bool = False, escaped: bool = False) -> str:
-    """A table in a box that scrolls by itself; the cells are HTML already, the headings text unless `escaped`."""
-    head = "".join(f'<th scope="col">{text if escaped else escape(text)}</th>' for text in headings)
-    last = '<td class="wide">' if wide else "<td>"
-    body = "\n".join(
-        f'<tr><th scope="row">{row[0]}</th>{"".join(f"<td>{text}</td>" for text in row[1:-1])}{last}{row[-1]}</td></tr>'
-        for row in rows
-    )
-    box = f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(name)}">'
-    kind = ' class="wide"' if wide else ""
-    return f"{box}<table{kind}><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
-
-
-def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
-    return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in pairs) + "</dl>"
 
 
 def _duration(seconds: float) -> str:

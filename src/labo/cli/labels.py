@@ -1,0 +1,96 @@
+"""`labo labels`: training labels that look wrong."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from labo.cli import options
+from labo.errors import UserError
+
+if TYPE_CHECKING:
+    from labo.experiment.listing import Listing
+
+PAGE = "labels.html"
+
+
+def labels(
+    run: options.Run,
+    folds: Annotated[
+        int, typer.Option(help="Train this many networks, each without a part of the examples that it then judges.")
+    ] = 0,
+    top: Annotated[int, typer.Option(help="How many to print, and to show with their pictures.")] = 20,
+    beta: Annotated[
+        float | None, typer.Option(help="The beta of q*.", show_default="that of a LABO run, 2 for others")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Write all training examples to this .csv file.")] = None,
+    jobs: Annotated[int, typer.Option(help="Folds at a time, one thread each.", show_default="the cores")] = 0,
+    no_samples: options.NoSamples = False,
+) -> None:
+    """Training examples whose label looks wrong.
+
+    Ranks them by how strongly the label q* objects to the given class, and writes labels.html and labels.json into the
+    run's folder; `labo report` of a comparison shows them too. Finished folds are kept there, so the same command goes
+    on where it was stopped.
+    """
+    if output is not None and output.suffix.lower() != ".csv":
+        raise UserError(f"Expected --output to be a .csv file, but got '{output}'.")
+    for name, value in (("top", top - 1), ("folds", folds), ("jobs", jobs)):
+        if value < 0:
+            raise UserError(f"Expected --{name} of at least {int(name == 'top')}, but got {value + (name == 'top')}.")
+    from labo.experiment import listing, lock, runs
+    from labo.experiment.progress import Progress
+
+    loaded = runs.load(run)
+    with lock.hold(loaded.folder), Progress() as progress:
+        found = listing.of_run(loaded, count=folds, beta=beta, processes=jobs, progress=progress)
+        _keep(found, top, output, samples=not no_samples)
+
+
+def _keep(found: Listing, top: int, output: Path | None, *, samples: bool) -> None:
+    from labo.report import suspects
+    from labo.storage import write_object, write_text
+
+    folder = found.run.folder
+    summary = found.summary(top, samples=samples)
+    write_object(folder / suspects.LABELS, summary)
+    page = write_text(folder / PAGE, suspects.page(summary, samples=samples))
+    if output is not None:
+        _write(found, output)
+    print(_table(summary["top"]))
+    print(f"\n{suspects.lead(summary)}")
+    if not found.folds:
+        print("The network has trained on these labels; --folds 5 asks networks that have not.")
+    print(f"\nPage: {page}" + ("" if output is None else f"\nAll of them: {output}"))
+
+
+def _write(found: Listing, path: Path) -> None:
+    try:
+        with open(path, "w", encoding="utf-8", newline="") as file:
+            writer: Any = None
+            for line in found.lines():
+                if writer is None:
+                    writer = csv.DictWriter(file, line.keys(), lineterminator="\n")
+                    writer.writeheader()
+                told = (f"{value:.6g}" if isinstance(value, float) else value for value in line.values())
+                writer.writerow(dict(zip(line, told, strict=True)))
+    except OSError as error:
+        raise UserError(f"Cannot write '{path}': {error.strerror or error}.") from error
+
+
+def _table(lines: list[dict[str, Any]]) -> str:
+    """One line an example, aligned for a terminal."""
+    planted = any("before" in line for line in lines)
+    rows = [["", "example", "given", "other", "q* given", "q* other", *(["planted"] if planted else [])]]
+    for line in lines:
+        row = [str(line["rank"]), line["example"], line["given"], line["other"]]
+        row += [f"{line['q_given']:.4f}", f"{line['q_other']:.4f}"]
+        if planted:
+            row.append(f"was {line['before']}" if line["before"] != line["given"] else "")
+        rows.append(row)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    return "\n".join("  ".join(row).rstrip() for row in padded)
