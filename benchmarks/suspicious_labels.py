@@ -2,6 +2,7 @@ r"""How well wrong labels are found: 5% are planted, and q*'s rankings stand bes
 
     python benchmarks/suspicious_labels.py digits --first-seed 100 --output results/suspicious-labels/digits-tuning
     python benchmarks/suspicious_labels.py digits --output results/suspicious-labels/digits
+    python benchmarks/suspicious_labels.py digits --epochs 5 --output results/suspicious-labels/digits-5-epochs
     python benchmarks/suspicious_labels.py cifar10 --train-size 5000 --seeds 2 --output \
         results/suspicious-labels/cifar10-5k
 
@@ -60,8 +61,8 @@ def main() -> None:
     path = Path(f"{asked.output}.csv")
     rows = _read(path)
     for seed in range(asked.first_seed, asked.first_seed + asked.seeds):
-        for method in METHODS:
-            for beliefs in ("in sample", "folds"):
+        for beliefs in ("in sample", "folds"):  # the dearer last
+            for method in METHODS:
                 key = {"task": asked.task, "method": method, "seed": str(seed), "beliefs": beliefs}
                 if not any(key.items() <= row.items() for row in rows):
                     rows += [{**key, **row} for row in _measured(asked, method, seed, beliefs)]

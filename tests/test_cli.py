@@ -67,6 +67,7 @@ def test_help_answers_within_a_second(arguments: list[str]):
 def test_help_imports_nothing_heavy():
     code = (
         "import sys; from labo.cli import main; main(['--help']); main(['train', '--help']); main(['tasks']);"
+        "main(['labels', '--help']);"
         "print([m for m in ('torch', 'transformers', 'sklearn', 'matplotlib', 'pandas', 'rich') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

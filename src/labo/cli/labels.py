@@ -63,7 +63,7 @@ def _keep(found: Listing, top: int, output: Path | None, *, samples: bool) -> No
     print(_table(summary["top"]))
     print(f"\n{suspects.lead(summary)}")
     if not found.folds:
-        print("The network has trained on these labels; --folds 5 asks networks that have not.")
+        print("What it has learnt by heart a network does not suspect: --folds 5, or a run of few epochs, shows more.")
     print(f"\nPage: {page}" + ("" if output is None else f"\nAll of them: {output}"))
 
 

@@ -76,7 +76,7 @@ def _making(found: Found) -> str:
     else:
         told = (
             "The run's own network judged the examples that it had trained on: what it has learnt by heart, it does "
-            "not suspect. With --folds, networks judge that have not."
+            "not suspect. A run of few epochs, or --folds, shows more."
         )
     return (
         f"q* = softmax(logits / beta) with beta {found['beta']:g} is the label that the network's belief and a uniform "
