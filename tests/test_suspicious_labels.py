@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -97,65 +97,6 @@ def test_the_beta_of_a_run():
 def test_precision_at_the_planted_number():
     planted = torch.tensor([True, False, False, True, False])
     assert suspicion.precision(torch.tensor([3, 1, 0, 2, 4]), planted) == 0.5
-
-
-def test_digits_say_which_image_they_are():
-    from sklearn.datasets import load_digits
-
-    task = tasks.create("digits", label_noise="0.2")
-    splits = task.splits(3)
-    train, images = splits.train, cast(Any, load_digits())
-    assert train.origin is not None
-    assert train.before_noise is not None
-    place = int(train.origin.places[7])
-    assert train.origin.names()[7] == f"image {place + 1}"
-    assert train.before_noise.tolist() == images.target[train.origin.places.numpy()].tolist()
-    assert int((train.before_noise != train.target).sum()) == 80
-    sample = task.samples(train.subset(torch.tensor([7])), splits.preprocessing)[0]
-    assert isinstance(sample, np.ndarray)
-    assert sample.tolist() == (255 - (images.images[place] * 255 / 16)).round().tolist()
-    assert splits.test.before_noise is None
-
-
-def test_tables_say_which_row_they_are_and_show_it(tmp_path: Path):
-    frame = pd.DataFrame(
-        {"size": [f"{n}.5" for n in range(20)], "note": ["<b>a</b>", ""] * 10, "kind": ["x", "y"] * 10}
-    )
-    frame.loc[4, "kind"] = None  # left out: rows after it keep their number
-    frame.to_csv(tmp_path / "t.csv", index=False)
-    task = tasks.create("table", data=str(tmp_path / "t.csv"), target="kind")
-    splits = task.splits(0)
-    assert splits.train.origin is not None
-    places = splits.train.origin.places.tolist()
-    assert splits.train.origin.names() == [f"row {place + 1}" for place in places]
-    assert splits.train.target.tolist() == [place % 2 for place in places]
-    for place, sample in zip(places, task.samples(splits.train, splits.preprocessing), strict=True):
-        assert sample == {"size": f"{place}.5", "note": "<b>a</b>" if place % 2 == 0 else ""}
-
-
-def test_pictures_say_which_file_they_are(tmp_path: Path):
-    root = class_folders(tmp_path / "data", {"cat": 12, "dog": 12})
-    (root / "cat" / "3.png").write_bytes(b"no picture")
-    task = tasks.create("image", data=str(root), skip_unreadable=True, label_noise="0.25")
-    splits = task.splits(0)
-    train = splits.train
-    assert train.origin is not None
-    assert train.before_noise is not None
-    assert len(set(train.origin.names())) == len(train)
-    for name, label, shown in zip(
-        train.origin.names(), train.before_noise.tolist(), task.samples(train, splits.preprocessing), strict=True
-    ):
-        assert Path(name).parent == root / ("cat", "dog")[label]
-        assert np.array_equal(np.asarray(Image.open(name)), np.asarray(shown))
-
-
-def test_pictures_of_arrays_have_numbers(tmp_path: Path):
-    images = np.arange(40, dtype=np.uint8)[:, None, None].repeat(8, 1).repeat(8, 2)
-    np.savez(tmp_path / "p.npz", images=images, labels=np.arange(40) % 2)
-    splits = tasks.create("image", data=str(tmp_path / "p.npz")).splits(0)
-    assert splits.train.origin is not None
-    assert splits.train.origin.places.tolist() == splits.train.features[:, 0, 0, 0].tolist()
-    assert splits.train.origin.names()[0] == f"train, picture {int(splits.train.origin.places[0]) + 1}"
 
 
 def test_files_are_shown_without_the_folder_of_all():
