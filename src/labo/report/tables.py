@@ -20,7 +20,7 @@ DIFFERENCES = (
     "after Holm's correction over the methods; so many pairs cannot reach a smaller p than the one told with them."
 )
 # What a terminal of 80 columns has no room for.
-LEFT_TO_THE_PAGE = ("brier",)
+LEFT_TO_THE_PAGE = ("brier", "top5")
 MARKS = {BETTER: "▲", WORSE: "▼", BASELINE: "·"}
 
 
