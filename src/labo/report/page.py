@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from importlib import resources
 
-from labo.report import protocol
+from labo.report import protocol, shifts
 from labo.report.gallery import Group
 from labo.report.measures import p_text
 from labo.report.reading import Recorded
@@ -67,6 +67,7 @@ def _task(recorded: Recorded, task: TaskSummary, groups: Sequence[Group]) -> lis
     if differences:
         parts += [f"<h3>Paired differences to {escape(task.baseline)}</h3>", differences]
         parts.append(f'<p class="caption">{escape(DIFFERENCES)}</p>')
+    parts += _shifted(recorded, task)
     for group in groups:
         parts += _group(group)
     settings = _settings(recorded, task.task)
@@ -107,6 +108,15 @@ def _differences(task: TaskSummary) -> str:
             rows.append([escape(summary.method), count, *cells])
     headings = ["Method", "Pairs", *(measure.label for measure in task.measures)]
     return _table(headings, rows, "Paired differences") if rows else ""
+
+
+def _shifted(recorded: Recorded, task: TaskSummary) -> list[str]:
+    found = shifts.table(recorded, task)
+    if found is None:
+        return []
+    rows = [[*map(escape, row)] for row in found[1]]
+    parts = ["<h3>Accuracy on shifted pictures</h3>", _table(found[0], rows, "Accuracy on shifted pictures")]
+    return [*parts, f'<p class="caption">{escape(shifts.sentence(recorded, task.task))}</p>']
 
 
 def _group(group: Group) -> list[str]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from labo.report import protocol
+from labo.report import protocol, shifts
 from labo.report.gallery import Group
 from labo.report.measures import Measure, p_text
 from labo.report.reading import Recorded
@@ -51,6 +51,7 @@ def markdown(recorded: Recorded, summary: Summary, pictures: dict[str, list[Grou
     parts += ["\n".join(f"- {_escape(overall.sentence)}" for overall in summary.overall)] if summary.overall else []
     for task in summary.tasks:
         parts += [f"## {_escape(task.task)}", sentences(task), leaderboard(task), differences(task)]
+        parts += _shifted(recorded, task)
         for group in pictures.get(task.task, []):
             parts += [f"### {group.title}", *_figures(group), _escape(group.missing)]
         settings = _settings(recorded, task.task)
@@ -152,6 +153,14 @@ def console(summary: Summary) -> RenderGroup:
             parts.append(Text(f"{mark} {found.sentence}", style=style))
     parts += [Text(overall.sentence, style=colours.get(overall.verdict, "")) for overall in summary.overall]
     return RenderGroup(*parts)
+
+
+def _shifted(recorded: Recorded, task: TaskSummary) -> list[str]:
+    found = shifts.table(recorded, task)
+    if found is None:
+        return []
+    rows = [[*map(_escape, row)] for row in found[1]]
+    return ["### Accuracy on shifted pictures", _table(found[0], rows), shifts.sentence(recorded, task.task)]
 
 
 def _figures(group: Group) -> list[str]:
