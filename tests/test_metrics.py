@@ -54,10 +54,9 @@ def test_class_scores_agree_with_scikit_learn(batch):
     logits, target = batch
     found = class_scores(logits, target, temperature=2.0)
     predicted, p = logits.argmax(-1), (logits.double() / 2).softmax(-1)
-    precision, recall, _, support = precision_recall_fscore_support(target, predicted, zero_division=np.nan)
-    assert [entry["precision"] for entry in found] == pytest.approx(list(precision))
-    assert [entry["recall"] for entry in found] == pytest.approx(list(recall))
-    assert [entry["examples"] for entry in found] == list(support)
+    expected: list = list(precision_recall_fscore_support(target, predicted))
+    for key, values in zip(("precision", "recall", "examples"), (*expected[:2], expected[3]), strict=True):
+        assert [entry[key] for entry in found] == pytest.approx(values.tolist())
     assert sum(entry["predicted"] for entry in found) == len(target)
     for k, entry in enumerate(found):
         of_class = target == k

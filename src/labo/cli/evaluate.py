@@ -58,8 +58,11 @@ def evaluate(
     print(scores.table(rows))
     print(f"\ntemperature {found['temperature']:.3f}, fitted on validation")
     if worse is not None:
-        severities = ", ".join(map(str, worse["severities"]))
-        print(f"shifts at severity {severities} of 5; the last row is the mean over kinds and severities")
+        severities = worse["severities"]
+        told = (
+            f"severity {severities[0]}" if len(severities) == 1 else f"the mean over severities 1 to {len(severities)}"
+        )
+        print(f"shifts: {told}; the last row is the mean over the kinds")
     if per_class:
         print(f"\n{_class_table(classes)}")
 

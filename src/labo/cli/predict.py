@@ -144,7 +144,7 @@ def _draw(found: Predictions, named: bool, temperature: str) -> None:
         print(f"{name}: {names[0]}")
         print("\n".join(bars.chart(names, columns, width, blocks=blocks)))
         print()
-    print(f"p is the probability, {temperature}. {found.told}")
+    print(f"p is the probability, {temperature}.\n{found.told}")
 
 
 def _list(found: Predictions, named: bool) -> None:

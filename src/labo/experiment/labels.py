@@ -30,16 +30,16 @@ def soft_labels(run: Run, logits: Tensor) -> tuple[Tensor | None, str]:
     needs = [need for need in regularizer.needs if need != "class_counts"]
     if "class_counts" in regularizer.missing:
         if "class_counts" not in run.about:
-            return None, f"No q*: the run does not tell the class counts, which the labels of {method} are made of."
+            return None, f"No q*: method '{method}' makes it of the class counts, which this run does not tell."
         regularizer.provide(class_counts=torch.tensor(run.about["class_counts"]))
     # A prior is an option, or made of the counts; all else that a member would save was learnt in training.
     if needs or set(regularizer.state_dict()) - {"prior"}:
-        what = f"needs {', '.join(needs)}" if needs else "remembers its training"
-        return None, f"No q*: {method} {what}, which inputs to predict do not have."
+        what = ", ".join(needs) or "what it learnt in training"
+        return None, f"No q*: method '{method}' needs {what} for it, which is there in training alone."
     predicted = logits.argmax(-1)
     labels = _labels(regularizer, logits, predicted)
     if labels is None:
-        return None, f"No q*: {method} trains towards no label beside the target."
+        return None, f"No q*: method '{method}' has no soft label."
     told = f"q* is the label that {method} would train towards, from the network's own logits"
     second = logits.topk(min(2, logits.shape[-1])).indices[:, -1]
     if not torch.equal(labels, _labels(regularizer, logits, second)):  # pyright: ignore[reportArgumentType]

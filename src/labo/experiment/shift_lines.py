@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 SHIFTS = "shift.jsonl"
+SEVERITIES = (1, 2, 3, 4, 5)
 Run = tuple[str, str, int]
 Pairs = dict[tuple[str, int], dict[str, float]]
 

@@ -15,11 +15,10 @@ from labo.errors import UserError, unknown
 from labo.experiment import lock, runs
 from labo.experiment.compare import Watcher
 from labo.experiment.runner import Job
-from labo.experiment.shift_lines import SHIFTS, measured
+from labo.experiment.shift_lines import SEVERITIES, SHIFTS, measured
 from labo.storage import append_line, drop_cut_line, read_lines
 from labo.tasks.base import no_shifts
 
-SEVERITIES = (1, 2, 3, 4, 5)
 # kind -> severity, as JSON has it -> scores
 Scores = dict[str, dict[str, dict[str, float]]]
 

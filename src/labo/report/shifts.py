@@ -7,7 +7,7 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
-from labo.experiment.shift_lines import SHIFTS, Pairs, Run, measured
+from labo.experiment.shift_lines import SEVERITIES, SHIFTS, Pairs, Run, measured
 from labo.report.measures import MEASURES, number
 from labo.report.reading import Recorded
 from labo.report.verdict import TaskSummary, estimate
@@ -19,16 +19,18 @@ _ACCURACY, _SHIFTED = MEASURES["accuracy"], MEASURES["accuracy_shifted"]
 def with_shifts(recorded: Recorded, asked: Sequence[tuple[str, int]] | None = None) -> Recorded:
     """The records with "accuracy_shifted" among their metrics where a folder's shift.jsonl has it.
 
-    It is the mean over the (kind, severity) pairs asked for; without, over those that every measured trial of the task
-    has, so that all methods are measured by the same.
+    It is the mean over the (kind, severity) pairs asked for; without, over the kinds that every measured trial of the
+    task has, at the severities that all of these have: methods are measured by the same, and kinds count alike.
     """
     known = {key: _accuracies(pairs) for key, pairs in measured(read_lines(recorded.directory / SHIFTS)).items()}
     trials = [(_key(record), record) for record in recorded.records]
     shifted = {}
     for task in dict.fromkeys(key[0] for key, _ in trials):
-        sets = [set(known[key]) for key, _ in trials if key[0] == task and key in known]
-        common = set.intersection(*sets) if sets else set()
-        chosen = [pair for pair in asked if any(pair in found for found in sets)] if asked else sorted(common)
+        found = [known[key] for key, _ in trials if key[0] == task and key in known]
+        if asked is None:
+            chosen = _grid([pair for pair in (found or [{}])[0] if all(pair in pairs for pairs in found)])
+        else:
+            chosen = [pair for pair in asked if any(pair in pairs for pairs in found)]
         if chosen:
             shifted[task] = tuple(chosen)
     records = [_with_mean(record, known.get(key, {}), shifted.get(key[0], ())) for key, record in trials]
@@ -64,11 +66,26 @@ def sentence(recorded: Recorded, task: str) -> str:
     if not pairs:
         return ""
     kinds = ", ".join(dict.fromkeys(kind for kind, _ in pairs))
-    severities = ", ".join(dict.fromkeys(str(severity) for _, severity in pairs))
+    severities = sorted({severity for _, severity in pairs})
+    told = f"severity {severities[0]}" if len(severities) == 1 else f"severities {', '.join(map(str, severities))}"
     return (
-        f"“Shifted” is the mean accuracy on the test pictures made worse: {kinds}, at severity {severities} of 5, of "
-        "Hendrycks and Dietterich (ICLR 2019), with noise drawn by the trial's seed. The networks were trained without."
+        f"“Shifted” is the mean accuracy on the test pictures made worse: {kinds}, at {told} of 5, after Hendrycks and "
+        "Dietterich (ICLR 2019), the noise drawn by the trial's seed. No network was trained on such pictures unless "
+        "its augmentation makes them."
     )
+
+
+def _grid(pairs: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+    """The pairs of those kinds and severities of which all combinations are there, as many kinds as can be."""
+    by_kind: dict[str, list[int]] = {}
+    for kind, severity in pairs:
+        by_kind.setdefault(kind, []).append(severity)
+    while by_kind:
+        shared = [severity for severity in SEVERITIES if all(severity in found for found in by_kind.values())]
+        if shared:
+            return [(kind, severity) for kind in by_kind for severity in shared]
+        del by_kind[min(by_kind, key=lambda kind: len(by_kind[kind]))]
+    return []
 
 
 def _key(record: dict[str, Any]) -> Run:

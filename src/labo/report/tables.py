@@ -21,6 +21,9 @@ DIFFERENCES = (
 )
 # What a terminal of 80 columns has no room for.
 LEFT_TO_THE_PAGE = ("brier", "top5")
+# What gives way where accuracy on shifted inputs was measured.
+GIVES_WAY = ("ece",)
+NARROW = {"accuracy_shifted": "Acc., shifted"}
 MARKS = {BETTER: "▲", WORSE: "▼", BASELINE: "·"}
 
 
@@ -126,9 +129,9 @@ def console(summary: Summary) -> RenderGroup:
         table = Table(title=Text(task.task), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
         table.padding, table.show_edge = 0, False
         table.add_column("Method", no_wrap=True)
-        measures = [measure for measure in task.measures if measure.key not in LEFT_TO_THE_PAGE]
+        measures = _in_a_terminal(task)
         table.add_column("Seeds", justify="right")
-        for heading in (*(measure.label for measure in measures), "Minus baseline"):
+        for heading in (*(NARROW.get(measure.key, measure.label) for measure in measures), "Minus baseline"):
             table.add_column(heading, justify="right", min_width=max(7, *map(len, heading.split())))
         for found in task.ranked():
             row = [
@@ -153,6 +156,12 @@ def console(summary: Summary) -> RenderGroup:
             parts.append(Text(f"{mark} {found.sentence}", style=style))
     parts += [Text(overall.sentence, style=colours.get(overall.verdict, "")) for overall in summary.overall]
     return RenderGroup(*parts)
+
+
+def _in_a_terminal(task: TaskSummary) -> list[Measure]:
+    shifted = any(measure.key == "accuracy_shifted" for measure in task.measures)
+    left_out = LEFT_TO_THE_PAGE + (GIVES_WAY if shifted else ())
+    return [measure for measure in task.measures if measure.key not in left_out]
 
 
 def _shifted(recorded: Recorded, task: TaskSummary) -> list[str]:
