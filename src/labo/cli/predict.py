@@ -46,7 +46,7 @@ def predict(
     inputs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="INPUT...",
+            metavar="INPUT",
             help="Tables (.csv, .parquet, .npz) with the columns trained on; or pictures, folders of them, or .npz "
             "files with an array images.",
             show_default=False,
