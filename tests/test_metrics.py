@@ -8,10 +8,16 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize_scalar
-from sklearn.metrics import brier_score_loss, log_loss
+from sklearn.metrics import (
+    accuracy_score,
+    brier_score_loss,
+    log_loss,
+    precision_recall_fscore_support,
+    top_k_accuracy_score,
+)
 
 from labo.metrics.calibration import expected_calibration_error, reliability
-from labo.metrics.scores import classification_scores, scores
+from labo.metrics.scores import class_scores, classification_scores, scores, scores_at
 from labo.metrics.temperature import COLDEST, fit_temperature
 
 
@@ -30,6 +36,43 @@ def test_scores_agree_with_scikit_learn(batch):
     brier = brier_score_loss(target.numpy(), p, scale_by_half=False)  # pyright: ignore[reportArgumentType]
     assert found["brier"] == pytest.approx(brier)
     assert found["accuracy"] == pytest.approx((p.argmax(-1) == target.numpy()).mean())
+
+
+def test_top5_agrees_with_scikit_learn_and_is_for_more_than_five_classes():
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(300, 9, generator=generator)
+    target = torch.distributions.Categorical(logits=logits / 2).sample()
+    found = scores_at(2.5, logits, target)
+    expected = top_k_accuracy_score(target.numpy(), logits.numpy(), k=5, labels=range(9))
+    assert found["top5"] == pytest.approx(expected)
+    assert found["accuracy"] < found["top5"] < 1
+    assert "top5" in classification_scores(logits[:, :6], target.clamp(max=5))
+    assert "top5" not in classification_scores(logits[:, :5], target.clamp(max=4))
+
+
+def test_class_scores_agree_with_scikit_learn(batch):
+    logits, target = batch
+    found = class_scores(logits, target, temperature=2.0)
+    predicted, p = logits.argmax(-1), (logits.double() / 2).softmax(-1)
+    expected: list = list(precision_recall_fscore_support(target, predicted))
+    for key, values in zip(("precision", "recall", "examples"), (*expected[:2], expected[3]), strict=True):
+        assert [entry[key] for entry in found] == pytest.approx(values.tolist())
+    assert sum(entry["predicted"] for entry in found) == len(target)
+    for k, entry in enumerate(found):
+        of_class = target == k
+        assert entry["confidence"] == pytest.approx(p[of_class, k].mean().item())
+        assert entry["nll"] == pytest.approx(log_loss(target[of_class], p[of_class].numpy(), labels=range(4)))
+        assert entry["recall"] == pytest.approx(accuracy_score(target[of_class], predicted[of_class]))
+
+
+def test_classes_without_examples_or_predictions_have_no_score():
+    logits = torch.tensor([[3.0, 0.0, 1.0], [3.0, 0.0, 1.0]])
+    right, unseen, never = class_scores(logits, torch.tensor([0, 2]))
+    assert (right["recall"], right["precision"]) == (1.0, 0.5)
+    assert unseen == {
+        "examples": 0, "predicted": 0, "recall": None, "precision": None, "confidence": None, "nll": None
+    }  # fmt: skip
+    assert (never["recall"], never["precision"]) == (0.0, None)
 
 
 def test_ece_against_a_loop_over_bins(batch):

@@ -222,6 +222,89 @@ def test_console_table_fits_eighty_columns() -> None:
     assert "±0.0000" in out.getvalue()
 
 
+def shift_line(method: str, seed: int, **kinds: dict[int, float]) -> dict:
+    scores = {kind: {str(at): {"accuracy": value} for at, value in found.items()} for kind, found in kinds.items()}
+    return {"task": "digits", "method": method, "seed": seed, "scores": scores}
+
+
+def write_shifts(folder: Path, lines: Sequence[dict]) -> None:
+    records = trials(none=[0.9, 0.8], labo=[0.8, 0.9])
+    (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in records))
+    (folder / "shift.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_accuracy_on_shifted_inputs_is_a_measure_like_any_other(tmp_path: Path) -> None:
+    write_shifts(
+        tmp_path,
+        [
+            shift_line("none", 0, noise={1: 0.5, 2: 0.3}),
+            shift_line("none", 1, noise={1: 0.6, 2: 0.4}),
+            shift_line("labo", 0, noise={1: 0.7, 2: 0.5}),
+            {"task": "digits", "method": "labo", "scores": "damaged"},
+            shift_line("labo", 1, noise={1: 0.6, 2: 0.4}),
+            shift_line("gone", 1, blur={1: 0.6}),  # of a trial that is not among the records
+        ],
+    )
+    summary = report.summarize(tmp_path, "none")
+    assert summary.tasks[0].main.key == "accuracy"
+    assert of(summary, "labo").estimates["accuracy_shifted"].values == pytest.approx({0: 0.6, 1: 0.5})
+    difference = of(summary, "labo").differences["accuracy_shifted"]
+    assert difference.values == pytest.approx((0.2, 0.0))
+    report.build(tmp_path, baseline="none")
+    markdown = (tmp_path / "report.md").read_text()
+    assert "Accuracy, shifted" in markdown
+    assert "| labo | 2 | 85.00% ± 63.53 | 55.00% ± 63.53 | 55.00% ± 63.53 |" in markdown
+    assert "noise, at severities 1, 2 of 5" in markdown
+
+
+def test_methods_are_measured_by_the_same_shifts_and_kinds_count_alike(tmp_path: Path) -> None:
+    lines = [
+        shift_line("none", 0, noise={1: 0.5, 2: 0.3}, blur={2: 0.1}),
+        shift_line("labo", 0, noise={2: 0.5, 3: 0.2}),
+        shift_line("labo", 0, blur={2: 0.3, 1: 0.9}),
+    ]
+    write_shifts(tmp_path, lines)
+    summary = report.summarize(tmp_path, "none")  # both have noise 2 and blur 2
+    assert of(summary, "none").estimates["accuracy_shifted"].values == pytest.approx({0: 0.2})
+    assert of(summary, "labo").estimates["accuracy_shifted"].values == pytest.approx({0: 0.4})
+    summary = report.summarize(tmp_path, "none", shifts=[("noise", 1)])
+    assert of(summary, "none").estimates["accuracy_shifted"].values == pytest.approx({0: 0.5})
+    assert of(summary, "labo").estimates["accuracy_shifted"].values == {}
+    write_shifts(tmp_path, [shift_line("none", 0, noise={1: 0.5, 2: 0.3}, blur={3: 0.1})])
+    summary = report.summarize(tmp_path, "none")  # no severity that both kinds have: the better measured kind
+    assert of(summary, "none").estimates["accuracy_shifted"].values == pytest.approx({0: 0.4})
+    write_shifts(tmp_path, [shift_line("none", 0, noise={1: 0.5}), shift_line("labo", 0, blur={1: 0.5})])
+    assert "accuracy_shifted" not in of(report.summarize(tmp_path, "none"), "none").estimates
+
+
+def test_records_from_before_top5_and_with_it_go_together() -> None:
+    records = [record("none", 0, 0.5), record("none", 1, 0.5, top5=0.9), record("labo", 1, 0.5, top5=0.95)]
+    summary = summarize_records(records, "none")
+    assert [measure.key for measure in summary.tasks[0].measures] == ["accuracy", "top5"]
+    assert of(summary, "none").estimates["top5"].values == {1: 0.9}
+    assert of(summary, "labo").differences["top5"].seeds == (1,)
+    assert "| **50.00%** | 90.00% |" in tables.leaderboard(summary.tasks[0]).replace(" ± 0.00", "")
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_the_terminals_table_fits_into_80_columns(shifted: bool) -> None:
+    from rich.console import Console
+
+    keys = ["top5", "nll", "nll_scaled", "brier", "ece", "ece_scaled", *(["accuracy_shifted"] if shifted else [])]
+    records = [
+        record(method, seed, 0.5 + seed / 10, "digits", **{key: 0.5 + seed / 7 for key in keys})
+        for method in ("label_smoothing", "confidence_penalty")
+        for seed in range(3)
+    ]
+    out = io.StringIO()
+    Console(file=out, width=80).print(tables.console(summarize_records(records)))
+    rows = [line for line in out.getvalue().splitlines() if "confidence_penalty" in line or "p=1" in line]
+    assert rows[0].split()[-1] == "+0.00"
+    assert "p=1.000" in rows[1]
+    assert "Top-5" not in out.getvalue()
+    assert ("shifted" in out.getvalue()) == shifted
+
+
 def test_importing_the_report_brings_in_no_plotting() -> None:
     heavy = "('matplotlib', 'rich', 'torch', 'scipy')"
     code = f"import sys, labo.report; print([name for name in {heavy} if name in sys.modules])"

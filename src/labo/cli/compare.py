@@ -43,6 +43,8 @@ def compare(
     checkpoint: options.Checkpoint = "last",
     curves: options.Curves = False,
     save_every: options.SaveEvery = 60.0,
+    shift: options.Shift = None,
+    severity: options.Severity = None,
     no_samples: options.NoSamples = False,
 ) -> int:
     """Which method is better on a task, and is it more than luck?
@@ -63,6 +65,7 @@ def compare(
         label_noise=label_noise,
         skip_unreadable=skip_unreadable,
     )
+    options.shifts([name], shift, severity)  # what cannot be measured is told before anything runs
     chosen = options.names(methods)
     asked = experiment.Comparison(
         methods=chosen,
@@ -82,7 +85,7 @@ def compare(
     )
     with Progress() as progress:
         lost = experiment.run(asked, progress)
-    tell(asked.output, baseline=None, no_samples=no_samples)
+    tell(asked.output, baseline=None, no_samples=no_samples, shift=shift, severity=severity)
     return 1 if lost or not _any_finished(asked.output) else 0
 
 

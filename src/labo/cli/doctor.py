@@ -21,7 +21,7 @@ def doctor() -> None:
         told = "complete" if not missing else f"lacks {', '.join(missing)}: pip install -e '.[{extra}]'"
         print(f"{'extra ' + extra:16} {told}")
     data = os.environ.get("LABO_DATA")
-    print(f"{'LABO_DATA':16} {data or 'not set; digits and tables do not need it'}")
+    print(f"{'LABO_DATA':16} {data or 'not set; cifar10, cifar100, tiny-imagenet and imagenet then need --data'}")
 
 
 def _accelerator(torch: object) -> str:

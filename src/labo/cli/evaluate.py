@@ -3,35 +3,110 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from labo.cli import options, scores
 
+if TYPE_CHECKING:
+    from labo.experiment.runs import Run
+
 
 def evaluate(
     run: options.Run,
     split: Annotated[str, typer.Option(help="Which split of the task: test, validation or train.")] = "test",
-    data: Annotated[Path | None, typer.Option(help="Labelled examples of your own, in place of a split.")] = None,
-    target: Annotated[
-        str | None, typer.Option(help="The column of their classes; by default what it was called in training.")
+    data: Annotated[
+        Path | None, typer.Option(help="Labelled examples of your own, in place of a split: a file or a folder.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    target: Annotated[
+        str | None,
+        typer.Option(help="The column, or array, of their classes; by default what it was called in training."),
+    ] = None,
+    per_class: Annotated[bool, typer.Option("--per-class", help="Also the scores of each class, the worst first.")] = (
+        False
+    ),
+    shift: options.Shift = None,
+    severity: options.Severity = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, the scores of each class included.")] = False,
 ) -> None:
     """The scores of a finished run.
 
-    Accuracy, NLL, Brier score and expected calibration error, before and after temperature scaling. The temperature is
-    fitted on the validation split.
+    Accuracy, top-5 accuracy where there are more than five classes, NLL, Brier score and expected calibration error,
+    before and after temperature scaling. The temperature is fitted on the validation split, as it is.
     """
     from labo.experiment import runs
+    from labo.metrics.scores import class_scores, scores_at
 
     loaded = runs.load(run)
-    found = loaded.evaluate(split) if data is None else loaded.evaluate_file(data, target)
+    asked = options.shifts([loaded.about["task"]], shift, severity)
+    examples = loaded.examples(split) if data is None else loaded.examples_in(data, target)
+    logits = loaded.logits(examples.features)
+    found = scores_at(loaded.temperature, logits, examples.target)
+    of_classes = class_scores(logits, examples.target, temperature=loaded.temperature)
+    classes = [{"class": name, **entry} for name, entry in zip(loaded.classes, of_classes, strict=True)]
+    worse = None if asked is None else _shifted(loaded, examples, asked)
     what = split if data is None else data.name
     if as_json:
-        print(json.dumps({"run": str(run), "data": what, "metrics": found}, indent=1))
+        told = {"run": str(run), "data": what, "metrics": found, "classes": classes}
+        print(json.dumps(told if worse is None else {**told, "shifted": worse}, indent=1))
         return
-    print(scores.table({f"{loaded.about['method']}, {what}": found}))
+    name = f"{loaded.about['method']}, {what}"
+    rows = {name: found} if worse is None else {f"{name}, clean": found, **_indented(worse["means"])}
+    print(scores.table(rows))
     print(f"\ntemperature {found['temperature']:.3f}, fitted on validation")
+    if worse is not None:
+        severities = worse["severities"]
+        told = (
+            f"severity {severities[0]}" if len(severities) == 1 else f"the mean over severities 1 to {len(severities)}"
+        )
+        print(f"shifts: {told}; the last row is the mean over the kinds")
+    if per_class:
+        print(f"\n{_class_table(classes)}")
+
+
+def _shifted(loaded: Run, examples: Any, asked: Any) -> dict[str, Any]:
+    """The scores on shifted inputs, their means, and what was asked for; a bar tells how it goes."""
+    from labo.experiment import shifts
+    from labo.experiment.progress import Progress
+    from labo.experiment.runner import Job
+    from labo.experiment.trial import Trial
+
+    job = Job(Trial(loaded.about["task"], loaded.about["method"], loaded.about["seed"], {}), loaded.folder)
+    with Progress() as progress:
+        progress.begin(1, 0)
+        progress.phase("measuring shifted inputs")
+        found = shifts.scores(loaded, examples, asked.pairs, lambda share: progress.share(job, share))
+        progress.finished(job, {})
+    return {"severities": list(asked.severities), "scores": found, "means": shifts.means(found)}
+
+
+def _indented(means: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    return {f"  {kind}": values for kind, values in means.items()}
+
+
+def _class_table(classes: list[dict[str, Any]]) -> str:
+    """The scores of each class, the lowest recall first; classes without examples last."""
+    order = sorted(
+        classes,
+        key=lambda entry: (
+            math.inf if entry["recall"] is None else entry["recall"],
+            0.0 if entry["nll"] is None else -entry["nll"],
+        ),
+    )
+    rows = [["class", "examples", "accuracy", "precision", "confidence", "NLL"]]
+    for entry in order:
+        shares = [_text(entry[key], "{:.2%}") for key in ("recall", "precision", "confidence")]
+        rows.append([entry["class"], str(entry["examples"]), *shares, _text(entry["nll"], "{:.4f}")])
+    note = (
+        "accuracy: the share of the class's examples that are found (recall)\n"
+        "precision: the share of what is predicted to be of the class that is\n"
+        "confidence: the mean probability of the class for its examples, scaled; NLL likewise"
+    )
+    return f"{scores.aligned(rows)}\n\n{note}"
+
+
+def _text(value: float | None, form: str) -> str:
+    return "–" if value is None else form.format(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,6 +53,14 @@ Checkpoint = Annotated[
 Curves = Annotated[bool, typer.Option(help="Measure the validation split every epoch.")]
 SaveEvery = Annotated[float, typer.Option(metavar="SECONDS", help="Write a checkpoint this often.")]
 NoSamples = Annotated[bool, typer.Option("--no-samples", help="A report without pictures or sentences of the data.")]
+Shift = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KINDS",
+        help="Also measure the test pictures made worse: noise,blur,contrast or some of them.",
+    ),
+]
+Severity = Annotated[int | None, typer.Option(help="How much worse, 1 to 5.", show_default="the mean over all five")]
 Run = Annotated[Path, typer.Argument(help="The folder of a finished run.", show_default=False)]
 
 
@@ -97,6 +106,17 @@ def settings(
     for layer in layers:
         found |= layer
     return found
+
+
+def shifts(tasks: Sequence[str], shift: str | None, severity: int | None) -> Any:
+    """What --shift and --severity ask of the tasks that have shifts; None where nothing is asked."""
+    if shift is None:
+        if severity is not None:
+            raise UserError("Expected --shift with --severity, but got none.")
+        return None
+    from labo.experiment.shifts import asked
+
+    return asked(tasks, shift, severity)
 
 
 def known_checkpoint(name: str) -> str:

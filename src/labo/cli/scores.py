@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 
 def table(rows: Mapping[str, Mapping[str, float]]) -> str:
@@ -14,6 +14,11 @@ def table(rows: Mapping[str, Mapping[str, float]]) -> str:
     lines += [
         [name, *(measure.value(metrics.get(measure.key)) for measure in measures)] for name, metrics in rows.items()
     ]
+    return aligned(lines)
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as text: the first column begins, the others end, in line."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return "\n".join(
         "  ".join(

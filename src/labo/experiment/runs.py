@@ -61,42 +61,57 @@ class Run:
         Raises:
             UserError: the data have changed since the training.
         """
-        if self._data_changed():
-            raise UserError(f"The data of the run in '{self.folder}' have changed since it was trained; train it anew.")
+        if self.task.fingerprint() != self.about["data"]:
+            raise UserError(
+                f"The data of the run in '{self.folder}' have changed since it was trained: train it anew, or name a "
+                "--data."
+            )
         return self.task.splits(self.about["seed"])
 
-    def _data_changed(self) -> bool:
-        return self.task.fingerprint() != self.about["data"]
+    @property
+    def device(self) -> str:
+        """Where predictions are made: an accelerator where there is one."""
+        import torch
 
-    def evaluate(self, split: str) -> dict[str, float]:
-        """The scores of one split, raw and at the temperature fitted on validation.
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    def examples(self, split: str) -> Any:
+        """The examples of one split.
 
         Raises:
             UserError: unknown split, or data that have changed since the training.
         """
         if split not in SPLITS:
             raise unknown("split", split, SPLITS)
-        if self._data_changed():
-            raise UserError(f"The data of the run in '{self.folder}' have changed since it was trained: name a --data.")
-        return self._scores(getattr(self.splits, split))
+        return getattr(self.splits, split)
 
-    def evaluate_file(self, path: Path, target: str | None) -> dict[str, float]:
-        """The scores of labelled examples in a file; `target` is the column of their classes."""
-        return self._scores(self.task.read_examples(path, self.about["preprocessing"], self.classes, target))
+    def examples_in(self, path: Path, target: str | None) -> Any:
+        """Labelled examples in a file or folder; `target` is the column, or the array, of their classes."""
+        return self.task.read_examples(path, self.about["preprocessing"], self.classes, target)
 
-    def _scores(self, examples: Any) -> dict[str, float]:
+    def inputs_in(self, path: Path) -> Any:
+        """The features of new inputs in a file or folder."""
+        return self.task.read_inputs(path, self.about["preprocessing"])
+
+    def logits(self, features: Any) -> Any:
+        """What the network says of features (N, …): logits (N, C), float32 on the CPU."""
         from labo.experiment import training
+
+        return training.predict(self.model.to(self.device), features)
+
+    def evaluate(self, split: str) -> dict[str, float]:
+        """The scores of one split, raw and at the temperature fitted on validation.
+
+        Raises:
+            UserError: as `examples`.
+        """
+        return self.scores(self.examples(split))
+
+    def scores(self, examples: Any) -> dict[str, float]:
+        """The scores of examples, raw and at the temperature fitted on validation."""
         from labo.metrics.scores import scores_at
 
-        logits = training.predict(self.model, examples.features)
-        return scores_at(self.temperature, logits, examples.target)
-
-    def predict(self, path: Path, *, scaled: bool) -> Any:
-        """Probabilities (N, C), float64, of the inputs in a file; `scaled` applies the temperature."""
-        from labo.experiment import training
-
-        logits = training.predict(self.model, self.task.read_inputs(path, self.about["preprocessing"]))
-        return (logits.double() / (self.temperature if scaled else 1.0)).softmax(-1)
+        return scores_at(self.temperature, self.logits(examples.features), examples.target)
 
 
 def load(folder: Path) -> Run:

@@ -29,7 +29,8 @@ from labo.storage import append_line, read_lines, write_text
 from labo.tasks.base import Examples, Splits
 
 CURVE = "curve.jsonl"
-PREDICTION_ROWS = 1024
+# What predicts at once: so many examples, and fewer where they would be more bytes than this as the network's floats.
+PREDICTION_ROWS, PREDICTION_BYTES = 1024, 2**26
 # What a checkpoint keeps of the epoch in which it was written, in the Trainer's own history.
 _LOSSES = "losses_of_this_epoch"
 Progress = Callable[[float], None]
@@ -105,13 +106,24 @@ def train(
     return trainer.state.global_step
 
 
-def predict(model: nn.Module, features: Tensor) -> Tensor:
-    """Logits (N, C) of features (N, …), float32 on the CPU, in evaluation mode."""
+def pieces(features: Any) -> Iterator[Tensor]:
+    """Features (N, …) in order, in pieces that can be predicted at once; pictures that are still encoded are decoded.
+
+    Example:
+        >>> [len(piece) for piece in pieces(torch.zeros(2, 3, 2048, 2048, dtype=torch.uint8))]
+        [1, 1]
+    """
+    row = 4 * math.prod(features.shape[1:])
+    yield from features.split(max(1, min(PREDICTION_ROWS, PREDICTION_BYTES // max(1, row))))
+
+
+def predict(model: nn.Module, features: Any) -> Tensor:
+    """Logits (N, C) of features (N, …), float32 on the CPU, in evaluation mode; taken in `pieces`."""
     device = next(model.parameters()).device
     training = model.training
     model.eval()
     with torch.no_grad():
-        parts = [logits_of(model(piece.to(device))).float().cpu() for piece in features.split(PREDICTION_ROWS)]
+        parts = [logits_of(model(piece.to(device))).float().cpu() for piece in pieces(features)]
     model.train(training)
     return torch.cat(parts)
 

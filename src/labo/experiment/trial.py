@@ -127,7 +127,9 @@ def _run(trial: Trial, folder: Path, progress: Any) -> dict[str, Any]:
     splits, held_out = folds.cut(splits, trial.fold, trial.seed) if trial.fold else (splits, None)
     model, loss = build(trial, task, splits)
     taught = _teach(trial, loss.regularizer, splits)
-    about = {"classes": splits.classes, "preprocessing": splits.preprocessing, "versions": machine.versions()}
+    counts = splits.train.target.bincount(minlength=len(splits.classes)).tolist()
+    about = {"classes": splits.classes, "preprocessing": splits.preprocessing, "class_counts": counts}
+    about["versions"] = machine.versions()
     write_object(folder / RUN, {**trial.identity(), **about})
     record = {key: trial.identity()[key] for key in ("task", "method", "seed", "settings")}
     options = training.Options(trial.checkpoint, trial.curves, trial.save_seconds)
@@ -279,14 +281,16 @@ def mean_labels(model: Any, regularizer: Any, examples: Any, classes: int) -> li
     if classes > 100:
         return None
     device = next(model.parameters()).device
-    logits = training.predict(model, examples.features).to(device)
-    rows = as_rows(logits, examples.target.to(device), None, -100)
-    with torch.no_grad():
-        inputs = {"features": examples.features.to(device)}
-        labels = regularizer.eval().labels(replace(rows, given={"inputs": inputs}))
-    if labels is None:
-        return None
-    sums = torch.zeros(classes, classes, dtype=torch.float64).index_add(0, examples.target, labels.double().cpu())
+    sums, seen = torch.zeros(classes, classes, dtype=torch.float64), 0
+    for piece in training.pieces(examples.features):
+        features, target = piece.to(device), examples.target[seen : seen + len(piece)]
+        rows = as_rows(training.predict(model, features).to(device), target.to(device), None, -100)
+        with torch.no_grad():
+            labels = regularizer.eval().labels(replace(rows, given={"inputs": {"features": features}}))
+        if labels is None:
+            return None
+        sums.index_add_(0, target, labels.double().cpu())
+        seen += len(piece)
     counts = torch.bincount(examples.target, minlength=classes)
     rows = (sums / counts.clamp(min=1).unsqueeze(1)).tolist()
     return [

@@ -5,6 +5,7 @@ matplotlib and rich are imported only when a figure or a console table is made.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,19 +16,29 @@ if TYPE_CHECKING:
 __all__ = ["build", "summarize"]
 
 
-def summarize(directory: str | Path, baseline: str | None = None) -> Summary:
+Shifts = Sequence[tuple[str, int]]
+
+
+def summarize(directory: str | Path, baseline: str | None = None, *, shifts: Shifts | None = None) -> Summary:
     """The verdict on the trials recorded under `directory`.
 
-    `baseline` defaults to the one the comparison was made with, else label_smoothing where it was run, else the first
-    method. Raises UserError where nothing is recorded or `baseline` was not run.
+    `shifts` are the (kind, severity) pairs that the accuracy on shifted inputs is the mean over; by default those that
+    its shift.jsonl has of every measured trial. `baseline` defaults to the one the comparison was made with, else
+    label_smoothing where it was run, else the first method. Raises UserError where nothing is recorded or `baseline`
+    was not run.
     """
     from labo.report.reading import read
+    from labo.report.shifts import with_shifts
 
-    return _summarize(read(directory), baseline)
+    return _summarize(with_shifts(read(directory), shifts), baseline)
 
 
-def build(directory: str | Path, *, baseline: str | None = None, samples: bool = True) -> Path:
+def build(
+    directory: str | Path, *, baseline: str | None = None, samples: bool = True, shifts: Shifts | None = None
+) -> Path:
     """Writes report.md, figures/*.svg and report.html into `directory`; returns the path of report.html.
+
+    `baseline` and `shifts` are those of `summarize`.
 
     `samples=False` promises a report without pictures or sentences of the data, and the page says so. Figures whose
     run folders are missing are left out with a word. Raises UserError where nothing is recorded, `baseline` was not
@@ -37,11 +48,12 @@ def build(directory: str | Path, *, baseline: str | None = None, samples: bool =
     from labo.report.gallery import groups, slug
     from labo.report.page import page
     from labo.report.reading import read
+    from labo.report.shifts import with_shifts
     from labo.report.svg import standalone
     from labo.report.tables import markdown
 
     directory = Path(directory)
-    recorded = read(directory)
+    recorded = with_shifts(read(directory), shifts)
     summary = _summarize(recorded, baseline)
     several = len(summary.tasks) > 1
     pictures = {

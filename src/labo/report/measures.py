@@ -39,6 +39,8 @@ MEASURES = {
     measure.key: measure
     for measure in (
         Measure("accuracy", "Accuracy", True, **_PERCENT),
+        Measure("top5", "Top-5", True, **_PERCENT),
+        Measure("accuracy_shifted", "Accuracy, shifted", True, **_PERCENT),
         Measure("bleu", "BLEU", True, digits=2),
         Measure("chrf", "chrF", True, digits=2),
         Measure("nll", "NLL", False),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from labo.report import protocol, suspects
+from labo.report import protocol, shifts, suspects
 from labo.report.gallery import Group
 from labo.report.html import document, pairs, table
 from labo.report.measures import p_text
@@ -51,6 +51,7 @@ def _task(recorded: Recorded, task: TaskSummary, groups: Sequence[Group], sample
     if differences:
         parts += [f"<h3>Paired differences to {escape(task.baseline)}</h3>", differences]
         parts.append(f'<p class="caption">{escape(DIFFERENCES)}</p>')
+    parts += _shifted(recorded, task)
     for group in groups:
         parts += _group(group)
     parts += suspects.section(recorded, task.task, samples=samples)
@@ -92,6 +93,15 @@ def _differences(task: TaskSummary) -> str:
             rows.append([escape(summary.method), count, *cells])
     headings = ["Method", "Pairs", *(measure.label for measure in task.measures)]
     return table(headings, rows, "Paired differences") if rows else ""
+
+
+def _shifted(recorded: Recorded, task: TaskSummary) -> list[str]:
+    found = shifts.table(recorded, task)
+    if found is None:
+        return []
+    rows = [[*map(escape, row)] for row in found[1]]
+    parts = ["<h3>Accuracy on shifted pictures</h3>", table(found[0], rows, "Accuracy on shifted pictures")]
+    return [*parts, f'<p class="caption">{escape(shifts.sentence(recorded, task.task))}</p>']
 
 
 def _group(group: Group) -> list[str]:

@@ -43,7 +43,7 @@ def paragraphs(recorded: Recorded, summary: Summary) -> list[str]:
     found.append(
         "Measures. Accuracy, Brier score and expected calibration error (ECE, 15 bins of equal width) are of the test "
         "split, as is the negative log-likelihood (NLL). “Scaled” means after one temperature per trial, fitted on "
-        "the validation split. Intervals are 95% by Student's t over seeds."
+        f"the validation split. {_top5(summary)}Intervals are 95% by Student's t over seeds."
     )
     found.append(
         f"Verdict. Differences to {summary.baseline} are paired by seed, over the seeds that both finished, and tested "
@@ -122,6 +122,11 @@ def command(recorded: Recorded) -> str:
 def seconds(recorded: Recorded) -> float:
     """The time that the recorded trials took, added up."""
     return sum(value for record in recorded.records if isinstance(value := record.get("seconds"), int | float))
+
+
+def _top5(summary: Summary) -> str:
+    shown = any(measure.key == "top5" for task in summary.tasks for measure in task.measures)
+    return "Top-5 is the share of test examples whose class is among the five likeliest. " if shown else ""
 
 
 def _count(value: Any) -> int:

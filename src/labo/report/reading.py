@@ -12,12 +12,16 @@ from labo.storage import read_lines, read_object
 
 @dataclass(frozen=True)
 class Recorded:
-    """What a folder holds: its records, its tuning lines and how the comparison was asked for ({} when not known)."""
+    """What a folder holds: its records, its tuning lines and how the comparison was asked for ({} when not known).
+
+    `shifted` maps a task to the (kind, severity) pairs that its "accuracy_shifted" is the mean over.
+    """
 
     directory: Path
     records: list[dict[str, Any]]
     tuning: list[dict[str, Any]] = field(default_factory=list)
     comparison: dict[str, Any] = field(default_factory=dict)
+    shifted: dict[str, tuple[tuple[str, int], ...]] = field(default_factory=dict)
 
     def run_folder(self, task: str, method: str, seed: int) -> Path | None:
         """The folder of one trial, or None where there is none (or the names would lead out of the directory)."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from labo.report import protocol
+from labo.report import protocol, shifts
 from labo.report.gallery import Group
 from labo.report.measures import Measure, p_text
 from labo.report.reading import Recorded
@@ -20,7 +20,10 @@ DIFFERENCES = (
     "after Holm's correction over the methods; so many pairs cannot reach a smaller p than the one told with them."
 )
 # What a terminal of 80 columns has no room for.
-LEFT_TO_THE_PAGE = ("brier",)
+LEFT_TO_THE_PAGE = ("brier", "top5")
+# What gives way where accuracy on shifted inputs was measured.
+GIVES_WAY = ("ece",)
+NARROW = {"accuracy_shifted": "Acc., shifted"}
 MARKS = {BETTER: "▲", WORSE: "▼", BASELINE: "·"}
 
 
@@ -51,6 +54,7 @@ def markdown(recorded: Recorded, summary: Summary, pictures: dict[str, list[Grou
     parts += ["\n".join(f"- {_escape(overall.sentence)}" for overall in summary.overall)] if summary.overall else []
     for task in summary.tasks:
         parts += [f"## {_escape(task.task)}", sentences(task), leaderboard(task), differences(task)]
+        parts += _shifted(recorded, task)
         for group in pictures.get(task.task, []):
             parts += [f"### {group.title}", *_figures(group), _escape(group.missing)]
         settings = _settings(recorded, task.task)
@@ -125,9 +129,9 @@ def console(summary: Summary) -> RenderGroup:
         table = Table(title=Text(task.task), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
         table.padding, table.show_edge = 0, False
         table.add_column("Method", no_wrap=True)
-        measures = [measure for measure in task.measures if measure.key not in LEFT_TO_THE_PAGE]
+        measures = _in_a_terminal(task)
         table.add_column("Seeds", justify="right")
-        for heading in (*(measure.label for measure in measures), "Minus baseline"):
+        for heading in (*(NARROW.get(measure.key, measure.label) for measure in measures), "Minus baseline"):
             table.add_column(heading, justify="right", min_width=max(7, *map(len, heading.split())))
         for found in task.ranked():
             row = [
@@ -152,6 +156,20 @@ def console(summary: Summary) -> RenderGroup:
             parts.append(Text(f"{mark} {found.sentence}", style=style))
     parts += [Text(overall.sentence, style=colours.get(overall.verdict, "")) for overall in summary.overall]
     return RenderGroup(*parts)
+
+
+def _in_a_terminal(task: TaskSummary) -> list[Measure]:
+    shifted = any(measure.key == "accuracy_shifted" for measure in task.measures)
+    left_out = LEFT_TO_THE_PAGE + (GIVES_WAY if shifted else ())
+    return [measure for measure in task.measures if measure.key not in left_out]
+
+
+def _shifted(recorded: Recorded, task: TaskSummary) -> list[str]:
+    found = shifts.table(recorded, task)
+    if found is None:
+        return []
+    rows = [[*map(_escape, row)] for row in found[1]]
+    return ["### Accuracy on shifted pictures", _table(found[0], rows), shifts.sentence(recorded, task.task)]
 
 
 def _figures(group: Group) -> list[str]:

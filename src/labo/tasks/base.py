@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor, nn
 
+from labo.errors import UserError
+
 # An example as people look at it: a picture uint8 (H, W) or (H, W, 3), or a row's columns and values as texts.
 Sample = np.ndarray | dict[str, str]
 
@@ -80,11 +82,18 @@ class Splits:
     notes: tuple[str, ...] = ()
 
 
+def no_shifts(name: str) -> UserError:
+    """The error for shifts of a task that has none."""
+    return UserError(f"Task '{name}' has no shifts: only tasks over pictures have.")
+
+
 class Task(ABC):
     """Data, a network and default settings. `options` make the same task again in another process."""
 
     name: ClassVar[str]
     metric: ClassVar[str] = "accuracy"
+    # The ways in which its inputs can be made worse; see `shifted`.
+    shifts: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, **options: Any) -> None:
         self.options = options
@@ -115,6 +124,10 @@ class Task(ABC):
     def read_inputs(self, path: Path, preprocessing: Mapping[str, Any]) -> Tensor:
         """The features of new, unlabelled inputs in a file."""
 
+    def input_files(self, path: Path) -> list[str] | None:
+        """The file of each input that `read_inputs` reads in `path`; None where `path` is one file of many inputs."""
+        return None
+
     @abstractmethod
     def read_examples(
         self, path: Path, preprocessing: Mapping[str, Any], classes: Sequence[str], target: str | None
@@ -124,6 +137,14 @@ class Task(ABC):
     @abstractmethod
     def samples(self, examples: Examples, preprocessing: Mapping[str, Any]) -> list[Sample]:
         """Examples of a split of this task as people look at them."""
+
+    def shifted(self, features: Any, kind: str, severity: int, seed: int, device: Any = None) -> Any:
+        """Features (N, …) made worse, by one of `shifts` at severity 1 to 5, to predict from; the seed draws the noise.
+
+        Raises:
+            UserError: there is no such shift of this task's inputs.
+        """
+        raise no_shifts(self.name)
 
     def fingerprint(self) -> str:
         """Changes when the data do; empty where they cannot."""

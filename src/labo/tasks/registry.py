@@ -67,19 +67,28 @@ def options(name: str) -> tuple[str, ...]:
     return _home(name)[1]
 
 
+def shifts(name: str) -> tuple[str, ...]:
+    """The ways in which a task's inputs can be made worse; imports the task."""
+    return _class(name).shifts
+
+
 def create(name: str, **options: Any) -> Task:
     """The task `name`; options that are None count as not given.
 
     Raises:
         UserError: unknown name, or an option that the task does not take.
     """
-    home, known, _ = _home(name)
+    _, known, _ = _home(name)
     given = {option: value for option, value in options.items() if value is not None}
     for option in given:
         if option not in known:
             raise UserError(f"Task '{name}' takes no `{option}`; it takes {', '.join(known)}.")
-    module, _, attribute = home.partition(":")
-    return getattr(importlib.import_module(module), attribute)(**given)
+    return _class(name)(**given)
+
+
+def _class(name: str) -> type[Task]:
+    module, _, attribute = _home(name)[0].partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def _home(name: str) -> tuple[str, tuple[str, ...], str]:

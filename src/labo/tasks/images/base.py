@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from labo.errors import UserError
 from labo.tasks.base import Examples, Origin, Sample, Splits, Task
-from labo.tasks.images import augment, models, own, sets
+from labo.tasks.images import augment, models, own, sets, shift
 from labo.tasks.images.encoded import Encoded, Numbered, Pictures, channels_first
 from labo.tasks.images.examples import ImageExamples, Normalised, channel_statistics
 from labo.tasks.images.sets import ImageSet, Part
@@ -46,6 +46,7 @@ class ImageTask(Task):
         options: what else makes the task again; None counts as not given.
     """
 
+    shifts = shift.KINDS
     size: ClassVar[int | None] = None
     crop: ClassVar[float] = 1.0
     epochs: ClassVar[int] = 20
@@ -152,6 +153,11 @@ class ImageTask(Task):
         """See `Task.read_inputs`: a picture, all in a folder, or the array `images` of an .npz file; uint8."""
         return self._read(own.unlabelled(path), preprocessing)
 
+    def input_files(self, path: Path) -> list[str] | None:
+        """See `Task.input_files`: a picture is a file, an .npz file holds many."""
+        files = own.files_of(path)
+        return None if files is None else [str(file) for file in files]
+
     def read_examples(
         self, path: Path, preprocessing: Mapping[str, Any], classes: Sequence[str], target: str | None
     ) -> ImageExamples:
@@ -162,6 +168,10 @@ class ImageTask(Task):
     def samples(self, examples: Examples, preprocessing: Mapping[str, Any]) -> list[Sample]:
         """See `Task.samples`: the pictures as the network gets them."""
         return list(examples.features[:].permute(0, 2, 3, 1).numpy())
+
+    def shifted(self, features: Any, kind: str, severity: int, seed: int, device: Any = None) -> shift.Shifted:
+        """See `Task.shifted`: pictures with noise, blur or less contrast, made in pieces on `device`."""
+        return shift.Shifted(features, kind, severity, seed, device)
 
     def _prepared(self) -> tuple[ImageSet, int]:
         """(the data at one size, in memory if they fit, the size); kept for the next seed."""

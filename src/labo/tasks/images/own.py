@@ -50,16 +50,24 @@ def unlabelled(path: Path) -> np.ndarray | Encoded:
     Raises:
         UserError: there is none.
     """
+    files = files_of(path)
+    return arrays.images_alone(path) if files is None else Files(files)
+
+
+def files_of(path: Path) -> list[Path] | None:
+    """The pictures that `unlabelled` reads, a file each; None for an .npz file.
+
+    Raises:
+        UserError: there is none.
+    """
     if path.is_dir():
         found = folders.pictures_in(path)
         if not found:
             raise UserError(f"The folder '{path}' holds no picture ({', '.join(ENDINGS)}).")
-        return Files(found)
+        return found
     if not path.is_file():
         raise UserError(f"No such file or folder: '{path}'.")
-    if path.suffix.lower() == ".npz":
-        return arrays.images_alone(path)
-    return Files([path])
+    return None if path.suffix.lower() == ".npz" else [path]
 
 
 def labelled(path: Path, target: str | None, classes: Sequence[str], class_folders: Sequence[str]) -> Part:

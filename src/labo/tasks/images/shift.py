@@ -7,6 +7,9 @@ Source: Hendrycks and Dietterich, *Benchmarking Neural Network Robustness to Com
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,6 +17,7 @@ from torch.nn import functional as F
 from labo.errors import UserError, unknown
 
 KINDS = ("noise", "blur", "contrast")
+SEVERITIES = (1, 2, 3, 4, 5)
 LARGEST_SMALL = 64
 # Strengths of severities 1 to 5 for small and for large images: standard deviation of the noise in [0, 1], of the blur
 # in pixels, and the contrast that is left.
@@ -25,16 +29,67 @@ _STRENGTHS = {
 _PIECE = 256
 
 
-def shifted(images: Tensor, kind: str, severity: int, seed: int) -> Tensor:
+class Shifted:
+    """Pictures that are made worse when they are asked for; used where a uint8 (N, C, H, W) tensor is predicted from.
+
+    Of them no more than a piece is in memory at a time, whatever `features` are.
+
+    Args:
+        features: a uint8 (N, C, H, W) tensor, or what is decoded piece by piece, as `Pictures` are.
+        kind, severity, seed: as in `shifted`.
+        device: where the work is done; by default where the pieces come.
+
+    Raises:
+        UserError: as `shifted`.
+    """
+
+    dtype = torch.uint8
+
+    def __init__(
+        self, features: Any, kind: str, severity: int, seed: int, device: torch.device | str | None = None
+    ) -> None:
+        check(kind, severity)
+        self.features, self.kind, self.severity, self.seed, self.device = features, kind, severity, seed, device
+
+    @property
+    def shape(self) -> torch.Size:
+        """(N, C, H, W)."""
+        return self.features.shape
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """All of them in order, in pieces of at most `size`."""
+        first = 0
+        for piece in self.features.split(size):
+            yield shifted(piece.to(self.device or piece.device), self.kind, self.severity, self.seed, first=first)
+            first += len(piece)
+
+
+def check(kind: str, severity: int) -> None:
+    """Refuse a kind that there is not, or a severity that is none from 1 to 5.
+
+    Raises:
+        UserError: one is.
+    """
+    if kind not in KINDS:
+        raise unknown("shift", kind, KINDS)
+    if isinstance(severity, bool) or not isinstance(severity, int) or severity not in SEVERITIES:
+        raise UserError(f"Expected argument `severity` to be a whole number from 1 to 5, but got {severity!r}.")
+
+
+def shifted(images: Tensor, kind: str, severity: int, seed: int, *, first: int = 0) -> Tensor:
     """The images with noise, blur or less contrast.
 
-    An image's noise depends on the seed and its place among the images, not on how many come after it.
+    An image's noise depends on the seed and its place alone, so that pieces of a set get what the whole set would.
 
     Args:
         images: (N, C, H, W) uint8.
         kind: "noise", "blur" or "contrast".
         severity: 1 to 5.
         seed: of the noise.
+        first: the place of the first of these images in the whole set.
 
     Returns:
         Images of the same shape, dtype and device.
@@ -46,33 +101,33 @@ def shifted(images: Tensor, kind: str, severity: int, seed: int) -> Tensor:
         >>> shifted(torch.full((2, 3, 8, 8), 100, dtype=torch.uint8), "contrast", 3, seed=0).unique()
         tensor([100], dtype=torch.uint8)
     """
-    if kind not in KINDS:
-        raise unknown("shift", kind, KINDS)
-    if isinstance(severity, bool) or not isinstance(severity, int) or not 1 <= severity <= 5:
-        raise UserError(f"Expected argument `severity` to be a whole number from 1 to 5, but got {severity!r}.")
+    check(kind, severity)
     if images.dim() != 4 or images.dtype != torch.uint8:
         raise UserError(
             f"Expected argument `images` to be uint8 of shape (N, C, H, W), but got {images.dtype} of shape "
             f"{tuple(images.shape)}."
         )
     strength = _STRENGTHS[kind][max(images.shape[2:]) > LARGEST_SMALL][severity - 1]
-    generator = torch.Generator().manual_seed(seed)
-    change = {"noise": _noise, "blur": _blur, "contrast": _contrast}[kind]
     changed = torch.empty_like(images)
     for start in range(0, len(images), _PIECE):
         piece = images[start : start + _PIECE].float() / 255
-        result = change(piece, strength, generator)
+        if kind == "noise":
+            result = _noise(piece, strength, seed, first + start)
+        else:
+            result = (_blur if kind == "blur" else _contrast)(piece, strength)
         changed[start : start + _PIECE] = (result.clamp(0, 1) * 255).round().to(torch.uint8)
     return changed
 
 
-def _noise(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    # A whole piece is drawn even where fewer images are left, so that the draws of an image do not depend on them.
-    noise = torch.randn((_PIECE, *images.shape[1:]), generator=generator)[: len(images)]
+def _noise(images: Tensor, strength: float, seed: int, first: int) -> Tensor:
+    generator, noise = torch.Generator(), torch.empty(images.shape)
+    for place in range(len(images)):
+        generator.manual_seed(seed * 1_000_000_007 + first + place)
+        torch.randn(images.shape[1:], generator=generator, out=noise[place])
     return images + strength * noise.to(images.device)
 
 
-def _blur(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+def _blur(images: Tensor, strength: float) -> Tensor:
     """A Gaussian in both directions, cut off at four standard deviations; the border goes on outside."""
     radius = int(4 * strength + 0.5)
     places = torch.arange(-radius, radius + 1, device=images.device)
@@ -83,7 +138,7 @@ def _blur(images: Tensor, strength: float, generator: torch.Generator) -> Tensor
     return F.conv2d(across, kernel.transpose(2, 3), groups=images.shape[1])
 
 
-def _contrast(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+def _contrast(images: Tensor, strength: float) -> Tensor:
     """Each channel of each image drawn towards its mean."""
     mean = images.mean((2, 3), keepdim=True)
     return mean + strength * (images - mean)
