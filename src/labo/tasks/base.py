@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -70,8 +70,8 @@ class Examples:
 class Splits:
     """The three splits of one seed.
 
-    `preprocessing` is JSON-able and all that is needed to read new inputs and to build the network again; `notes` are
-    sentences that the user should see.
+    `preprocessing` is JSON-able and all that is needed to build the network again and, with `files` (names and
+    contents, to be saved beside a run), to read new inputs; `notes` are sentences that the user should see.
     """
 
     train: Examples
@@ -80,6 +80,7 @@ class Splits:
     classes: tuple[str, ...]
     preprocessing: dict[str, Any]
     notes: tuple[str, ...] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def no_shifts(name: str) -> UserError:

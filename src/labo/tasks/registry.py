@@ -13,6 +13,16 @@ if TYPE_CHECKING:
 # name -> ("module:class", the options it takes, what it is)
 _DRAWN = ("train_size", "label_noise")
 _IMAGES = ("data", "fetch", "image_size", "validation_size", "skip_unreadable", *_DRAWN)
+_TEXT = ("vocabulary_size", "vocabulary_kind", "joint", "max_length", "max_ratio", *_DRAWN)
+_FILES = ("source", "target", "validation_source", "validation_target", "test_source", "test_target", "data", "fetch")
+_LANGUAGES = ("source_language", "target_language")
+_CORPORA = {
+    "iwslt14": ("IWSLT 2014, talks", ("de-en", "en-de")),
+    "iwslt17": ("IWSLT 2017, talks", ("fr-en", "en-fr")),
+    "wmt14": ("WMT 2014, news and parliament", ("en-de", "de-en", "en-fr")),
+    "multi30k": ("Multi30k, 29,000 captions of pictures", ("de-en", "en-de", "fr-en", "en-fr")),
+    "tatoeba": ("Tatoeba, short sentences by volunteers", ("de-en", "en-de", "fr-en")),
+}
 _HOMES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "digits": (
         "labo.tasks.digits:Digits",
@@ -49,7 +59,30 @@ _HOMES: dict[str, tuple[str, tuple[str, ...], str]] = {
         ("target", *_IMAGES),
         "your own pictures: --data FOLDER of class folders, FILE.npz|.parquet, or a Hugging Face data set",
     ),
+    "numbers": (
+        "labo.tasks.translation.tasks:Numbers",
+        (*_LANGUAGES, *_TEXT),
+        "translation of number names, German to English, 400 to train on; made by num2words",
+    ),
+    "translation": (
+        "labo.tasks.translation.own:Translation",
+        (*_FILES, *_LANGUAGES, *_TEXT),
+        "your own pairs of sentences: two files with one a line, or --data FILE.tsv|.parquet or a folder",
+    ),
 }
+
+
+def _corpora() -> dict[str, tuple[str, tuple[str, ...], str]]:
+    found = {}
+    for corpus, (what, directions) in _CORPORA.items():
+        for direction in directions:
+            name, (source, target) = f"{corpus}-{direction}", direction.split("-")
+            home = "labo.tasks.translation.tasks:" + "".join(part.capitalize() for part in name.split("-"))
+            found[name] = (home, ("data", "fetch", *_TEXT), f"translation from {source} to {target}: {what}")
+    return found
+
+
+_HOMES |= _corpora()
 
 
 def available() -> tuple[str, ...]:

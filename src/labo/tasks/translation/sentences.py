@@ -1,0 +1,158 @@
+"""Encoded pairs of sentences: kept flat, padded when a batch is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from labo.tasks.base import Examples, Origin
+from labo.tasks.translation.pairs import Pairs
+from labo.tasks.translation.vocabulary import END, PAD, Side, Vocabulary
+
+# What the loss ignores.
+IGNORED = -100
+# Lines are encoded so many at a time: lists of Python's integers are large.
+_PIECE = 10_000
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """N sequences of different length, end to end.
+
+    `ids` are int32, sequence i is ids[offsets[i] : offsets[i + 1]], and `offsets` are int64 (N + 1,).
+    """
+
+    ids: Tensor
+    offsets: Tensor
+
+    @classmethod
+    def of(cls, sequences: Iterable[Sequence[int]]) -> Ragged:
+        """Of lists of integers."""
+        arrays = [np.asarray(sequence, dtype=np.int32) for sequence in sequences]
+        lengths = torch.tensor([len(array) for array in arrays], dtype=torch.int64)
+        flat = np.concatenate(arrays) if arrays else np.zeros(0, np.int32)
+        return cls(torch.from_numpy(flat), _offsets(lengths))
+
+    @classmethod
+    def chain(cls, pieces: Sequence[Ragged]) -> Ragged:
+        """One after the other."""
+        ids = [piece.ids for piece in pieces] or [torch.zeros(0, dtype=torch.int32)]
+        lengths = [piece.lengths for piece in pieces] or [torch.zeros(0, dtype=torch.int64)]
+        return cls(torch.cat(ids), _offsets(torch.cat(lengths)))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.ids[self.offsets[index] : self.offsets[index + 1]]
+
+    @property
+    def lengths(self) -> Tensor:
+        """How long each is, int64 (N,)."""
+        return self.offsets.diff()
+
+    def take(self, indices: Tensor) -> Ragged:
+        """Those at `indices` (M,), in this order."""
+        lengths = self.lengths[indices]
+        offsets = _offsets(lengths)
+        within = torch.arange(int(offsets[-1])) - offsets[:-1].repeat_interleave(lengths)
+        return Ragged(self.ids[self.offsets[:-1][indices].repeat_interleave(lengths) + within], offsets)
+
+
+@dataclass(frozen=True)
+class Sentences(Examples):
+    """N pairs of sentences as numbers of pieces, each with the end mark, and as the text that they were.
+
+    `features` and `target` are `Ragged`, and so is `before_noise`, the right translations, where noise was planted;
+    `source_text` and `target_text` are lists of N raw lines. The latter are what translations are scored against.
+    """
+
+    features: Any
+    target: Any
+    before_noise: Any = None
+    source_text: list[str] = field(default_factory=list)
+    target_text: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, pairs: Pairs, vocabulary: Vocabulary) -> Sentences:
+        """Encode pairs.
+
+        Example:
+            >>> words = Vocabulary.train(["ein Hund"], ["a dog"], size=100, shrink=True)
+            >>> batch = Sentences.of(Pairs(["ein Hund", "Hund"], ["a dog", "dog"]), words).__getitems__([0, 1])
+            >>> batch["labels"].eq(3).sum(1)
+            tensor([1, 1])
+        """
+        source, target = encoded(pairs.source, vocabulary, "source"), encoded(pairs.target, vocabulary, "target")
+        places = torch.arange(len(pairs)) if pairs.places is None else torch.tensor(pairs.places, dtype=torch.int64)
+        return cls(source, target, Origin(places, _line), source_text=pairs.source, target_text=pairs.target)
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+        """A padded batch of M pairs.
+
+        `input_ids` (M, S) int64 are padded with 0, `attention_mask` (M, S) int64 is 1 where they are not, and `labels`
+        (M, T) int64 are padded with -100; S and T are the longest of the batch, end mark included.
+        """
+        source = [self.features[index].long() for index in indices]
+        target = [self.target[index].long() for index in indices]
+        input_ids = pad_sequence(source, batch_first=True, padding_value=PAD)
+        # Not `input_ids != 0`: the mask is what was padded, whatever the text holds.
+        lengths = torch.tensor([len(row) for row in source])
+        mask = (torch.arange(input_ids.shape[1]) < lengths.unsqueeze(1)).long()
+        labels = pad_sequence(target, batch_first=True, padding_value=IGNORED)
+        return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
+
+    @property
+    def lengths(self) -> Tensor:
+        """The pieces of the longer side, end mark included, int64 (N,): what `TokenBatches` goes by."""
+        return torch.maximum(self.features.lengths, self.target.lengths)
+
+    def target_counts(self, size: int) -> Tensor:
+        """How often each of `size` pieces is a label, end marks included; int64 (size,)."""
+        return torch.bincount(self.target.ids.long(), minlength=size)
+
+    def subset(self, chosen: Tensor) -> Sentences:
+        """See `Examples.subset`."""
+        places = chosen.tolist()
+        source, target = ([text[place] for place in places] for text in (self.source_text, self.target_text))
+        origin = None if self.origin is None else replace(self.origin, places=self.origin.places[chosen])
+        before = None if self.before_noise is None else self.before_noise.take(chosen)
+        return Sentences(self.features.take(chosen), self.target.take(chosen), origin, before, source, target)
+
+    def filtered(self, max_length: int, max_ratio: float | None = None) -> tuple[Sentences, int, int]:
+        """(the pairs to train on, how many are too long, how many too unequal).
+
+        Args:
+            max_length: the most pieces of a side, end mark left out.
+            max_ratio: how many times the pieces of the shorter side the longer may have; any number by default.
+        """
+        source, target = self.features.lengths - 1, self.target.lengths - 1
+        long = torch.maximum(source, target) > max_length
+        unequal = torch.zeros_like(long)
+        if max_ratio is not None:
+            unequal = ~long & (torch.maximum(source, target) > max_ratio * torch.minimum(source, target))
+        kept = ~(long | unequal)
+        found = self if kept.all() else self.subset(kept.nonzero().flatten())
+        return found, int(long.sum()), int(unequal.sum())
+
+
+def encoded(lines: Sequence[str], vocabulary: Vocabulary, side: Side) -> Ragged:
+    """Lines as numbers of pieces, each with the end mark."""
+    pieces = []
+    for start in range(0, len(lines), _PIECE):
+        pieces.append(Ragged.of([*ids, END] for ids in vocabulary.encode(lines[start : start + _PIECE], side)))
+    return Ragged.chain(pieces)
+
+
+def _line(place: int) -> str:
+    return f"line {place + 1}"
+
+
+def _offsets(lengths: Tensor) -> Tensor:
+    return torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
