@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -55,7 +56,7 @@ def test_a_wide_beam_is_an_exhaustive_search(model, source, penalty):
             # The end mark ends a translation; after the third word another one does too, which is cut off.
             for last in (3,) if length < 3 else (3, *words):
                 value = (total + each[length][last]) / (length + 1) ** penalty
-                found[target[:length]] = max(value, found.get(target[:length], value))
+                found[target[:length]] = max(value, found.get(target[:length], -math.inf))
             total += each[length][target[length]] if length < 3 else 0.0
     best = max(found, key=found.__getitem__)
     ours = translate(model, [source], beam=100, length_penalty=penalty, max_ratio=0, max_more=3)

@@ -97,7 +97,8 @@ def test_dropout():
     assert model.training
     assert model.model.encoder.dropout == model.model.decoder.layers[1].dropout == 0.4
     assert model.model.encoder.layers[0].self_attn.dropout == 0.2
-    assert models.build("tiny", IDS, {}).config.dropout == models.PRESETS["tiny"].dropout
+    plain: Any = models.build("tiny", IDS, {})
+    assert plain.config.dropout == models.PRESETS["tiny"].dropout
 
 
 def test_what_the_decoder_reads():

@@ -196,8 +196,7 @@ def _from_transformers(name: str, preprocessing: Mapping[str, Any], settings: Ma
 
 def _configuration(source: str) -> Any:
     """A configuration file or folder, the default one of a model type, or one of the hub."""
-    from transformers import AutoConfig
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers import CONFIG_MAPPING, AutoConfig
 
     path = Path(source)
     local = path.is_absolute() or source.startswith(".") or source.count("/") > 1 or path.suffix == ".json"
@@ -206,7 +205,7 @@ def _configuration(source: str) -> Any:
             "Expected a model type, a folder or file of a configuration or a name on the hub after 'hf/', but got "
             f"'{source}', which is not there."
         )
-    if source in CONFIG_MAPPING_NAMES and not path.exists():
+    if source in CONFIG_MAPPING and not path.exists():
         return AutoConfig.for_model(source)
     return AutoConfig.from_pretrained(source)
 
