@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn.functional import linear
 
 from labo.errors import UserError
@@ -125,7 +124,7 @@ def _layer(model: nn.Module) -> Any:
             f"Expected a network of Transformers with an output embedding for linear=True, but got "
             f"{type(model).__name__}: give linear=False."
         )
-    if isinstance(weight, DTensor):
+    if hasattr(weight, "device_mesh"):  # a DTensor
         raise UserError("Expected the output embedding whole in each process for linear=True: give linear=False.")
     return layer
 
