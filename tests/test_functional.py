@@ -181,7 +181,7 @@ def test_noncontiguous_logits_are_left_as_they_are(impl):
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("probabilities", [False, True])
 def test_linear_form_equals_the_loss_of_the_product(impl, monkeypatch, bias, probabilities):
-    monkeypatch.setattr("labo.functional.CHUNK_ELEMENTS", 30)
+    monkeypatch.setattr("labo.last_layer.CHUNK_ELEMENTS", 30)
     h = torch.randn(3, 4, 5, dtype=torch.float64, requires_grad=True)
     w, b = (torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((9, 5), (9,)))
     y = torch.randint(9, (3, 4))

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
-from torch.utils.checkpoint import checkpoint
 
-from labo import checks, kernels
+from labo import checks, kernels, last_layer
 from labo import reduction as _reduction
 from labo.kernels import autograd, operators, reference
-from labo.kernels import linear as fused
 from labo.kernels.linear import Head
 from labo.kernels.options import Options
 from labo.reduction import Rows
@@ -18,8 +15,6 @@ from labo.reduction import Rows
 __all__ = ["label_regularized_cross_entropy", "labo_cross_entropy", "linear_labo_cross_entropy"]
 
 VALUES = ("inner", "plugin")
-# Elements of logits that the linear form holds at a time.
-CHUNK_ELEMENTS = 2**22
 
 
 def labo_cross_entropy(
@@ -116,26 +111,10 @@ def linear_labo_cross_entropy(
         tensor(1.3863)
     """
     check_options(alpha, beta, prior, reduction, value, impl)
-    _check_linear(input, linear_weight, linear_bias)
-    hidden = input.reshape(-1, input.shape[-1])
-    # A view of the right shape lets one check serve both forms; it holds no memory.
-    shape = (*input.shape[:-1], linear_weight.shape[0])
-    rows = _reduction.as_rows(input.new_empty(()).expand(shape), target, weight, ignore_index, class_dim=-1)
+    head = Head(linear_weight, linear_bias)
+    rows = last_layer.rows_of(input, head, target, weight, ignore_index)
     options = row_options(rows, alpha, beta, prior, value)
-    dtype = checks.result_dtype(input)
-    operator = kernels.as_operator(impl, options)
-    solve = None if operator else kernels.choose(impl, (input, linear_weight), rows.target, options)
-    if solve is None and not operator:
-        return _reduction.reduce(_chunked(hidden, (linear_weight, linear_bias), rows, options), rows, reduction, dtype)
-    hidden, head = _under_autocast(hidden, linear_weight, linear_bias)
-    shares = _reduction.final_shares(rows, reduction, reference.working_dtype(hidden))
-    total = reduction != "none"
-    given = (hidden, head, rows.target, shares, options.normalised())
-    if solve is None:
-        loss = operators.linear_loss(*given, impl, total=total)
-    else:
-        loss = fused.total(solve, *given) if total else fused.rows(solve, *given)
-    return (loss if total else loss.reshape(rows.shape)).to(dtype)
+    return last_layer.reduced(input, head, rows, options, reduction, impl=impl)
 
 
 def label_regularized_cross_entropy(
@@ -217,10 +196,7 @@ def reduced(
     operator = kernels.as_operator(impl, options)
     solve = None if operator else kernels.choose(impl, (rows.raw,), rows.target, options)
     if solve is None and not operator:
-        losses = labo_losses(rows, options)
-        if count is not None:
-            return _reduction.mean(_reduction.total_and_count(losses, rows)[0], count.to(losses)).to(dtype)
-        return _reduction.reduce(losses, rows, reduction, dtype)
+        return _reduction.reduce(labo_losses(rows, options), rows, reduction, dtype, count)
     shares = _reduction.final_shares(rows, reduction, reference.working_dtype(rows.raw), count)
     total = reduction != "none"
     given = (rows.raw, rows.target, shares, options.normalised())
@@ -229,40 +205,6 @@ def reduced(
     else:
         loss = autograd.total(solve, *given) if total else autograd.rows(solve, *given)
     return (loss if total else loss.reshape(rows.shape)).to(dtype)
-
-
-def _under_autocast(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Head]:
-    """The layer in the precision that autocast would run it in."""
-    kind = hidden.device.type
-    if not torch.is_autocast_enabled(kind):
-        return hidden, Head(weight, bias)
-    dtype = torch.get_autocast_dtype(kind)
-    return hidden.to(dtype), Head(weight.to(dtype), None if bias is None else bias.to(dtype))
-
-
-def _chunked(hidden: Tensor, head: tuple[Tensor, Tensor | None], rows: Rows, options: Options) -> Tensor:
-    """The row losses (N,) by the reference implementation, whose logits are made again in the backward pass."""
-    step = max(1, CHUNK_ELEMENTS // max(1, head[0].shape[0]))
-    parts = []
-    for start in range(0, hidden.shape[0], step):
-        at = slice(start, start + step)
-        kept = None if rows.kept is None else rows.kept[at]
-        args = hidden[at], head, rows.target[at], kept, options.of(at)
-        parts.append(_chunk(*args) if _keeps_graph(hidden) else checkpoint(_chunk, *args, use_reentrant=False))
-    return torch.cat(parts) if parts else (hidden.sum() * 0.0).expand(0)
-
-
-def _chunk(
-    hidden: Tensor, head: tuple[Tensor, Tensor | None], target: Tensor, kept: Tensor | None, options: Options
-) -> Tensor:
-    if kept is not None:
-        hidden = torch.where(kept.unsqueeze(-1), hidden, 0.0)
-    return reference.row_losses(linear(hidden, *head), target, **options.named())
-
-
-def _keeps_graph(tensor: Tensor) -> bool:
-    """Whether recomputing is of no use, or refused (saved-tensor hooks do not work under torch.func)."""
-    return not torch.is_grad_enabled() or checks.transformed()
 
 
 def check_options(
@@ -281,18 +223,3 @@ def check_options(
                 "none; take value='inner'."
             )
     kernels.check(impl)
-
-
-def _check_linear(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> None:
-    checks.floating("input", input)
-    checks.floating("linear_weight", linear_weight)
-    if linear_weight.dim() != 2 or linear_weight.shape[1] != input.shape[-1]:
-        raise ValueError(
-            f"Expected argument `linear_weight` of shape (V, {input.shape[-1]}) for an input of width "
-            f"{input.shape[-1]}, but got {tuple(linear_weight.shape)}."
-        )
-    checks.same_device("linear_weight", linear_weight, input)
-    if linear_bias is not None and linear_bias.shape != linear_weight.shape[:1]:
-        raise ValueError(
-            f"Expected argument `linear_bias` of shape ({linear_weight.shape[0]},), but got {tuple(linear_bias.shape)}."
-        )

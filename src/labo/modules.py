@@ -7,8 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from labo import checks, functional
+from labo import checks, functional, last_layer
 from labo import reduction as _reduction
+from labo.errors import UserError
+from labo.kernels.linear import Head
 from labo.regularizers.base import Regularizer, data_losses
 
 __all__ = ["LABOLoss", "LabelRegularizedLoss", "LinearLABOLoss"]
@@ -174,14 +176,54 @@ class LabelRegularizedLoss(nn.Module):
 
         Class weights are not in such a count, so there must be none.
         """
-        if self.weight is not None:
-            raise ValueError("Expected no class weights with a count of examples.")
+        self._refuse_weights()
         rows = self._rows(input, target, batch)
         options = self.regularizer.as_labo(rows)
         if options is not None:
             return functional.reduced(rows, options, "mean", checks.result_dtype(input), count=count)
-        total, _ = _reduction.total_and_count(self._losses(rows), rows)
-        return _reduction.mean(total, count.to(total)).to(checks.result_dtype(input))
+        return _reduction.reduce(self._losses(rows), rows, "mean", checks.result_dtype(input), count)
+
+    def linear(
+        self,
+        input: Tensor,
+        linear_weight: Tensor,
+        target: Tensor,
+        linear_bias: Tensor | None = None,
+        *,
+        count: Tensor | None = None,
+        **batch: Any,
+    ) -> Tensor:
+        """The loss of the logits input @ linear_weight.T + linear_bias, which are never held whole.
+
+        Args:
+            input: hidden states (…, D).
+            linear_weight: (V, D).
+            target: class indices (…), or probabilities (…, V).
+            linear_bias: (V,) or None.
+            count: (), what the sum is divided by, as in `mean_over`; by default `reduction` is taken.
+            batch: what the member needs of this batch, by name.
+
+        Raises:
+            ValueError: the member's loss has no such form (it looks at the logits themselves), or an argument does not
+                fit.
+
+        Example:
+            >>> import torch, labo
+            >>> criterion = LabelRegularizedLoss(labo.regularizers.create("labo"))
+            >>> criterion.linear(torch.zeros(2, 3), torch.ones(4, 3), torch.tensor([0, 3]))
+            tensor(1.3863)
+        """
+        if count is not None:
+            self._refuse_weights()
+        self.regularizer.require(batch if self.training else None)
+        head = Head(linear_weight, linear_bias)
+        rows = last_layer.rows_of(input, head, target, self.weight, self.ignore_index)
+        rows = replace(rows, given=batch) if batch else rows
+        options = self.regularizer.as_labo(rows)
+        if options is None:
+            raise no_linear_form(self.regularizer)
+        reduction = self.reduction if count is None else "mean"
+        return last_layer.reduced(input, head, rows, options, reduction, count=count)
 
     def _losses(self, rows: _reduction.Rows) -> Tensor:
         if not self.training and self.regularizer.untold(rows.given):
@@ -189,7 +231,19 @@ class LabelRegularizedLoss(nn.Module):
         options = self.regularizer.as_labo(rows)  # one definition, masked classes included
         return self.regularizer.losses(rows) if options is None else functional.labo_losses(rows, options)
 
+    def _refuse_weights(self) -> None:
+        if self.weight is not None:
+            raise ValueError("Expected no class weights with a count of examples.")
+
     def _rows(self, input: Tensor, target: Tensor, batch: dict[str, Any]) -> _reduction.Rows:
         self.regularizer.require(batch if self.training else None)
         rows = _reduction.as_rows(input, target, self.weight, self.ignore_index)
         return replace(rows, given=batch) if batch else rows
+
+
+def no_linear_form(regularizer: Regularizer) -> UserError:
+    """The error for a member that has to see the logits whole."""
+    return UserError(
+        f"Method '{regularizer.name}' with these options has to see the logits whole: take its loss of logits "
+        "(linear=False)."
+    )

@@ -130,12 +130,17 @@ def total_and_count(losses: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
     return _weigh(losses, share).sum(), share.sum()
 
 
-def reduce(losses: Tensor, rows: Rows, reduction: str, dtype: torch.dtype) -> Tensor:
-    """Row losses (N,) to the result: weights and mask applied; a batch that keeps nothing gives 0, not NaN."""
+def reduce(losses: Tensor, rows: Rows, reduction: str, dtype: torch.dtype, count: Tensor | None = None) -> Tensor:
+    """Row losses (N,) to the result: weights and mask applied; a batch that keeps nothing gives 0, not NaN.
+
+    `count` replaces what "mean" divides by.
+    """
     if reduction == "none":
         return _weigh(losses, shares(rows, losses.dtype)).reshape(rows.shape).to(dtype)
-    total, count = total_and_count(losses, rows)
-    return total.to(dtype) if reduction == "sum" else mean(total, count).to(dtype)
+    total, counted = total_and_count(losses, rows)
+    if reduction == "sum":
+        return total.to(dtype)
+    return mean(total, counted if count is None else count.to(total)).to(dtype)
 
 
 def mean(total: Tensor, count: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from labo import checks
 from labo.errors import UserError
+from labo.kernels.linear import Head
 from labo.modules import LabelRegularizedLoss
 from labo.networks import logits_of
 
@@ -57,6 +58,8 @@ class TrainerLoss:
         self.counts_rows = False
         # What `LabelRegularizedTrainer` tells of the batch that comes.
         self.batch: dict[str, Any] = {}
+        # The last layer, while hidden states stand where logits would (`LabelRegularizedTrainer(linear=True)`).
+        self.head: Head | None = None
 
     def __call__(self, outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """The loss of a model's outputs: logits (…, C) and labels (…), or (N, C, d1, …) and (N, d1, …)."""
@@ -65,16 +68,23 @@ class TrainerLoss:
         logits = logits_of(outputs)
         if self.shift_labels:
             logits, labels = logits[..., :-1, :], labels[..., 1:]
-        logits, labels = _flat(logits, labels)
+        logits, labels = _flat(logits, labels) if self.head is None else _tokens(logits, labels)
         self.loss.to(logits.device)
         batch = self._told(outputs)
         if num_items_in_batch is None:
-            return self.loss(logits, labels, **batch)
+            return self._of(logits, labels, None, batch)
         items = torch.as_tensor(num_items_in_batch, device=logits.device, dtype=torch.float32)
         if labels.dtype.is_floating_point and not self.counts_rows:
-            items = items / logits.shape[1]
+            items = items / labels.shape[1]
         if self.loss.weight is not None:
             self._refuse_parts(labels, items)
+            return self._of(logits, labels, None, batch)
+        return self._of(logits, labels, items, batch)
+
+    def _of(self, logits: Tensor, labels: Tensor, items: Tensor | None, batch: dict[str, Any]) -> Tensor:
+        if self.head is not None:
+            return self.loss.linear(logits, self.head.weight, labels, self.head.bias, count=items, **batch)
+        if items is None:
             return self.loss(logits, labels, **batch)
         return self.loss.mean_over(logits, labels, items, **batch)
 
@@ -104,3 +114,9 @@ def _flat(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     if labels.shape == logits.shape[:-1] or (labels.dtype.is_floating_point and labels.shape == logits.shape):
         return logits.reshape(-1, logits.shape[-1]), labels.reshape(-1, *labels.shape[logits.dim() - 1 :])
     return logits, labels
+
+
+def _tokens(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Hidden states (…, D) and their labels (…) or (…, V), as rows."""
+    shape = labels.shape[-1:] if labels.dtype.is_floating_point else ()
+    return hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1, *shape)

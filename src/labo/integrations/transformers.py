@@ -11,17 +11,19 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.trainer import TRAINER_STATE_NAME
 
 from labo.errors import UserError
+from labo.integrations import heads
 from labo.integrations.indexed import INDEX, Indexed
 from labo.integrations.trainer_loss import TrainerLoss
 from labo.modules import LabelRegularizedLoss
@@ -47,13 +49,25 @@ class LabelRegularizedTrainer(Trainer):
     Args:
         loss: the loss; `LabelRegularizedLoss(labo.regularizers.create(name, …))`.
         shift_labels: as in `TrainerLoss`; by default, where the model is one of Transformers' causal language models.
+        linear: take the loss from the last hidden states in training, so that the (tokens, V) logits are never whole;
+            for networks with an output embedding and methods that have LABO's form. Evaluation has its logits.
         args, kwargs: as in `transformers.Trainer`, without `compute_loss_func`.
 
+    A batch of an encoder-decoder network that lacks `decoder_input_ids` gets them from its labels.
+
     Raises:
-        TypeError, ValueError: as `TrainerLoss` raises them; the regularizer needs epochs and the run is given by steps.
+        TypeError, ValueError: as `TrainerLoss` raises them; the regularizer needs epochs and the run is given by steps;
+            linear=True and the method or the network has no such form, or the weights are sharded.
     """
 
-    def __init__(self, *args: Any, loss: LabelRegularizedLoss, shift_labels: bool | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        loss: LabelRegularizedLoss,
+        shift_labels: bool | None = None,
+        linear: bool = False,
+        **kwargs: Any,
+    ) -> None:
         compute = TrainerLoss(loss, shift_labels=bool(shift_labels))
         super().__init__(*args, compute_loss_func=compute, **kwargs)
         if shift_labels is None:
@@ -65,6 +79,10 @@ class LabelRegularizedTrainer(Trainer):
         self._same_class: SameClass | None = None
         self._staging: Path | None = None
         self._provide(loss.regularizer)
+        self.linear = linear
+        self._plain: nn.Module | None = None
+        if linear:
+            self._refuse_linear(loss.regularizer)
         self.loss = loss.to(self.args.device)
         self.add_callback(_ZeroGradients(loss))
 
@@ -113,15 +131,48 @@ class LabelRegularizedTrainer(Trainer):
         wanted = [*(self._signature_columns or []), "labels", *([INDEX] if self._indexed is not None else [])]
         self._signature_columns = list(dict.fromkeys(wanted))
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def _refuse_linear(self, regularizer: Regularizer) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.n_gpu > 1:
+            raise UserError(
+                "Expected the network whole in each process for linear=True (one device, or DistributedDataParallel), "
+                "but its weights are sharded or copied by the Trainer: give linear=False."
+            )
+        heads.require_linear_form(regularizer, len(heads.head_of(self._network(self.model)).weight))
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, *args: Any, **kwargs: Any
+    ) -> Any:
         """As the Trainer has it, with the regularizer told of the batch."""
         self.loss.train(model.training)
         indices = inputs.pop(INDEX, None)
+        network = self._network(model)
+        inputs = heads.with_decoder_inputs(network, inputs)
         self._compute.batch = self._tell(indices, inputs) if model.training else {}
+        # Who asks for the outputs wants the logits among them.
+        linear = self.linear and model.training and not return_outputs
         try:
-            return super().compute_loss(model, inputs, *args, **kwargs)
+            with self._hidden(network, inputs) if linear else nullcontext():
+                return super().compute_loss(model, inputs, return_outputs, *args, **kwargs)
         finally:
             self._compute.batch = {}
+
+    def _network(self, model: Any) -> nn.Module:
+        """The network within what the Trainer wraps it in, a compiled one's too."""
+        network = self.accelerator.unwrap_model(model)
+        return getattr(network, "_orig_mod", network)
+
+    @contextmanager
+    def _hidden(self, network: nn.Module, inputs: dict[str, Any]) -> Iterator[None]:
+        """Hidden states in the place of logits, for the network and for the loss."""
+        if self._plain is not network:
+            heads.require_plain_head(network, inputs)
+            self._plain = network
+        # The product with the head is now the loss's, in the precision that the network's other products have.
+        with heads.hidden_states(network) as self._compute.head, self.accelerator.autocast():
+            try:
+                yield
+            finally:
+                self._compute.head = None
 
     def _tell(self, indices: Tensor | None, inputs: dict[str, Any]) -> dict[str, Any]:
         known: dict[str, Callable[[], Any]] = {

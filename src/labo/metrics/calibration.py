@@ -28,15 +28,32 @@ def reliability(probabilities: Tensor, target: Tensor, bins: int = BINS) -> list
         {'confidence': 0.75, 'accuracy': 0.5, 'count': 2}
     """
     confidence, predicted = probabilities.double().max(-1)
-    correct = (predicted == target).double()
+    return entries(binned(confidence, predicted == target, bins))
+
+
+def binned(confidence: Tensor, correct: Tensor, bins: int = BINS) -> Tensor:
+    """What `reliability` counts, as sums over examples, which those of several batches add up to.
+
+    Args:
+        confidence: (N,) float64, in (0, 1].
+        correct: (N,) bool.
+        bins: how many.
+
+    Returns:
+        (3, bins) float64 on the CPU: the number of examples, the sum of their confidence, how many are right.
+    """
     # The upper edge belongs to a bin, as in the paper.
     index = (torch.ceil(confidence * bins).long() - 1).clamp(0, bins - 1)
-    count = torch.bincount(index, minlength=bins)
-    sums = [torch.zeros(bins, dtype=torch.float64).index_add(0, index, values) for values in (confidence, correct)]
+    values = torch.stack([torch.ones_like(confidence), confidence, correct.to(confidence.dtype)])
+    return values.new_zeros(3, bins).index_add(1, index, values).cpu()
+
+
+def entries(sums: Tensor) -> list[dict[str, Any]]:
+    """The sums of `binned` as `reliability` gives them."""
     found = []
-    for held, sure, right in zip(count.tolist(), *(s.tolist() for s in sums), strict=True):
+    for held, sure, right in sums.T.tolist():
         mean = (sure / held, right / held) if held else (None, None)
-        found.append({"confidence": mean[0], "accuracy": mean[1], "count": held})
+        found.append({"confidence": mean[0], "accuracy": mean[1], "count": int(held)})
     return found
 
 
@@ -50,7 +67,12 @@ def expected_calibration_error(probabilities: Tensor, target: Tensor, bins: int 
         >>> expected_calibration_error(torch.tensor([[0.25, 0.75], [0.25, 0.75]]), torch.tensor([1, 0]))
         0.25
     """
-    found = [entry for entry in reliability(probabilities, target, bins) if entry["count"]]
-    total = sum(entry["count"] for entry in found)
-    gaps = sum(abs(entry["confidence"] - entry["accuracy"]) * entry["count"] for entry in found)
+    return gap(reliability(probabilities, target, bins))
+
+
+def gap(found: list[dict[str, Any]]) -> float:
+    """The expected calibration error of `reliability`'s entries."""
+    held = [entry for entry in found if entry["count"]]
+    total = sum(entry["count"] for entry in held)
+    gaps = sum(abs(entry["confidence"] - entry["accuracy"]) * entry["count"] for entry in held)
     return gaps / total if total else 0.0

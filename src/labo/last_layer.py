@@ -1,0 +1,105 @@
+"""The loss through the last linear layer: hidden states in, and logits only ever a few rows at a time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+from torch.utils.checkpoint import checkpoint
+
+from labo import checks, kernels
+from labo import reduction as _reduction
+from labo.kernels import linear as fused
+from labo.kernels import operators, reference
+from labo.kernels.linear import Head
+from labo.kernels.options import Options
+from labo.reduction import Rows
+
+# Elements of logits that the reference implementation holds at a time.
+CHUNK_ELEMENTS = 2**22
+
+
+def rows_of(input: Tensor, head: Head, target: Tensor, weight: Tensor | None, ignore_index: int) -> Rows:
+    """The rows of hidden states (…, D) under `head`, whose logits are a shape and hold nothing."""
+    _check(input, head.weight, head.bias)
+    # A view of the right shape lets one check serve both forms; it holds no memory.
+    shape = (*input.shape[:-1], head.weight.shape[0])
+    return _reduction.as_rows(input.new_empty(()).expand(shape), target, weight, ignore_index, class_dim=-1)
+
+
+def reduced(
+    input: Tensor,
+    head: Head,
+    rows: Rows,
+    options: Options,
+    reduction: str,
+    *,
+    impl: str = "auto",
+    count: Tensor | None = None,
+) -> Tensor:
+    """The loss of hidden states (…, D) under `head`, by their `rows_of`; `count` replaces what "mean" divides by."""
+    hidden = input.reshape(-1, input.shape[-1])
+    dtype = checks.result_dtype(input)
+    operator = kernels.as_operator(impl, options)
+    solve = None if operator else kernels.choose(impl, (input, head.weight), rows.target, options)
+    if solve is None and not operator:
+        losses = _chunked(hidden, (head.weight, head.bias), rows, options)
+        return _reduction.reduce(losses, rows, reduction, dtype, count)
+    hidden, head = _under_autocast(hidden, head.weight, head.bias)
+    shares = _reduction.final_shares(rows, reduction, reference.working_dtype(hidden), count)
+    total = reduction != "none"
+    given = (hidden, head, rows.target, shares, options.normalised())
+    if solve is None:
+        loss = operators.linear_loss(*given, impl, total=total)
+    else:
+        loss = fused.total(solve, *given) if total else fused.rows(solve, *given)
+    return (loss if total else loss.reshape(rows.shape)).to(dtype)
+
+
+def _under_autocast(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Head]:
+    """The layer in the precision that autocast would run it in."""
+    kind = hidden.device.type
+    if not torch.is_autocast_enabled(kind):
+        return hidden, Head(weight, bias)
+    dtype = torch.get_autocast_dtype(kind)
+    return hidden.to(dtype), Head(weight.to(dtype), None if bias is None else bias.to(dtype))
+
+
+def _chunked(hidden: Tensor, head: tuple[Tensor, Tensor | None], rows: Rows, options: Options) -> Tensor:
+    """The row losses (N,) by the reference implementation, whose logits are made again in the backward pass."""
+    step = max(1, CHUNK_ELEMENTS // max(1, head[0].shape[0]))
+    parts = []
+    for start in range(0, hidden.shape[0], step):
+        at = slice(start, start + step)
+        kept = None if rows.kept is None else rows.kept[at]
+        args = hidden[at], head, rows.target[at], kept, options.of(at)
+        parts.append(_chunk(*args) if _keeps_graph(hidden) else checkpoint(_chunk, *args, use_reentrant=False))
+    return torch.cat(parts) if parts else (hidden.sum() * 0.0).expand(0)
+
+
+def _chunk(
+    hidden: Tensor, head: tuple[Tensor, Tensor | None], target: Tensor, kept: Tensor | None, options: Options
+) -> Tensor:
+    if kept is not None:
+        hidden = torch.where(kept.unsqueeze(-1), hidden, 0.0)
+    return reference.row_losses(linear(hidden, *head), target, **options.named())
+
+
+def _keeps_graph(tensor: Tensor) -> bool:
+    """Whether recomputing is of no use, or refused (saved-tensor hooks do not work under torch.func)."""
+    return not torch.is_grad_enabled() or checks.transformed()
+
+
+def _check(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> None:
+    checks.floating("input", input)
+    checks.floating("linear_weight", linear_weight)
+    if linear_weight.dim() != 2 or linear_weight.shape[1] != input.shape[-1]:
+        raise ValueError(
+            f"Expected argument `linear_weight` of shape (V, {input.shape[-1]}) for an input of width "
+            f"{input.shape[-1]}, but got {tuple(linear_weight.shape)}."
+        )
+    checks.same_device("linear_weight", linear_weight, input)
+    if linear_bias is not None and linear_bias.shape != linear_weight.shape[:1]:
+        raise ValueError(
+            f"Expected argument `linear_bias` of shape ({linear_weight.shape[0]},), but got {tuple(linear_bias.shape)}."
+        )

@@ -1,0 +1,229 @@
+"""What translations are scored by: BLEU and chrF by sacreBLEU, with their signatures, and predictions of tokens."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from labo.errors import UserError, unknown
+from labo.metrics.calibration import BINS, binned, entries, gap
+
+METRICS = ("bleu", "chrf")
+# Elements of logits that are made float64 at a time.
+CHUNK_ELEMENTS = 2**22
+
+
+def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
+    """Corpus BLEU of plain text, from 0 to 100, and the signature that says how it was made.
+
+    Args:
+        hypotheses: N translations, as they are read: not in pieces.
+        references: N lines.
+
+    Raises:
+        UserError: other numbers of lines on the two sides, or none; sacreBLEU is not there.
+
+    Source: Papineni et al., ACL 2002; Post, *A Call for Clarity in Reporting BLEU Scores*, WMT 2018.
+
+    Example:
+        >>> score, signature = bleu(["a small dog runs on the grass ."], ["a small dog runs over the grass ."])
+        >>> round(score, 1), signature.split("|version")[0]
+        (50.0, 'nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp')
+    """
+    return _scored("bleu", hypotheses, references)
+
+
+def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
+    """Corpus chrF, from 0 to 100, and its signature; arguments as in `bleu`.
+
+    Source: Popović, *chrF: character n-gram F-score for automatic MT evaluation*, WMT 2015.
+
+    Example:
+        >>> chrf(["a dog"], ["a dog"])[0]
+        100.0
+    """
+    return _scored("chrf", hypotheses, references)
+
+
+def paired_bootstrap(
+    baseline: Sequence[str],
+    system: Sequence[str],
+    references: Sequence[str],
+    *,
+    metric: str = "bleu",
+    n: int = 1000,
+    seed: int = 12345,
+) -> dict[str, Any]:
+    """Whether a system's score differs from a baseline's by more than the choice of the N test sentences explains.
+
+    It says nothing of what another seed of training would give.
+
+    Args:
+        baseline, system: N translations each.
+        references: N lines.
+        metric: "bleu" or "chrf".
+        n: how many times the sentences are drawn, with replacement.
+        seed: of the draws, above 0.
+
+    Returns:
+        "baseline" and "system" (scores), "difference" (system - baseline) and "p" (two-sided; 1 for translations that
+        are the same); the half widths of the 95% intervals "baseline_interval" and "system_interval" around the means
+        "baseline_mean" and "system_mean" of the draws; "signature".
+
+    Raises:
+        UserError: as in `bleu`; an option is out of range.
+
+    Source: Koehn, *Statistical Significance Tests for Machine Translation Evaluation*, EMNLP 2004, as sacreBLEU has it.
+
+    Example:
+        >>> same = ["a dog runs in the park", "a cat sits on a wall"]
+        >>> paired_bootstrap(same, same, same, n=50)["difference"]
+        0.0
+    """
+    for name, value in (("n", n), ("seed", seed)):
+        if type(value) is not int or value < 1:  # sacreBLEU takes a seed of 0 for none
+            raise UserError(f"Expected argument `{name}` to be a whole number above 0, but got {value!r}.")
+    for lines in (baseline, system):
+        _refuse(lines, references)
+    scorer = _metric(metric)
+    from sacrebleu.significance import PairedTest
+
+    with _seeded(seed):
+        named: list[tuple[str, Sequence[str]]] = [("baseline", list(baseline)), ("system", list(system))]
+        signatures, scores = PairedTest(named, {metric: scorer}, [list(references)], test_type="bs", n_samples=n)()
+    same = list(baseline) == list(system)  # which sacreBLEU gives the least p there is
+    ((name, signature),) = signatures.items()
+    first, second = (result for result in scores[name] if not isinstance(result, str))
+    return {
+        "baseline": first.score,
+        "system": second.score,
+        "difference": second.score - first.score,
+        "p": 1.0 if same else second.p_value,
+        "baseline_mean": _number(first.mean),
+        "baseline_interval": _number(first.ci),
+        "system_mean": _number(second.mean),
+        "system_interval": _number(second.ci),
+        "signature": str(signature),
+    }
+
+
+class TokenScores:
+    """How well tokens are predicted, from batches of logits, none of which is kept.
+
+    Example:
+        >>> scores = TokenScores()
+        >>> scores.add(torch.tensor([[[0.0, 0.0], [9.0, 0.0]]]), torch.tensor([[1, -100]]))
+        >>> found = scores.result()
+        >>> found["tokens"], round(found["perplexity"], 3)
+        (1, 2.0)
+    """
+
+    def __init__(self, *, ignore_index: int = -100, bins: int = BINS) -> None:
+        self.ignore_index = ignore_index
+        self.nll = 0.0
+        self.sums = torch.zeros(3, bins, dtype=torch.float64)
+
+    @torch.no_grad()
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        """Count a batch.
+
+        Args:
+            logits: (…, V).
+            labels: (…), class indices; those of `ignore_index` are left out.
+
+        Raises:
+            ValueError: the shapes do not fit.
+        """
+        if labels.shape != logits.shape[:-1]:
+            raise ValueError(
+                f"Expected argument `labels` of shape {tuple(logits.shape[:-1])}, but got {tuple(labels.shape)}."
+            )
+        kept = labels.reshape(-1) != self.ignore_index
+        rows, target = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
+        for at in torch.nonzero(kept).squeeze(-1).split(max(1, CHUNK_ELEMENTS // max(1, rows.shape[1]))):
+            if not len(at):
+                continue
+            part, wanted = rows[at].double(), target[at]
+            total = part.logsumexp(-1)
+            highest, predicted = part.max(-1)
+            self.nll += (total - part.gather(-1, wanted.unsqueeze(-1)).squeeze(-1)).sum().item()
+            self.sums += binned((highest - total).exp(), predicted == wanted, self.sums.shape[1])
+
+    @property
+    def tokens(self) -> int:
+        """How many were counted."""
+        return int(self.sums[0].sum())
+
+    def result(self) -> dict[str, Any]:
+        """The scores of what was counted.
+
+        Returns:
+            "tokens"; "nll" in nats and "perplexity"; "accuracy" and "ece" (15 bins) as fractions; "reliability" as
+            `labo.metrics.calibration.reliability` gives it.
+
+        Raises:
+            ValueError: nothing was counted.
+        """
+        if not self.tokens:
+            raise ValueError("Expected at least one token to score, but got none.")
+        found = entries(self.sums)
+        nll = self.nll / self.tokens
+        return {
+            "tokens": self.tokens,
+            "nll": nll,
+            "perplexity": math.exp(nll) if nll < 700 else math.inf,
+            "accuracy": self.sums[2].sum().item() / self.tokens,
+            "ece": gap(found),
+            "reliability": found,
+        }
+
+
+def _scored(metric: str, hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
+    _refuse(hypotheses, references)
+    scorer = _metric(metric)
+    score = scorer.corpus_score(list(hypotheses), [list(references)]).score
+    return float(score), str(scorer.get_signature())
+
+
+def _metric(name: str) -> Any:
+    if name not in METRICS:
+        raise unknown("metric", name, METRICS)
+    try:
+        from sacrebleu.metrics.bleu import BLEU
+        from sacrebleu.metrics.chrf import CHRF
+    except ImportError as error:
+        raise UserError("Scoring translations needs sacreBLEU: pip install 'torch-labo[text]'.") from error
+    # Text that looks as if it were in tokens is scored as it is, without a warning.
+    return BLEU(force=True) if name == "bleu" else CHRF()
+
+
+def _refuse(hypotheses: Sequence[str], references: Sequence[str]) -> None:
+    if len(hypotheses) != len(references) or not len(references):
+        raise UserError(
+            f"Expected as many translations as references and at least one, but got {len(hypotheses)} and "
+            f"{len(references)}."
+        )
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """The seed where sacreBLEU takes it from: it has no argument for it."""
+    before = os.environ.get("SACREBLEU_SEED")
+    os.environ["SACREBLEU_SEED"] = str(seed)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["SACREBLEU_SEED"]
+        else:
+            os.environ["SACREBLEU_SEED"] = before
+
+
+def _number(value: Any) -> float:
+    return float(value)

@@ -1,0 +1,231 @@
+"""Encoder-decoder networks by name: presets of the field's sizes, and any that Transformers has a configuration of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from labo.errors import UserError, unknown
+from labo.networks import logits_of
+
+# The longest sentence, in pieces, that a preset's table of positions is made for.
+POSITIONS = 1024
+DROPOUTS = ("dropout", "attention_dropout", "activation_dropout")
+_OUTSIDE = "hf/"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The sizes of a Transformer: `layers` on each side, `width`, `inner` width of the feed-forward layers, `heads`."""
+
+    layers: int
+    width: int
+    inner: int
+    heads: int
+    dropout: float
+    summary: str
+
+
+PRESETS: dict[str, Preset] = {
+    "tiny": Preset(2, 128, 512, 4, 0.1, "2 + 2 layers of 128, 0.9M parameters beside the tables, for a CPU"),
+    "transformer_iwslt_de_en": Preset(6, 512, 1024, 4, 0.3, "6 + 6 layers of 512, 31.5M; the field's for IWSLT"),
+    "transformer_base": Preset(6, 512, 2048, 8, 0.1, "6 + 6 layers of 512, 44.1M; Vaswani et al., 2017, base"),
+    "transformer_big": Preset(6, 1024, 4096, 16, 0.3, "6 + 6 layers of 1,024, 176M; Vaswani et al., 2017, big"),
+}
+
+
+def available() -> tuple[str, ...]:
+    """The names of the presets; beside them is hf/NAME.
+
+    Example:
+        >>> "transformer_base" in available()
+        True
+    """
+    return tuple(PRESETS)
+
+
+def describe(name: str) -> str:
+    """What a model is, in one line; imports nothing.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    if name.startswith(_OUTSIDE):
+        return "a Transformers encoder-decoder with fresh weights, hf/MODEL_TYPE, hf/FOLDER or hf/NAME"
+    return _preset(name).summary
+
+
+def build(name: str, preprocessing: Mapping[str, Any], settings: Mapping[str, Any]) -> nn.Module:
+    """The model `name` with fresh weights from torch's global generator.
+
+    A preset is a Transformer with layer normalisation after each sublayer, ReLU and sinusoidal positions. Where both
+    sides have one vocabulary, so have they one table, which is the output layer too; else the target side's is.
+
+    Args:
+        name: one of `available()`, or hf/ and a model type, a folder or file of a configuration, or a name on the hub.
+        preprocessing: what the task tells of the vocabulary: `vocabulary_size` (of the target side), `pad`, `bos`,
+            `eos`, and `source_vocabulary_size` and `joint` where the sides differ.
+        settings: `dropout`, `attention_dropout` and `activation_dropout`, in [0, 1), a preset's own by default;
+            whatever else is in it is not looked at.
+
+    Returns:
+        A Transformers model: (input_ids (N, S), attention_mask (N, S), decoder_input_ids (N, T)) to logits (N, T, V).
+        `decoder_inputs` makes the last of these from labels.
+
+    Raises:
+        UserError: unknown name, a setting or a size out of range, or a configuration that will not do.
+
+    Source: Vaswani et al., *Attention Is All You Need*, 2017; initial weights as in fairseq's Transformer.
+
+    Example:
+        >>> ids = {"vocabulary_size": 100, "pad": 0, "bos": 2, "eos": 3}
+        >>> model = build("tiny", ids, {"dropout": 0.2})
+        >>> sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        938496
+    """
+    for key in ("vocabulary_size", "source_vocabulary_size"):
+        size = preprocessing.get(key, 4)
+        if type(size) is not int or size < 4:
+            raise UserError(f"Expected `{key}` to be a whole number of at least 4, but got {size!r}.")
+    for key in DROPOUTS:
+        value = settings.get(key, 0.0)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+            raise UserError(f"Expected setting `{key}` to be in [0, 1), but got {value!r}.")
+    if name.startswith(_OUTSIDE):
+        return _from_transformers(name, preprocessing, settings)
+    return _from_preset(_preset(name), preprocessing, settings)
+
+
+def decoder_inputs(labels: Tensor, preprocessing: Mapping[str, Any]) -> Tensor:
+    """What the decoder reads to give `labels` (N, T): the begin mark, and each label but the last; int64 (N, T).
+
+    A label that is left out (-100) is read as padding.
+
+    Example:
+        >>> decoder_inputs(torch.tensor([[7, 8, 3], [9, 3, -100]]), {"bos": 2, "pad": 0})
+        tensor([[2, 7, 8],
+                [2, 9, 3]])
+    """
+    begin = labels.new_full((len(labels), 1), preprocessing["bos"])
+    read = labels[:, :-1]
+    return torch.cat([begin, read.masked_fill(read < 0, preprocessing["pad"])], 1)
+
+
+def _preset(name: str) -> Preset:
+    if name not in PRESETS:
+        raise unknown("model", name, (*PRESETS, "hf/NAME"))
+    return PRESETS[name]
+
+
+def _ids(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
+    marks = {f"{mark}_token_id": preprocessing[mark] for mark in ("pad", "bos", "eos")}
+    return marks | {"decoder_start_token_id": preprocessing["bos"], "forced_eos_token_id": None}
+
+
+def _from_preset(preset: Preset, preprocessing: Mapping[str, Any], settings: Mapping[str, Any]) -> nn.Module:
+    from transformers import GenerationConfig, MarianConfig, MarianMTModel
+
+    target = preprocessing["vocabulary_size"]
+    sides = {"layers": preset.layers, "ffn_dim": preset.inner, "attention_heads": preset.heads}
+    config = MarianConfig(
+        vocab_size=preprocessing.get("source_vocabulary_size", target),
+        decoder_vocab_size=target,
+        share_encoder_decoder_embeddings=preprocessing.get("joint", True),
+        d_model=preset.width,
+        max_position_embeddings=POSITIONS,
+        activation_function="relu",
+        scale_embedding=True,
+        **{key: settings.get(key, preset.dropout if key == "dropout" else 0.0) for key in DROPOUTS},
+        **{f"{side}_{key}": value for side in ("encoder", "decoder") for key, value in sides.items()},
+        **_ids(preprocessing),
+    )
+    if config.share_encoder_decoder_embeddings and config.vocab_size != target:
+        raise UserError(
+            f"Expected one vocabulary size for a joint vocabulary, but got {config.vocab_size} and {target}."
+        )
+    model = MarianMTModel(config)
+    _initialise(model)
+    model.generation_config = GenerationConfig()
+    return model
+
+
+@torch.no_grad()
+def _initialise(model: nn.Module) -> None:
+    """Products by Glorot's rule; tables with a deviation of 1 / sqrt(width), which the scaled embedding makes 1."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and name != "lm_head":  # which is a table, and done as one
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif type(module) is nn.Embedding:  # positions are of another class
+            nn.init.normal_(module.weight, std=1 / math.sqrt(module.embedding_dim))
+            if module.padding_idx is not None:
+                nn.init.zeros_(module.weight[module.padding_idx])
+
+
+def _from_transformers(name: str, preprocessing: Mapping[str, Any], settings: Mapping[str, Any]) -> nn.Module:
+    from transformers import AutoModelForSeq2SeqLM, GenerationConfig
+
+    source = preprocessing.get("source_vocabulary_size", preprocessing["vocabulary_size"])
+    if not preprocessing.get("joint", True) or source != preprocessing["vocabulary_size"]:
+        raise UserError(f"Model '{name}' takes one vocabulary for both sides: give joint=true.")
+    try:
+        config = _configuration(name.removeprefix(_OUTSIDE))
+        for key, value in {"vocab_size": source, "forced_bos_token_id": None, **_ids(preprocessing)}.items():
+            setattr(config, key, value)
+        for key in ("decoder_vocab_size", "src_vocab_size", "tgt_vocab_size"):
+            if hasattr(config, key):
+                setattr(config, key, source)
+        for key in DROPOUTS:
+            known = next((own for own in (key, f"{key}_rate") if hasattr(config, own)), None)
+            if key in settings and known is not None:
+                setattr(config, known, settings[key])
+        model = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
+        model.generation_config = GenerationConfig()  # what a published one was generated with is not for this one
+    except UserError:
+        raise
+    except Exception as error:  # whatever a configuration of anyone's makes Transformers raise
+        raise UserError(f"Model '{name}' is no encoder-decoder that Transformers can build: {_line(error)}") from error
+    return _fitted(name, model, preprocessing)
+
+
+def _configuration(source: str) -> Any:
+    """A configuration file or folder, the default one of a model type, or one of the hub."""
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    path = Path(source)
+    local = path.is_absolute() or source.startswith(".") or source.count("/") > 1 or path.suffix == ".json"
+    if not source or (local and not path.exists()):
+        raise UserError(
+            "Expected a model type, a folder or file of a configuration or a name on the hub after 'hf/', but got "
+            f"'{source}', which is not there."
+        )
+    if source in CONFIG_MAPPING and not path.exists():
+        return AutoConfig.for_model(source)
+    return AutoConfig.from_pretrained(source)
+
+
+def _fitted(name: str, model: Any, preprocessing: Mapping[str, Any]) -> nn.Module:
+    """`model` in training mode, once it has given logits for an empty sentence."""
+    sentence = torch.tensor([[preprocessing["eos"]]])
+    begin = torch.tensor([[preprocessing["bos"]]])
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            shape = tuple(logits_of(model.eval()(input_ids=sentence, decoder_input_ids=begin)).shape)
+    except Exception as error:  # each model says in its own way that it takes no text, say
+        raise UserError(f"Model '{name}' does not take sentences: {_line(error)}") from error
+    expected = (1, 1, preprocessing["vocabulary_size"])
+    if shape != expected:
+        raise UserError(f"Expected model '{name}' to give logits of shape {expected} for a sentence, but got {shape}.")
+    return model.train()
+
+
+def _line(error: Exception) -> str:
+    """The first line of what an error says, as the end of a sentence."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(" .:")
+    return f"{text}."
