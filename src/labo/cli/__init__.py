@@ -58,7 +58,7 @@ def _run(arguments: list[str]) -> int:
             raise
         told = message().strip()
         return _tell(f"{told}{'' if told.endswith(('.', '?')) else '.'} {_help_of(error)}")
-    if status == _INTERRUPTED:
+    if status == _INTERRUPTED and _speaks():
         print("Interrupted; what is finished is recorded, and the same command goes on from there.", file=sys.stderr)
     return status
 
@@ -69,5 +69,17 @@ def _help_of(error: Exception) -> str:
 
 
 def _tell(sentence: str) -> int:
-    print(f"labo: {sentence}", file=sys.stderr)
+    if _speaks():
+        print(f"labo: {sentence}", file=sys.stderr)
     return 2
+
+
+def _speaks() -> bool:
+    """Whether this process tells of what ends it: of several that train together, one does."""
+    from labo import machine
+
+    if machine.launched() == 1:
+        return True
+    from labo import ranks
+
+    return ranks.fails_first()
