@@ -38,7 +38,14 @@ def image_trial(data: str, method: str = "labo", **settings: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"mixup": 0.4, "cutmix": 1.0, "erasing": 0.3}, {"schedule": "steps"}], ids=str
+    "settings",
+    [
+        {},
+        {"mixup": 0.4, "cutmix": 1.0, "erasing": 0.3},
+        {"schedule": "steps"},
+        {"ema": 0.9, "accumulation": 2, "channels_last": True},
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("method", ["labo", "online_smoothing", "dlb"])
 def test_a_stopped_run_goes_on_exactly(tmp_path, data, settings, method):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 
 from labo.errors import UserError
 
 # What shells call a program that Ctrl-C ended.
 _INTERRUPTED = 130
+# Seconds that a process which has nothing to tell gives the one that has: torchrun ends all when the first has ended.
+_HEARD = 5.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,4 +85,7 @@ def _speaks() -> bool:
         return True
     from labo import ranks
 
-    return ranks.fails_first()
+    if ranks.fails_first():
+        return True
+    time.sleep(_HEARD)
+    return False

@@ -130,7 +130,7 @@ def check_fits(model: Any, checkpoint: Path) -> None:
         names: Any = file.keys()
         there = {name: tuple(file.get_slice(name).get_shape()) for name in names}
     here = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    for name in sorted({*there, *here}, key=lambda name: name not in here):
+    for name in dict.fromkeys([*here, *there]):
         if there.get(name) != here.get(name):
             known = [f"has no `{name}`" if shape is None else f"has `{name}` of shape {shape}"
                      for shape in (there.get(name), here.get(name))]  # fmt: skip

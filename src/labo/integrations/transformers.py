@@ -226,7 +226,8 @@ class LabelRegularizedTrainer(Trainer):
     def _remember(self, path: Path) -> None:
         regularizer = self.loss.regularizer
         try:
-            regularizer.load_state_dict(load_file(path, device=str(self.args.device)))
+            device = self.args.device  # of several processes without an accelerator cpu:0, which is no name to read to
+            regularizer.load_state_dict(load_file(path, device="cpu" if device.type == "cpu" else str(device)))
         except RuntimeError as error:  # torch lists what does not fit, in many lines
             raise UserError(
                 f"What '{path}' holds is not what method '{regularizer.name}' remembers of this network: resume with "
@@ -252,6 +253,8 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def _reason(error: BaseException) -> str:
     """Why a file was not written, short."""
+    if any(text in str(error) for text in ("unexpected pos", "PytorchStreamWriter")):
+        return "torch's file ended too early: perhaps the disk is full"  # torch's writer knows where, not why
     known = getattr(error, "strerror", None)
     return known or (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
