@@ -94,7 +94,7 @@ def train_several(folder: Path, pictures: str) -> dict[str, Any]:
     """Runs of two processes: their records, by the folders that they lie in."""
     found: dict[str, Any] = {}
     with ranks.group():
-        for method in ("labo", "ls_plus"):
+        for method in ("labo", "ls_plus", "cs_kd"):
             found[method] = trials.run(plain_trial(method), folder / method)
         found["parts"] = trials.run(plain_trial("labo", set={"accumulation": 2}), folder / "parts")
         diverging = plain_trial("none", set={"learning_rate": 1e30})

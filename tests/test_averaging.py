@@ -41,13 +41,14 @@ def average(steps: list[dict[str, Tensor]], decay: float) -> dict[str, Tensor]:
 
 
 def test_statistics_are_averaged_and_counters_are_not():
-    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    layer = nn.Linear(3, 4)
+    network = nn.Sequential(layer, nn.BatchNorm1d(4))
     averaged = Average(network, 0.9)
     steps = []
     for step in range(30):
         network(torch.randn(5, 3, generator=torch.Generator().manual_seed(step)))
         with torch.no_grad():
-            network[0].weight.add_(0.1)
+            layer.weight.add_(0.1)
         averaged.update_parameters(network)
         steps.append({name: value.clone() for name, value in network.state_dict().items()})
     expected = average(steps, 0.9)

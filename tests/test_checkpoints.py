@@ -259,7 +259,8 @@ def test_a_model_that_the_pictures_do_not_fit_is_refused_before_training(tmp_pat
     import transformers
 
     small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    config = transformers.ViTConfig(image_size=32, patch_size=16, num_labels=3, **small)
+    config: Any = transformers.ViTConfig(image_size=32, patch_size=16, **small)
+    config.num_labels = 3
     transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
     capsys.readouterr()
     command = ["train", "image", "--data", pictures, "--option", "validation_size=9", "--output", str(tmp_path / "run")]

@@ -45,7 +45,7 @@ def close(mine: Path, theirs: Path) -> None:
         torch.testing.assert_close(first[name], value, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["labo", "ls_plus", "parts"])
+@pytest.mark.parametrize("name", ["labo", "ls_plus", "cs_kd", "parts"])
 def test_two_processes_learn_what_one_does(tmp_path, trained, name):
     folder, found = trained
     alone = trials.run(plain_trial("labo" if name == "parts" else name), tmp_path / "alone")
