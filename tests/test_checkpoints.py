@@ -258,7 +258,12 @@ def test_the_folder_of_a_run_of_another_model_is_refused(tmp_path, pictures, cap
 def test_a_model_that_the_pictures_do_not_fit_is_refused_before_training(tmp_path, pictures, capsys, settings, told):
     import transformers
 
-    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    small: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
     config: Any = transformers.ViTConfig(image_size=32, patch_size=16, **small)
     config.num_labels = 3
     transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "vit")

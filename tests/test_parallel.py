@@ -150,6 +150,15 @@ def test_a_batch_that_cannot_be_divided_is_refused():
         feeding.check(EXAMPLES, 64, 3, COUNT)
 
 
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    for name, value in (("RANK", "1"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match=r"as many processes as there are GPUs here \(1\)"), ranks.group():
+        pass
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("guilty", ["", "1"])
 def test_torchrun(tmp_path, guilty):

@@ -60,7 +60,7 @@ def group() -> Iterator[None]:
     """The processes that torchrun started, joined; nothing to do where there is one.
 
     Raises:
-        UserError: another process has gone.
+        UserError: another process has gone, or there are more processes than GPUs here.
     """
     if machine.launched() == 1 or together() > 1:
         yield
@@ -69,7 +69,7 @@ def group() -> Iterator[None]:
 
     gpu = torch.cuda.is_available()
     if gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        _take_gpu(int(os.environ.get("LOCAL_RANK", "0")))
     store, rank, count = next(rendezvous("env://"))
     _known["store"] = store
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", store=store, rank=rank, world_size=count)
@@ -86,6 +86,14 @@ def group() -> Iterator[None]:
     finally:
         dist.destroy_process_group()
         _known.pop("store")
+
+
+def _take_gpu(place: int) -> None:
+    """Use the GPU of this place among those of the machine."""
+    count = torch.cuda.device_count()
+    if place >= count:
+        raise UserError(f"Expected at most as many processes as there are GPUs here ({count}), but got more.")
+    torch.cuda.set_device(place)
 
 
 def gone(error: BaseException) -> bool:

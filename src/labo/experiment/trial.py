@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Mapping
@@ -142,14 +141,14 @@ def _clear(folder: Path) -> None:
 
 def _run(trial: Trial, folder: Path, progress: Any) -> dict[str, Any]:
     from labo import machine, ranks, tasks
-    from labo.experiment import folds, training
+    from labo.experiment import folds, teaching, training
 
     began = time.monotonic()
     task = tasks.create(trial.task, **trial.task_options)
     splits = task.splits(trial.seed)
     splits, held_out = folds.cut(splits, trial.fold, trial.seed) if trial.fold else (splits, None)
     model, loss = build(trial, task, splits)
-    taught = _teach(trial, loss.regularizer, splits)
+    taught = teaching.teach(trial, loss.regularizer, splits)
     counts = splits.train.target.bincount(minlength=len(splits.classes)).tolist()
     about = {"classes": splits.classes, "preprocessing": splits.preprocessing, "class_counts": counts}
     about["versions"] = machine.versions()
@@ -216,34 +215,6 @@ def _test(model: Any, loss: Any, splits: Any, validation: Any, folder: Path) -> 
     metrics = scores(validation, splits.validation.target, logits, splits.test.target)
     _keep(model, loss, splits, logits, metrics["temperature"], folder)
     return metrics
-
-
-def _teach(trial: Trial, regularizer: Any, splits: Any) -> float:
-    """Give the method its teacher, if it needs one; the seconds that it was trained for."""
-    from labo.experiment import runs
-
-    if "teacher" not in regularizer.missing:
-        return 0.0
-    if not trial.teacher_folder:
-        raise UserError(f"Method '{trial.method}' needs a teacher: name the folder of a finished run with --teacher.")
-    run = runs.load(Path(trial.teacher_folder))
-    _refuse_other_data(trial, splits, run)
-    regularizer.provide(teacher=run.model)
-    return float(run.record["seconds"])
-
-
-def _refuse_other_data(trial: Trial, splits: Any, run: Any) -> None:
-    """Refuse a teacher of other data, or of another split: it may have learnt what this run is tested on."""
-    here = {"task": trial.task, "data": trial.data, "seed": trial.seed, "classes": list(splits.classes)}
-    for key, value in here.items():
-        if run.about[key] != value:
-            change = "" if key in ("data", "classes") else f" ({run.about[key]}, here {value})"
-            raise UserError(f"The teacher in '{run.folder}' is of another {key}{change}: train one as this run is.")
-    if json.dumps(run.about["preprocessing"]) != json.dumps(splits.preprocessing):
-        raise UserError(
-            f"The teacher in '{run.folder}' was trained on inputs that were prepared otherwise: train one with the "
-            "options of this task."
-        )
 
 
 def build(trial: Trial, task: Any, splits: Any) -> tuple[Any, Any]:
