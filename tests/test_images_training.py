@@ -12,11 +12,14 @@ import pytest
 import torch
 
 from experiments import trial
+from labo import LabelRegularizedLoss, regularizers
 from labo.cli import main
 from labo.errors import UserError
 from labo.experiment import optimization
 from labo.experiment import trial as trials
 from labo.experiment.checkpoint import read_weights
+from labo.integrations.transformers import TrainerLoss
+from labo.tasks.images.augment import Augmentation
 
 
 @pytest.fixture
@@ -38,7 +41,14 @@ def image_trial(data: str, method: str = "labo", **settings: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"mixup": 0.4, "cutmix": 1.0, "erasing": 0.3}, {"schedule": "steps"}], ids=str
+    "settings",
+    [
+        {},
+        {"mixup": 0.4, "cutmix": 1.0, "erasing": 0.3},
+        {"schedule": "steps"},
+        {"ema": 0.9, "accumulation": 2, "channels_last": True},
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("method", ["labo", "online_smoothing", "dlb"])
 def test_a_stopped_run_goes_on_exactly(tmp_path, data, settings, method):
@@ -68,6 +78,19 @@ def test_mixed_labels_count_as_their_examples(tmp_path, data):
         found[mixup] = [json.loads(line)["loss"] for line in lines]
         assert record["metrics"]["accuracy"] > 0.2
     assert found[0.0][0] == pytest.approx(found[1e-6][0], rel=0.2)
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_mixed_pictures_are_smoothed_once(kind):
+    """From the pictures to the Trainer's loss: torch's own smoothing of the labels that the mixing gave, no more."""
+    torch.manual_seed(0)
+    mixing = Augmentation({kind: 1.0}, image_size=8, classes=3)
+    features, labels = mixing(torch.rand(6, 3, 8, 8), torch.tensor([0, 1, 2, 0, 1, 2]))
+    assert ((labels > 0).sum(1) == 2).any()
+    logits = features.mean((2, 3))
+    criterion = LabelRegularizedLoss(regularizers.create("label_smoothing", epsilon=0.2))
+    found = TrainerLoss(criterion)({"logits": logits}, labels)
+    torch.testing.assert_close(found, torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.2))
 
 
 def test_the_schedules():

@@ -168,6 +168,35 @@ def test_one_hot_probabilities_are_indices(name, options):
     torch.testing.assert_close(found, loss_with(name, options, logits, target))
 
 
+# Whose loss is no mean over the classes that a target mixes: zipf_smoothing ranks the classes that the target gives
+# nothing, ls_plus and beta_smoothing have the entropy of the whole label, tf_kd_reg mixes what its teachers say.
+NOT_MIXED = ("zipf_smoothing", "ls_plus", "beta_smoothing", "tf_kd_reg")
+
+
+@every
+def test_a_mixed_target_is_smoothed_once(name, options):
+    """As mixup means it: the loss of a mixed target is the mixed loss, however often a target was mixed before."""
+    if options.get("convention") == "joeynmt" or name in NOT_MIXED:
+        pytest.skip("it takes no mixed targets, or its loss of one is another, which its own tests have")
+    logits, target = batch()
+    first, second = (F.one_hot(each, CLASSES).double() for each in (target, target.flip(0)))
+    mixed = loss_with(name, options, logits, 0.3 * first + 0.7 * second)
+    apart = [loss_with(name, options, logits, each) for each in (first, second)]
+    torch.testing.assert_close(mixed, 0.3 * apart[0] + 0.7 * apart[1])
+
+
+def test_mixed_targets_of_label_smoothing_and_labo_by_hand():
+    logits, _ = batch()
+    log_p, target = logits.log_softmax(-1), batch()[0].flip(0).softmax(-1)
+    found = loss_with("label_smoothing", {"epsilon": 0.3}, logits, target, reduction="none")
+    smoothed = 0.7 * target + 0.3 / CLASSES  # once, whatever the target has on the other classes already
+    torch.testing.assert_close(found, -(smoothed * log_p).sum(-1))
+    label = (log_p / 4).softmax(-1)
+    inner = (-label * log_p + 4 * label * (label * CLASSES).log()).sum(-1)
+    found = loss_with("labo", {"alpha": 0.3, "beta": 4.0}, logits, target, reduction="none")
+    torch.testing.assert_close(found, 0.7 * -(target * log_p).sum(-1) + 0.3 * inner)
+
+
 @every
 def test_total_over_count_is_the_mean(name, options):
     logits, target = batch()

@@ -61,6 +61,12 @@ def processor() -> str:
     return next(iter(names), "") or platform.processor() or platform.machine()
 
 
+def launched() -> int:
+    """How many processes were started to train together, as torchrun tells each of them; 1 without it."""
+    told = os.environ.get("WORLD_SIZE", "")
+    return int(told) if "RANK" in os.environ and told.isdigit() else 1
+
+
 def cores() -> int:
     """How many cores this process may use, a container's share of them included."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

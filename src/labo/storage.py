@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 def write_text(path: Path, text: str) -> Path:
     """Write a file beside its place, then rename it into place: a reader sees the old or the new one, never a part."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(beside, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    try:
+        with open(beside, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError:
+        beside.unlink(missing_ok=True)  # what a full disk leaves
+        raise
     return path
 
 
@@ -67,6 +74,13 @@ def drop_cut_line(path: Path) -> bool:
     with open(path, "r+b") as file:
         file.truncate(end)
     return True
+
+
+def lacks_room(error: BaseException) -> bool:
+    """Whether an error says that a file could not grow: a full disk, a quota, the largest size of a file."""
+    if isinstance(error, OSError):
+        return error.errno in _NO_ROOM
+    return type(error).__name__ == "SafetensorError" and any(f"os error {number}" in str(error) for number in _NO_ROOM)
 
 
 def _parse(text: str) -> Any:

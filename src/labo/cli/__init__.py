@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 
 from labo.errors import UserError
 
 # What shells call a program that Ctrl-C ended.
 _INTERRUPTED = 130
+# Seconds that a process which has nothing to tell gives the one that has: torchrun ends all when the first has ended.
+_HEARD = 5.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,7 +61,7 @@ def _run(arguments: list[str]) -> int:
             raise
         told = message().strip()
         return _tell(f"{told}{'' if told.endswith(('.', '?')) else '.'} {_help_of(error)}")
-    if status == _INTERRUPTED:
+    if status == _INTERRUPTED and _speaks():
         print("Interrupted; what is finished is recorded, and the same command goes on from there.", file=sys.stderr)
     return status
 
@@ -69,5 +72,20 @@ def _help_of(error: Exception) -> str:
 
 
 def _tell(sentence: str) -> int:
-    print(f"labo: {sentence}", file=sys.stderr)
+    if _speaks():
+        print(f"labo: {sentence}", file=sys.stderr)
     return 2
+
+
+def _speaks() -> bool:
+    """Whether this process tells of what ends it: of several that train together, one does."""
+    from labo import machine
+
+    if machine.launched() == 1:
+        return True
+    from labo import ranks
+
+    if ranks.fails_first():
+        return True
+    time.sleep(_HEARD)
+    return False

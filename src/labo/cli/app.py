@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
+from labo import machine
 from labo.cli import bench, compare, doctor, evaluate, labels, methods, predict, report, tasks, train
+from labo.errors import UserError
 
 app = typer.Typer(
     name="labo",
@@ -28,11 +30,17 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _labo(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Training with label regularization: which regularizer is better on your data, and is it more than luck?"""
+    if machine.launched() > 1 and context.invoked_subcommand != "train":
+        raise UserError(
+            f"labo {context.invoked_subcommand} is one process, which starts others where it needs them: run it "
+            "without torchrun."
+        )
 
 
 for command in (compare, train, evaluate, predict, labels, report, bench, tasks, methods, doctor):

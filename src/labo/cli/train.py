@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -44,47 +44,68 @@ def train(
 ) -> int:
     """Train one method on one seed.
 
-    The same command in the same --output goes on where it was stopped.
+    The same command in the same --output goes on where it was stopped. Several processes train together as
+    `torchrun --nproc-per-node N -m labo train …`.
     """
-    from labo import tasks
-    from labo.experiment import lock, trial
-    from labo.experiment import settings as flat
+    from labo import ranks
+    from labo.experiment import lock
 
-    name, task_options = options.task(
-        task,
-        option,
-        data=data,
-        target=target,
-        split=split,
-        train_size=train_size,
-        label_noise=label_noise,
-        skip_unreadable=skip_unreadable,
-    )
+    given = options.settings(config, set_, epochs, steps, model)
+    drawn = {"split": split, "train_size": train_size, "label_noise": label_noise}
+    name, task_options = options.task(task, option, data=data, target=target, skip_unreadable=skip_unreadable, **drawn)
+    kept = {"checkpoint": options.known_checkpoint(checkpoint), "curves": curves, "save_seconds": save_every}
+    with ranks.group():
+        # In turn, for the first process may fetch the data.
+        asked, notes = ranks.in_turn(lambda: _asked(name, task_options, method, seed, given, teacher, kept))
+        folder = output or Path("runs/train") / f"{options.slug(name, data)}-{method}-{seed}"
+        if not ranks.first():
+            return _follow(asked, folder)
+        with lock.hold(folder):
+            return _run(asked, folder, notes)
+
+
+def _asked(
+    name: str,
+    task_options: dict[str, Any],
+    method: str,
+    seed: int,
+    given: dict[str, Any],
+    teacher: Path | None,
+    kept: dict[str, Any],
+) -> tuple[Trial, Sequence[str]]:
+    """(the trial that is asked for, what there is to say of its data)."""
+    from labo import tasks
+    from labo.experiment import settings as flat
+    from labo.experiment import trial
+
     if not 0 <= seed < 2**32:
         raise UserError(f"Expected --seed from 0 to 2**32 - 1, but got {seed}.")
     made = tasks.create(name, **task_options)
-    given = options.settings(config, set_, epochs, steps, model)
     defaults = made.default_settings()
     flat.check_known(given, defaults, [method])
-    chosen = flat.resolve(defaults, method, given)
-    if teacher is not None and "teacher" not in trial.build_method(method, chosen).needs:
+    settings = flat.resolve(defaults, method, given)
+    if teacher is not None and "teacher" not in trial.build_method(method, settings).needs:
         raise UserError(f"Method '{method}' takes no --teacher.")
+    taught = "" if teacher is None else str(teacher)
     asked = trial.Trial(
         name,
         method,
         seed,
-        chosen,
+        settings,
         dict(made.options),
-        options.known_checkpoint(checkpoint),
-        curves,
-        save_every,
         data=made.fingerprint(),
-        teacher="" if teacher is None else str(teacher),
-        teacher_folder="" if teacher is None else str(teacher),
+        teacher=taught,
+        teacher_folder=taught,
+        **kept,
     )
-    folder = output or Path("runs/train") / f"{options.slug(name, data)}-{method}-{seed}"
-    with lock.hold(folder):
-        return _run(asked, folder, made.splits(seed).notes)
+    return asked, made.splits(seed).notes
+
+
+def _follow(asked: Trial, folder: Path) -> int:
+    """What every process but the first does: train along."""
+    from labo.experiment.runner import Job, run_job
+
+    return 1 if run_job(Job(asked, folder), lambda share: None).get("failed") else 0
 
 
 def _run(asked: Trial, folder: Path, notes: Sequence[str]) -> int:

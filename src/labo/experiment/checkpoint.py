@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import zipfile
 from collections.abc import Mapping
@@ -17,6 +18,9 @@ from labo.errors import UserError
 from labo.integrations.transformers import checkpoints
 
 CHECKPOINTS, BEST = "checkpoints", "best.safetensors"
+# The network's weights in a checkpoint, as the Trainer names them.
+WEIGHTS = "model.safetensors"
+_log = logging.getLogger(__name__)
 
 
 def save_weights(model: nn.Module, path: Path, **metadata: Any) -> None:
@@ -28,8 +32,11 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, **metadata: Any) -> 
     """Named tensors as `save_weights` writes them."""
     beside = path.with_name(f".{path.name}")
     whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    save_file(whole, beside, metadata={name: json.dumps(value) for name, value in metadata.items()})
-    beside.replace(path)
+    try:
+        save_file(whole, beside, metadata={name: json.dumps(value) for name, value in metadata.items()})
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)  # what a full disk leaves
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -58,14 +65,37 @@ def read_best(path: Path) -> tuple[float, int]:
     return json.loads(metadata["value"]), json.loads(metadata["step"])
 
 
-def newest_whole(folder: Path) -> Path | None:
-    """The newest checkpoint, found whole; None where there is none."""
-    found = checkpoints(folder)
-    if not found:
-        return None
-    newest = found[-1]
+def newest_whole(folder: Path, *, processes: int = 1) -> Path | None:
+    """The newest checkpoint that is whole; None where there is none at all. Of newer ones that are not, a log tells.
+
+    Args:
+        folder: where the checkpoints lie.
+        processes: how many train together here.
+
+    Raises:
+        UserError: there are checkpoints and none is whole, or the newest whole one is of another number of processes.
+    """
+    damaged: list[str] = []
+    for path in reversed(checkpoints(folder)):
+        found = _damage(path)
+        if found is None:
+            for sentence in damaged:
+                _log.warning("%s; the run goes on from '%s'.", sentence, path.name)
+            _refuse_other_processes(path, processes)
+            return path
+        damaged.append(f"The checkpoint '{path}' is damaged ({found})")
+    if damaged:
+        raise UserError(f"{damaged[0]}; delete it to start the run again.")
+    return None
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint's files; None where nothing is."""
+    file = path / WEIGHTS
     try:
-        for file in newest.iterdir():
+        if not file.is_file():
+            raise FileNotFoundError("it is missing")
+        for file in sorted(path.iterdir()):
             if file.suffix == ".safetensors":
                 load_file(file)
             elif file.suffix in (".pt", ".pth"):
@@ -75,11 +105,38 @@ def newest_whole(folder: Path) -> Path | None:
             elif file.suffix == ".json":
                 json.loads(file.read_text(encoding="utf-8"))
     except Exception as error:  # what a damaged file raises depends on where it is damaged
+        return f"{file.name}: {_first_line(error)}"
+    return None
+
+
+def _refuse_other_processes(path: Path, processes: int) -> None:
+    """Each process keeps its random state: with another number of them the run would not be the same."""
+    there = len(list(path.glob("rng_state_*.pth"))) or 1
+    if there != processes:
+        command = f"torchrun --nproc-per-node {there} -m labo" if there > 1 else "labo, without torchrun"
         raise UserError(
-            f"The checkpoint '{newest}' is damaged ({file.name}: {_first_line(error)}); delete it to start the run "
-            "again."
-        ) from error
-    return newest
+            f"The checkpoint '{path}' was written by {there} process{'es' * (there > 1)}, but {processes} would go on "
+            f"from it: go on with {command}."
+        )
+
+
+def check_fits(model: Any, checkpoint: Path) -> None:
+    """Refuse the weights of another network.
+
+    Raises:
+        UserError: the weights in `checkpoint` have other names or shapes than those of `model`.
+    """
+    with safe_open(checkpoint / WEIGHTS, "pt") as file:
+        names: Any = file.keys()
+        there = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+    here = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    for name in dict.fromkeys([*here, *there]):
+        if there.get(name) != here.get(name):
+            known = [f"has no `{name}`" if shape is None else f"has `{name}` of shape {shape}"
+                     for shape in (there.get(name), here.get(name))]  # fmt: skip
+            raise UserError(
+                f"The checkpoint '{checkpoint}' is of another network: it {known[0]}, the one here {known[1]}."
+            )
 
 
 def step_of(checkpoint: Path | None) -> int:

@@ -11,18 +11,29 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments
 
+from labo import ranks
+
 # Where schedule "steps" divides the learning rate by ten, as shares of training.
 STEPS_AT = (0.5, 0.75)
 
 
 def arguments(settings: Mapping[str, Any], seed: int, output: Path) -> TrainingArguments:
-    """The Trainer's arguments: nothing is logged or saved by its own rules."""
+    """The Trainer's arguments: nothing is logged or saved by its own rules.
+
+    A batch is divided among the processes that train together, and in each into `settings["accumulation"]` parts.
+    """
     by_steps = "steps" in settings
+    processes, parts = ranks.together(), int(settings.get("accumulation", 1))
     found = TrainingArguments(
         output_dir=str(output),
         num_train_epochs=1 if by_steps else settings["epochs"],
         max_steps=int(settings["steps"]) if by_steps else -1,
-        per_device_train_batch_size=int(settings["batch_size"]),
+        per_device_train_batch_size=int(settings["batch_size"]) // (processes * parts),
+        gradient_accumulation_steps=parts,
+        average_tokens_across_devices=True,
+        ddp_find_unused_parameters=False,
+        # Without an accelerator the Trainer has to be told so, or it overlooks the other processes.
+        use_cpu=processes > 1 and not torch.accelerator.is_available(),
         learning_rate=settings["learning_rate"],
         weight_decay=settings["weight_decay"],
         bf16=settings.get("precision", "float32") == "bfloat16",

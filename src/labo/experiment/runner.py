@@ -209,6 +209,7 @@ def _run_there(job: Job) -> dict[str, Any]:
 
 def run_job(job: Job, progress: Callable[[float], None]) -> dict[str, Any]:
     """Run one job here; a mistake in a method of one's own becomes one sentence, its traceback a file in the run."""
+    from labo import ranks
     from labo.experiment import trial
 
     try:
@@ -216,6 +217,8 @@ def run_job(job: Job, progress: Callable[[float], None]) -> dict[str, Any]:
     except UserError:
         raise
     except Exception as error:
+        if ranks.gone(error) or not ranks.fails_first():  # another process tells of it
+            raise
         place = job.folder / ERROR
         job.folder.mkdir(parents=True, exist_ok=True)
         place.write_text(traceback.format_exc(), encoding="utf-8")

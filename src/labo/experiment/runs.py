@@ -46,7 +46,10 @@ class Run:
         from labo.experiment import checkpoint
 
         settings, _ = flat.split(self.about["settings"], self.about["method"])
-        model = self.task.model(self.classes, self.about["preprocessing"], settings)
+        try:
+            model = self.task.model(self.classes, self.about["preprocessing"], settings)
+        except KeyError as error:
+            raise UserError(f"The {trial.RUN} in '{self.folder}' is damaged: its settings lack {error}.") from error
         weights = checkpoint.read_weights(self.folder / trial.WEIGHTS)
         try:
             model.load_state_dict(weights)

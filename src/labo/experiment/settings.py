@@ -16,7 +16,10 @@ SCHEDULES = ("constant", "linear", "cosine", "steps")
 # Settings of training that take one of a few texts.
 CHOICES = {"schedule": SCHEDULES, "optimizer": ("adamw", "sgd"), "precision": ("float32", "bfloat16")}
 # Settings of training that are a share, 1 left out.
-SHARES = ("momentum", "warmup")
+SHARES = ("momentum", "warmup", "ema")
+# What any training may be told beside its task's settings, and what it is untold: a run is written down without them
+# where they are as here, so that the runs of a version that did not know them are still the same runs.
+EXTRAS: Settings = {"ema": 0.0, "accumulation": 1, "channels_last": False}
 # How long a run is: exactly one of the two.
 LENGTHS = ("epochs", "steps")
 
@@ -86,7 +89,8 @@ def method_options(method: str) -> dict[str, Any]:
 def resolve(defaults: Mapping[str, Any], method: str, *given: Mapping[str, Any]) -> Settings:
     """All settings of one run: `defaults` of the task, the method's options, then each of `given` over what is there.
 
-    A key that neither the task nor this method has is left out: `check_known` refuses what no method of a run has.
+    A key that neither the task nor this method has is left out: `check_known` refuses what no method of a run has. So
+    are `EXTRAS` that change nothing.
 
     Raises:
         UserError: a value is of the wrong kind or out of range.
@@ -98,15 +102,15 @@ def resolve(defaults: Mapping[str, Any], method: str, *given: Mapping[str, Any])
             if key in LENGTHS:
                 for other in LENGTHS:
                     settings.pop(other, None)
-            if key in settings or key in LENGTHS:
-                settings[key] = _same_kind(key, value, defaults.get(key))
+            if key in settings or key in LENGTHS or key in EXTRAS:
+                settings[key] = _same_kind(key, value, defaults.get(key, EXTRAS.get(key)))
     _check_training(settings)
-    return settings
+    return {key: value for key, value in settings.items() if key not in EXTRAS or value != EXTRAS[key]}
 
 
 def check_known(given: Mapping[str, Any], defaults: Mapping[str, Any], methods: Sequence[str]) -> None:
     """Refuse keys that nothing in the run has."""
-    known = {*defaults, *LENGTHS}.union(*(method_options(method) for method in methods))
+    known = {*defaults, *LENGTHS, *EXTRAS}.union(*(method_options(method) for method in methods))
     for key in given:
         if key not in known:
             raise unknown("setting", key, known)
@@ -127,7 +131,7 @@ def _same_kind(key: str, value: Any, default: Any) -> Any:
         return value
     wrong = not isinstance(value, str | int | float) or isinstance(default, str) != isinstance(value, str)
     if wrong or isinstance(value, bool) != isinstance(default, bool):
-        kind = "a text" if isinstance(default, str) else "a number"
+        kind = "true or false" if isinstance(default, bool) else "a text" if isinstance(default, str) else "a number"
         raise UserError(f"Expected setting `{key}` to be {kind} (default {default}), but got {value!r}.")
     if isinstance(default, int) and isinstance(value, float):
         if not value.is_integer():
@@ -141,6 +145,7 @@ def _check_training(settings: Mapping[str, Any]) -> None:
         ("epochs", 0, False),
         ("steps", 0, True),
         ("batch_size", 0, True),
+        ("accumulation", 0, True),
         ("learning_rate", 0, False),
     ):
         if key in settings:

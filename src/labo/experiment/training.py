@@ -16,11 +16,14 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from labo.experiment import checkpoint, optimization
-from labo.integrations.transformers import LabelRegularizedTrainer
+from labo import ranks
+from labo.errors import UserError
+from labo.experiment import checkpoint, feeding, optimization
+from labo.experiment.averaging import Average
+from labo.experiment.trainer import Augment, RunTrainer
+from labo.experiment.trainer import DivergedError as DivergedError
 from labo.metrics.scores import classification_scores
 from labo.metrics.temperature import fit_temperature
 from labo.modules import LabelRegularizedLoss
@@ -34,17 +37,6 @@ PREDICTION_ROWS, PREDICTION_BYTES = 1024, 2**26
 # What a checkpoint keeps of the epoch in which it was written, in the Trainer's own history.
 _LOSSES = "losses_of_this_epoch"
 Progress = Callable[[float], None]
-# (features, labels) of a batch to those that are trained on.
-Augment = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-class DivergedError(Exception):
-    """A loss that is NaN or infinite at `step`."""
-
-    def __init__(self, step: int, reason: str) -> None:
-        super().__init__(step, reason)
-        self.step = step
-        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -83,27 +75,41 @@ def train(
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     transformers.utils.logging.set_verbosity_error()
     watch = _Watch(splits.validation, folder, options, progress)
-    trainer = _EpochTrainer(
+    args = optimization.arguments(settings, seed, folder / checkpoint.CHECKPOINTS)
+    trainer = RunTrainer(
         model=model,
-        args=optimization.arguments(settings, seed, folder / checkpoint.CHECKPOINTS),
+        args=args,
         optimizer_cls_and_kwargs=optimization.optimizer(settings),
-        train_dataset=splits.train,  # pyright: ignore[reportArgumentType]
-        data_collator=_as_it_is,
+        train_dataset=feeding.near(splits.train, args.device),
+        data_collator=feeding.as_it_is,
         loss=loss,
         watch=watch,
         settings=settings,
         augment=augment,
     )
     trainer.remove_callback(PrinterCallback)
-    start = checkpoint.newest_whole(folder / checkpoint.CHECKPOINTS)
-    _cut_curve(folder / CURVE, checkpoint.step_of(start))
+    watch.average = trainer.average
+    start = ranks.shared(lambda: _start(folder))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="(torch|accelerate|transformers)")
-        trainer.train(resume_from_checkpoint=str(start) if start else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(start) if start else None)
+        except UserError as error:
+            raise feeding.told(error) from error
     if options.checkpoint == "best":
-        model.load_state_dict(checkpoint.read_weights(folder / checkpoint.BEST))
-        return watch.best_step
+        if ranks.first():
+            model.load_state_dict(checkpoint.read_weights(folder / checkpoint.BEST))
+        return ranks.shared(lambda: watch.best_step)
+    if trainer.average is not None:
+        model.load_state_dict(trainer.average.module.state_dict())
     return trainer.state.global_step
+
+
+def _start(folder: Path) -> Path | None:
+    """The checkpoint to go on from; what was written after it is forgotten."""
+    start = checkpoint.newest_whole(folder / checkpoint.CHECKPOINTS, processes=ranks.together())
+    _cut_curve(folder / CURVE, checkpoint.step_of(start))
+    return start
 
 
 def pieces(features: Any) -> Iterator[Tensor]:
@@ -128,80 +134,33 @@ def predict(model: nn.Module, features: Any) -> Tensor:
     return torch.cat(parts)
 
 
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-class _EpochOrder(Sampler[int]):
-    """A new order every epoch that is a function of the seed and the epoch alone, so that resuming is exact."""
-
-    def __init__(self, size: int, seed: int) -> None:
-        self.size, self.seed, self.epoch = size, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        return iter(torch.randperm(self.size, generator=generator).tolist())
-
-
-class _EpochTrainer(LabelRegularizedTrainer):
-    """The integration's Trainer with this project's order of examples, stopping at a loss that is no number."""
-
-    def __init__(self, *, watch: _Watch, settings: Mapping[str, Any], augment: Augment | None, **options: Any) -> None:
-        super().__init__(callbacks=[watch], **options)
-        self.watch, self.settings, self.augment = watch, settings, augment
-        self._compute.counts_rows = True  # the labels are indices when they are counted
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        if self.lr_scheduler is None:
-            taken: Any = optimizer or self.optimizer
-            self.lr_scheduler = optimization.schedule(self.settings, taken, num_training_steps)
-            self._created_lr_scheduler = True
-        return self.lr_scheduler
-
-    def _prepare_inputs(self, inputs: Any) -> Any:
-        found = super()._prepare_inputs(inputs)
-        if self.augment is None or "labels" not in found:
-            return found
-        features, labels = self.augment(found["features"], found["labels"])
-        return {**found, "features": features, "labels": labels}
-
-    def get_train_dataloader(self) -> DataLoader:
-        examples: Any = self.train_dataset
-        order = _EpochOrder(len(examples), self.args.seed)
-        size = self.args.train_batch_size
-        return self.accelerator.prepare(DataLoader(examples, size, sampler=order, collate_fn=_as_it_is))
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        loss = super().training_step(*args, **kwargs)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise DivergedError(self.state.global_step + 1, f"the loss became {value}")
-        self.watch.add(value)
-        return loss
-
-
 @dataclass
 class _Watch(TrainerCallback):
-    """Writes the curve, tells the progress, keeps the best epoch, asks for a checkpoint when it is time."""
+    """Writes the curve, tells the progress, keeps the best epoch, asks for a checkpoint when it is time.
+
+    What is measured and kept is the `average` of the weights where there is one. Only the first of several processes
+    measures, writes and tells.
+    """
 
     validation: Examples
     folder: Path
     options: Options
     progress: Progress
+    average: Average | None = None
     best_step: int = 0
     _best: float = math.inf
     _losses: list[float] = field(default_factory=list)  # of the steps of this epoch
     _saved: float = field(default_factory=time.monotonic)
+    _due: bool = False
 
-    def add(self, loss: float) -> None:
-        """Take the loss of a step."""
+    def add(self, loss: float, *, due: bool) -> None:
+        """Take the loss of a step, and whether a checkpoint follows it."""
         self._losses.append(loss)
+        self._due = due
+
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        return time.monotonic() - self._saved >= self.options.save_seconds
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -216,10 +175,11 @@ class _Watch(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not (state.epoch or 0.0).is_integer():  # else when the epoch has been measured
             self._ask_to_save(state, control)
-        self.progress(state.global_step / max(1, state.max_steps))
+        if ranks.first():
+            self.progress(state.global_step / max(1, state.max_steps))
 
     def _ask_to_save(self, state: TrainerState, control: TrainerControl) -> None:
-        if time.monotonic() - self._saved >= self.options.save_seconds and state.global_step < state.max_steps:
+        if self._due and state.global_step < state.max_steps:
             # The checkpoint is written next, with this history: a resumed epoch has the loss of all its steps.
             history: list[Any] = state.log_history
             history[:] = [{_LOSSES: list(self._losses)}]
@@ -231,13 +191,18 @@ class _Watch(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        line = {"epoch": round(state.epoch or 0.0, 4), "step": state.global_step, "loss": fmean(self._losses)}
-        line["learning_rate"] = kwargs["optimizer"].param_groups[0]["lr"]
-        if self.options.curves or self.options.checkpoint == "best":
-            line |= self._measure(kwargs["model"], state.global_step)
-        append_line(self.folder / CURVE, line)
+        if ranks.first():
+            self._write(state, kwargs["model"], kwargs["optimizer"].param_groups[0]["lr"])
         self._losses = []
         self._ask_to_save(state, control)
+
+    def _write(self, state: TrainerState, model: nn.Module, rate: float) -> None:
+        """A line of the curve."""
+        line = {"epoch": round(state.epoch or 0.0, 4), "step": state.global_step, "loss": fmean(self._losses)}
+        line["learning_rate"] = rate
+        if self.options.curves or self.options.checkpoint == "best":
+            line |= self._measure(model if self.average is None else self.average.module, state.global_step)
+        append_line(self.folder / CURVE, line)
 
     def _measure(self, model: nn.Module, step: int) -> dict[str, float]:
         logits, target = predict(model, self.validation.features), self.validation.target

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from typing import Any
 
 from labo.errors import UserError
 from labo.experiment import settings as flat
-from labo.storage import read_object, write_object
+from labo.storage import lacks_room, read_object, write_object
 
 RUN, RECORD, WEIGHTS, ERROR = "run.json", "record.json", "model.safetensors", "error.txt"
 # What must be the same for a run to be continued, and what that is called.
@@ -90,22 +89,45 @@ def _change(key: str, before: Any, now: Any) -> str:
 
 
 def run(trial: Trial, folder: Path, progress: Any = lambda share: None) -> dict[str, Any]:
-    """Run a trial in `folder`, or continue it there; its record.
+    """Run a trial in `folder`, or continue it there; its record. Of several processes the first writes.
 
     The record of a tuning trial has "validation" in place of "metrics"; its folder can go once it is recorded. That of
     a fold has "held_out", the scores of the part left out. A trial whose loss is no number has "failed" with step and
     reason, and no metrics.
 
     Raises:
-        UserError: the folder holds another run or a damaged checkpoint, or the data will not do.
+        UserError: the folder holds another run or a damaged checkpoint, the data will not do, or the disk is full.
     """
+    from labo import ranks
+
+    try:
+        done = ranks.shared(lambda: _begin(trial, folder))
+        if done is None:
+            record = _run(trial, folder, progress)
+            done = ranks.shared(lambda: _written(folder, record))
+    except Exception as error:
+        if not lacks_room(error):
+            raise
+        raise UserError(
+            f"There is no room to write into '{folder}' ({getattr(error, 'strerror', None) or error}): make some, and "
+            "the same command goes on from the last checkpoint."
+        ) from error
+    return done
+
+
+def _begin(trial: Trial, folder: Path) -> dict[str, Any] | None:
+    """Claim the folder; the record of what is finished there."""
     done = finished(folder)
     claim(trial, folder)
-    if done is None:
-        done = _run(trial, folder, progress)
-        write_object(folder / RECORD, done)
-    _clear(folder)
+    if done is not None:
+        _clear(folder)
     return done
+
+
+def _written(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+    write_object(folder / RECORD, record)
+    _clear(folder)
+    return record
 
 
 def _clear(folder: Path) -> None:
@@ -118,19 +140,21 @@ def _clear(folder: Path) -> None:
 
 
 def _run(trial: Trial, folder: Path, progress: Any) -> dict[str, Any]:
-    from labo import machine, tasks
-    from labo.experiment import folds, training
+    from labo import machine, ranks, tasks
+    from labo.experiment import folds, teaching, training
 
     began = time.monotonic()
     task = tasks.create(trial.task, **trial.task_options)
     splits = task.splits(trial.seed)
     splits, held_out = folds.cut(splits, trial.fold, trial.seed) if trial.fold else (splits, None)
     model, loss = build(trial, task, splits)
-    taught = _teach(trial, loss.regularizer, splits)
+    taught = teaching.teach(trial, loss.regularizer, splits)
     counts = splits.train.target.bincount(minlength=len(splits.classes)).tolist()
     about = {"classes": splits.classes, "preprocessing": splits.preprocessing, "class_counts": counts}
     about["versions"] = machine.versions()
-    write_object(folder / RUN, {**trial.identity(), **about})
+    if ranks.together() > 1:
+        about["processes"] = ranks.together()
+    ranks.shared(lambda: write_object(folder / RUN, {**trial.identity(), **about}))
     record = {key: trial.identity()[key] for key in ("task", "method", "seed", "settings")}
     options = training.Options(trial.checkpoint, trial.curves, trial.save_seconds)
     tuned, _ = flat.split(trial.settings, trial.method)
@@ -146,20 +170,32 @@ def _run(trial: Trial, folder: Path, progress: Any) -> dict[str, Any]:
             augment=task.augmentation(splits, tuned),
             progress=progress,
         )
-        validation = training.predict(model, splits.validation.features)
-        if not bool(validation.isfinite().all()):
-            raise training.DivergedError(step, "the trained network gives logits that are no numbers")
     except training.DivergedError as failure:
-        record |= {"metrics": {}, "failed": {"step": failure.step, "reason": failure.reason}}
+        record |= _failed(failure)
     else:
-        if held_out is not None:
-            record["held_out"] = folds.keep(model, held_out, folder)
-        elif trial.tuning:
-            record["validation"] = _validation_scores(validation, splits.validation.target)
-        else:
-            record |= {"metrics": _test(model, loss, splits, validation, folder), "step": step}
+        record |= ranks.shared(lambda: _measured(trial, model, loss, splits, held_out, step, folder))
     seconds = round(time.monotonic() - began + taught, 3)  # what a teacher cost is a part of the price
     return record | {"seconds": seconds, "versions": machine.versions()}
+
+
+def _failed(failure: Any) -> dict[str, Any]:
+    return {"metrics": {}, "failed": {"step": failure.step, "reason": failure.reason}}
+
+
+def _measured(
+    trial: Trial, model: Any, loss: Any, splits: Any, held_out: Any, step: int, folder: Path
+) -> dict[str, Any]:
+    """What a record says of a trained network; what is kept of it is written."""
+    from labo.experiment import folds, training
+
+    validation = training.predict(model, splits.validation.features)
+    if not bool(validation.isfinite().all()):
+        return _failed(training.DivergedError(step, "the trained network gives logits that are no numbers"))
+    if held_out is not None:
+        return {"held_out": folds.keep(model, held_out, folder)}
+    if trial.tuning:
+        return {"validation": _validation_scores(validation, splits.validation.target)}
+    return {"metrics": _test(model, loss, splits, validation, folder), "step": step}
 
 
 def _validation_scores(logits: Any, target: Any) -> dict[str, float]:
@@ -181,34 +217,6 @@ def _test(model: Any, loss: Any, splits: Any, validation: Any, folder: Path) -> 
     return metrics
 
 
-def _teach(trial: Trial, regularizer: Any, splits: Any) -> float:
-    """Give the method its teacher, if it needs one; the seconds that it was trained for."""
-    from labo.experiment import runs
-
-    if "teacher" not in regularizer.missing:
-        return 0.0
-    if not trial.teacher_folder:
-        raise UserError(f"Method '{trial.method}' needs a teacher: name the folder of a finished run with --teacher.")
-    run = runs.load(Path(trial.teacher_folder))
-    _refuse_other_data(trial, splits, run)
-    regularizer.provide(teacher=run.model)
-    return float(run.record["seconds"])
-
-
-def _refuse_other_data(trial: Trial, splits: Any, run: Any) -> None:
-    """Refuse a teacher of other data, or of another split: it may have learnt what this run is tested on."""
-    here = {"task": trial.task, "data": trial.data, "seed": trial.seed, "classes": list(splits.classes)}
-    for key, value in here.items():
-        if run.about[key] != value:
-            change = "" if key in ("data", "classes") else f" ({run.about[key]}, here {value})"
-            raise UserError(f"The teacher in '{run.folder}' is of another {key}{change}: train one as this run is.")
-    if json.dumps(run.about["preprocessing"]) != json.dumps(splits.preprocessing):
-        raise UserError(
-            f"The teacher in '{run.folder}' was trained on inputs that were prepared otherwise: train one with the "
-            "options of this task."
-        )
-
-
 def build(trial: Trial, task: Any, splits: Any) -> tuple[Any, Any]:
     """(network with fresh weights of the trial's seed, loss with all that it needs).
 
@@ -217,7 +225,8 @@ def build(trial: Trial, task: Any, splits: Any) -> tuple[Any, Any]:
     """
     import torch
 
-    from labo import checks
+    from labo import checks, ranks
+    from labo.experiment import feeding
     from labo.modules import LabelRegularizedLoss
 
     training, _ = flat.split(trial.settings, trial.method)
@@ -228,6 +237,11 @@ def build(trial: Trial, task: Any, splits: Any) -> tuple[Any, Any]:
         raise UserError(str(error)) from error
     if "steps" in training and {"epoch", "epochs"} & set(regularizer.needs):
         raise UserError(f"Method '{trial.method}' needs epochs, but this run is given by steps: give --epochs.")
+    if training.get("channels_last") and len(splits.train.features.shape) != 4:
+        raise UserError(
+            f"Setting `channels_last` is for pictures, which task '{trial.task}' has none of: leave it out."
+        )
+    feeding.check(len(splits.train), training["batch_size"], training.get("accumulation", 1), ranks.together())
     torch.manual_seed(trial.seed)
     model = task.model(splits.classes, splits.preprocessing, training)
     if "class_counts" in regularizer.missing:

@@ -56,7 +56,7 @@ class Indexed(Dataset):
             found = torch.empty(0, 0)
         if found.dim() != 1 or found.dtype.is_floating_point:
             raise TypeError("Expected every training example to have one class index as its label.")
-        return found.long()
+        return found.long().cpu()
 
 
 def _whole(dataset: Any) -> bool:

@@ -16,12 +16,14 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.trainer import TRAINER_STATE_NAME
 
+from labo import ranks
 from labo.errors import UserError
 from labo.integrations import heads
 from labo.integrations.indexed import INDEX, Indexed
@@ -212,14 +214,33 @@ class LabelRegularizedTrainer(Trainer):
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 self._complete(self._staging / name, home)
+        except (OSError, SafetensorError, RuntimeError) as error:  # each writer has its own word for a full disk
+            if ranks.gone(error):
+                raise
+            shutil.rmtree(self._staging, ignore_errors=True)
+            raise UserError(
+                f"A checkpoint could not be written into '{home}' ({_reason(error)}): the one before it, if there is "
+                "one, is whole, and training can go on from it."
+            ) from error
         finally:
             self._staging = None
         self.accelerator.wait_for_everyone()
 
-    def _complete(self, staged: Path, home: Path) -> None:
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        model: Any = self.model
+        if state_dict is None and not isinstance(model, PreTrainedModel):
+            # The file format takes memory in one order only; that of channels-last weights is another.
+            state_dict = {name: value.contiguous() for name, value in model.state_dict().items()}
+        super()._save(output_dir, state_dict)
+
+    def _keep(self, folder: Path) -> None:
+        """Write into a checkpoint's folder what the Trainer does not."""
         # Copies: the file format takes no two names of one memory, as the tied weights of a copied network are.
         state = {name: value.clone().contiguous() for name, value in self.loss.regularizer.state_dict().items()}
-        save_file(state, staged / REGULARIZER)
+        save_file(state, folder / REGULARIZER)
+
+    def _complete(self, staged: Path, home: Path) -> None:
+        self._keep(staged)
         best = self.state.best_model_checkpoint
         if best is not None and Path(best).parent == staged.parent:
             self.state.best_model_checkpoint = str(home / Path(best).name)
@@ -230,14 +251,13 @@ class LabelRegularizedTrainer(Trainer):
         shutil.rmtree(final, ignore_errors=True)
         os.replace(staged, final)
         shutil.rmtree(staged.parent, ignore_errors=True)
-        self._forget(home)
+        self._forget(home, newest=final.name)
 
-    def _forget(self, home: Path) -> None:
+    def _forget(self, home: Path, newest: str) -> None:
         limit = self.args.save_total_limit
         if not limit or limit < 1:
             return
         best = Path(self.state.best_model_checkpoint or "").name
-        newest = checkpoints(home)[-1].name
         # The best and the newest come last: they stay, even where that is one more than asked for.
         found = sorted(checkpoints(home), key=lambda folder: folder.name in (best, newest))
         for folder in found[: len(found) - limit]:
@@ -257,7 +277,8 @@ class LabelRegularizedTrainer(Trainer):
     def _remember(self, path: Path) -> None:
         regularizer = self.loss.regularizer
         try:
-            regularizer.load_state_dict(load_file(path, device=str(self.args.device)))
+            device = self.args.device  # of several processes without an accelerator cpu:0, which is no name to read to
+            regularizer.load_state_dict(load_file(path, device="cpu" if device.type == "cpu" else str(device)))
         except RuntimeError as error:  # torch lists what does not fit, in many lines
             raise UserError(
                 f"What '{path}' holds is not what method '{regularizer.name}' remembers of this network: resume with "
@@ -279,6 +300,14 @@ def checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints in a folder, the oldest first."""
     found = [path for path in folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdigit()]
     return sorted(found, key=lambda path: int(path.name.removeprefix(_PREFIX)))
+
+
+def _reason(error: BaseException) -> str:
+    """Why a file was not written, short."""
+    if any(text in str(error) for text in ("unexpected pos", "PytorchStreamWriter")):
+        return "torch's file ended too early: perhaps the disk is full"  # torch's writer knows where, not why
+    known = getattr(error, "strerror", None)
+    return known or (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _to_disk(file: Path) -> None:

@@ -111,7 +111,8 @@ class ImageTask(Task):
     ) -> nn.Module:
         """See `Task.model`: the network that `settings` name, behind `Normalised`."""
         network = models.build(settings["model"], len(classes), preprocessing["image_size"], settings)
-        return Normalised(network, preprocessing["mean"], preprocessing["deviation"])
+        statistics = preprocessing["mean"], preprocessing["deviation"]
+        return Normalised(network, *statistics, channels_last=settings.get("channels_last", False))
 
     def augmentation(self, splits: Splits, settings: Mapping[str, Any]) -> augment.Augmentation:
         """See `Task.augmentation`: what `settings` say is done to a batch of bytes."""

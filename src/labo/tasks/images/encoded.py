@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from labo import machine
 from labo.errors import UserError
@@ -174,6 +175,9 @@ def channels_first(images: np.ndarray) -> Tensor:
 
 
 def _map(work: Callable[[int], Any], indices: Sequence[int]) -> Iterator[Any]:
+    if get_worker_info() is not None:  # one of several processes that read ahead: they are the threads
+        yield from map(work, indices)
+        return
     # Pillow lets go of Python's lock while it decodes. In chunks, so that a million pictures are no million futures.
     pool = _pool(os.getpid())
     for begin in range(0, len(indices), 4096):

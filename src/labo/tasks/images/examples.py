@@ -41,6 +41,8 @@ class Normalised(nn.Module):
     Args:
         network: float (N, C, H, W) to logits.
         mean, deviation: of the training pixels, 0 to 1, for each of the C channels. They are saved with the weights.
+        channels_last: whether weights and batches lie in memory with the channels last, which GPUs' convolutions take
+            faster, above all in bfloat16; the numbers are the same up to rounding.
 
     `features` are uint8, or floats from 0 to 1 where an augmentation has been at work on bytes / 255.
     """
@@ -48,15 +50,18 @@ class Normalised(nn.Module):
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, network: nn.Module, mean: Sequence[float], deviation: Sequence[float]) -> None:
+    def __init__(
+        self, network: nn.Module, mean: Sequence[float], deviation: Sequence[float], *, channels_last: bool = False
+    ) -> None:
         super().__init__()
-        self.network = network
+        self.layout = torch.channels_last if channels_last else torch.preserve_format
+        self.network = network.to(memory_format=self.layout)  # pyright: ignore[reportCallIssue]
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("deviation", torch.tensor(deviation).view(1, -1, 1, 1))
 
     def forward(self, features: Tensor) -> Any:
         """What the network says of `features` (N, C, H, W)."""
-        pixels = features.to(self.mean.dtype)
+        pixels = features.to(self.mean.dtype, memory_format=self.layout)
         if features.dtype == torch.uint8:
             pixels = pixels / 255
         return self.network((pixels - self.mean) / self.deviation)

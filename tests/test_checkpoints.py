@@ -1,0 +1,280 @@
+"""Checkpoints that a full disk, a crash or another network spoils: one sentence, and nothing that was whole is lost."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from experiments import trial
+from labo.cli import main
+from labo.errors import UserError
+from labo.experiment import checkpoint as kept
+from labo.experiment import runs
+from labo.experiment import trial as trials
+from labo.integrations import transformers as integration
+
+EPOCHS = 3
+# The network of these runs takes 340 kB, its optimizer twice as much.
+BETWEEN, BELOW = 500_000, 300_000
+
+
+def asked(**options: Any) -> trials.Trial:
+    return trial("unigram_smoothing", epochs=EPOCHS, set={"dropout": 0.2, "ema": 0.9}, **options)
+
+
+def same(mine: Path, theirs: Path) -> bool:
+    first, second = (load_file(folder / trials.WEIGHTS) for folder in (mine, theirs))
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def one_sentence(error: BaseException, *parts: str) -> None:
+    text = str(error)
+    assert "\n" not in text
+    assert text.count(". ") == 0
+    assert text.endswith(".")
+    assert all(part in text for part in parts), text
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing befell."""
+    folder = tmp_path_factory.mktemp("whole")
+    trials.run(asked(), folder)
+    return folder
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """No file may grow beyond `size` bytes, as none may on a disk that is full."""
+    before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 395968 vs 395856\nframe #0"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_save_that_fails_leaves_the_checkpoint_before_it(tmp_path, monkeypatch, whole, error):
+    save = integration.save_file
+
+    def fail(state: Any, path: Path) -> None:
+        if kept.checkpoints(tmp_path / kept.CHECKPOINTS):
+            path.write_bytes(b"half")
+            raise error
+        save(state, path)
+
+    monkeypatch.setattr(integration, "save_file", fail)
+    with pytest.raises(UserError) as caught:
+        trials.run(asked(save_seconds=0.0), tmp_path)
+    home = tmp_path / kept.CHECKPOINTS
+    one_sentence(caught.value, f"A checkpoint could not be written into '{home}'", "is whole")
+    assert [path.name for path in home.iterdir()] == ["checkpoint-1"]
+    monkeypatch.undo()
+    trials.run(asked(), tmp_path)
+    assert same(tmp_path, whole)
+
+
+@pytest.mark.parametrize("size", [BETWEEN, BELOW])
+def test_a_disk_that_is_full_from_the_start_is_told(tmp_path, whole, size):
+    with largest_file(size), pytest.raises(UserError) as caught:
+        trials.run(asked(save_seconds=0.0), tmp_path)
+    one_sentence(caught.value, f"into '{tmp_path / kept.CHECKPOINTS}'")
+    assert not list((tmp_path / kept.CHECKPOINTS).iterdir())
+    trials.run(asked(), tmp_path)
+    assert same(tmp_path, whole)
+
+
+def test_weights_that_find_no_room_at_the_end_are_told(tmp_path, whole, capsys):
+    arguments = ["train", "digits", "--method", "unigram_smoothing", "--epochs", str(EPOCHS), "--output", str(tmp_path)]
+    arguments += ["--set", "dropout=0.2", "--set", "ema=0.9"]
+    with largest_file(BELOW):
+        assert main(arguments) == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    one_sentence(Exception(told), f"labo: There is no room to write into '{tmp_path}'", "goes on")
+    assert not list(tmp_path.glob("*model.safetensors*"))
+    assert not (tmp_path / trials.RECORD).exists()
+    assert main(arguments) == 0
+    assert same(tmp_path, whole)
+
+
+@pytest.mark.parametrize("name", [trials.RUN, trials.RECORD, "figures.json"])
+def test_small_files_that_find_no_room_are_told(tmp_path, monkeypatch, whole, name):
+    replace = os.replace
+
+    def full(source: Any, target: Any) -> None:
+        if Path(target).name == name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(UserError) as caught:
+        trials.run(asked(), tmp_path)
+    one_sentence(caught.value, f"There is no room to write into '{tmp_path}' (No space left on device)")
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    monkeypatch.undo()
+    trials.run(asked(), tmp_path)
+    assert same(tmp_path, whole)
+
+
+def stopped(folder: Path, share: float = 0.5) -> Path:
+    """A run stopped at a share of its steps, with a checkpoint."""
+
+    def stop(done: float) -> None:
+        if done >= share:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trials.run(asked(save_seconds=0.0), folder, stop)
+    (found,) = (folder / kept.CHECKPOINTS).glob("checkpoint-*")
+    return found
+
+
+@pytest.mark.parametrize("spoilt", ["half a file", "empty", "no weights", "empty state"])
+def test_a_newer_checkpoint_that_is_not_whole_is_passed_over(tmp_path, whole, caplog, spoilt):
+    older = stopped(tmp_path)
+    newer = older.with_name("checkpoint-18")
+    if spoilt == "empty":
+        newer.mkdir()
+    else:
+        shutil.copytree(older, newer)
+    if spoilt == "half a file":
+        (newer / "optimizer.pt").write_bytes((older / "optimizer.pt").read_bytes()[:1000])
+    elif spoilt == "no weights":
+        (newer / kept.WEIGHTS).unlink()
+    elif spoilt == "empty state":
+        (newer / "trainer_state.json").write_text("")
+    trials.run(asked(), tmp_path)
+    assert same(tmp_path, whole)
+    (told,) = [each.getMessage() for each in caplog.records if each.name.startswith("labo")]
+    assert told.startswith(f"The checkpoint '{newer}' is damaged (")
+    assert told.endswith(f"; the run goes on from '{older.name}'.")
+
+
+def test_the_checkpoint_just_written_stays_beside_a_newer_damaged_one(tmp_path, caplog):
+    older = stopped(tmp_path)
+    older.with_name("checkpoint-18").mkdir()
+
+    def stop(done: float) -> None:
+        if done >= 0.7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trials.run(asked(save_seconds=0.0), tmp_path, stop)
+    (left,) = older.parent.iterdir()
+    assert left.name == "checkpoint-14"
+    assert kept.newest_whole(older.parent) == left
+
+
+def test_a_checkpoint_of_another_network_gets_one_sentence(tmp_path):
+    found = stopped(tmp_path)
+    about = json.loads((tmp_path / trials.RUN).read_text())
+    about["settings"]["hidden"] = 8
+    (tmp_path / trials.RUN).write_text(json.dumps(about))
+    smaller = asked()
+    smaller.settings["hidden"] = 8
+    with pytest.raises(UserError) as caught:
+        trials.run(smaller, tmp_path)
+    one_sentence(caught.value, f"The checkpoint '{found}' is of another network", "(256, 64)", "(8, 64)")
+    deeper = asked()
+    about["settings"] |= {"hidden": 256, "layers": 3}
+    deeper.settings["layers"] = 3
+    (tmp_path / trials.RUN).write_text(json.dumps(about))
+    with pytest.raises(UserError) as caught:
+        trials.run(deeper, tmp_path)
+    one_sentence(caught.value, "is of another network")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"model": "linear"}, "are not of the network in its run.json"),
+        ({"hidden": None}, "its settings lack 'hidden'"),
+        ({"model": "resnet18"}, "Unknown model 'resnet18'"),
+    ],
+)
+def test_a_run_whose_settings_were_edited_gets_one_sentence(tmp_path, whole, change, told):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    about = json.loads((tmp_path / trials.RUN).read_text())
+    about["settings"] = {key: value for key, value in (about["settings"] | change).items() if value is not None}
+    (tmp_path / trials.RUN).write_text(json.dumps(about))
+    with pytest.raises(UserError, match=told) as caught:
+        runs.load(tmp_path).evaluate("test")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("pictures") / "pictures.npz"
+    images = np.random.default_rng(0).integers(0, 255, (60, 8, 8, 3), dtype=np.uint8)
+    np.savez(path, images=images, labels=np.arange(60) % 3)
+    return str(path)
+
+
+def test_the_folder_of_a_run_of_another_model_is_refused(tmp_path, pictures, capsys):
+    command = ["train", "image", "--data", pictures, "--option", "validation_size=9", "--epochs", "1"]
+    command += ["--output", str(tmp_path / "run"), "--set", "batch_size=20"]
+    assert main([*command, "--set", "width=4"]) == 0
+    before = (tmp_path / "run" / trials.WEIGHTS).read_bytes()
+    capsys.readouterr()
+    assert main([*command, "--model", "wrn-10-1"]) == 2
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("labo: ")]
+    assert len(told) == 1
+    assert told[0].endswith("holds another run (model was convnet, now wrn-10-1): name another one.")
+    assert (tmp_path / "run" / trials.WEIGHTS).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["model=vit_small", "patch=3"], "whole number of patches of 3 pixels a side, but got 8"),
+        (["model=resnet18", "stem=imagenet"], "needs images of at least 32 x 32 pixels, but got 8 x 8; stem=cifar"),
+        (["model=densenet121", "stem=imagenet"], "needs images of at least 32 x 32 pixels"),
+        (["model=hf/{folder}", "pretrained=true"], "does not take colour images of 8 x 8 pixels"),
+        (["model=hf/{folder}/nothing.json"], "Expected a folder, a configuration file or a name on the hub"),
+    ],
+)
+def test_a_model_that_the_pictures_do_not_fit_is_refused_before_training(tmp_path, pictures, capsys, settings, told):
+    import transformers
+
+    small: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
+    config: Any = transformers.ViTConfig(image_size=32, patch_size=16, **small)
+    config.num_labels = 3
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    capsys.readouterr()
+    command = ["train", "image", "--data", pictures, "--option", "validation_size=9", "--output", str(tmp_path / "run")]
+    for setting in settings:
+        command += ["--set", setting.format(folder=tmp_path / "vit")]
+    assert main(command) == 2
+    said = capsys.readouterr()
+    last = said.err.strip().splitlines()[-1]
+    assert last.startswith("labo: ")
+    assert told in last
+    assert not (tmp_path / "run" / "curve.jsonl").exists()
+    assert not (tmp_path / "run" / trials.RUN).exists()

@@ -1,0 +1,172 @@
+"""Several processes, and several parts of a batch, train as one would; what fails in one ends all with a sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from labo import ranks, tasks
+from labo.errors import UserError
+from labo.experiment import feeding
+from labo.experiment import trial as trials
+from processes import COUNT, EXAMPLES, plain_trial, run_command, together, train_several
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
+    draw = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("data") / "pictures.npz"
+    np.savez(path, images=draw.integers(0, 255, (60, 8, 8, 3), dtype=np.uint8), labels=np.arange(60) % 3)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, pictures: str) -> tuple[Path, list[dict[str, Any]]]:
+    """(the folder of the runs, what each process found)."""
+    folder = tmp_path_factory.mktemp("ranks")
+    found = together(train_several, folder, pictures)
+    for each in found:
+        assert isinstance(each, dict), each
+    return folder, found
+
+
+def close(mine: Path, theirs: Path) -> None:
+    first, second = (load_file(folder / trials.WEIGHTS) for folder in (mine, theirs))
+    for name, value in second.items():
+        torch.testing.assert_close(first[name], value, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["labo", "ls_plus", "cs_kd", "parts"])
+def test_two_processes_learn_what_one_does(tmp_path, trained, name):
+    folder, found = trained
+    alone = trials.run(plain_trial("labo" if name == "parts" else name), tmp_path / "alone")
+    close(folder / name, tmp_path / "alone")
+    for each in found:
+        assert each[name]["metrics"] == pytest.approx(alone["metrics"], abs=1e-4)
+    curves = [(at / "curve.jsonl").read_text().splitlines() for at in (folder / name, tmp_path / "alone")]
+    for mine, theirs in zip(*curves, strict=True):
+        assert json.loads(mine) == pytest.approx(json.loads(theirs), abs=1e-5)
+
+
+@pytest.mark.parametrize("parts", [2, 4, 16])
+@pytest.mark.parametrize("method", ["labo", "label_smoothing"])
+def test_parts_of_a_batch_teach_what_the_batch_does(tmp_path, method, parts):
+    for accumulation in (1, parts):
+        asked = plain_trial(method, set={"accumulation": accumulation})
+        record = trials.run(asked, tmp_path / str(accumulation))
+        assert record["step"] == 9
+    close(tmp_path / str(parts), tmp_path / "1")
+
+
+def test_processes_have_the_same_record_and_one_of_them_writes(trained):
+    folder, (first, second) = trained
+    for name in ("labo", "whole", "cut", "diverging"):
+        assert first[name] == second[name]
+    assert first["diverging"]["failed"]["step"] > 1
+    kept = {"run.json", "record.json", "model.safetensors", "curve.jsonl", "figures.json"}
+    assert {path.name for path in (folder / "labo").iterdir()} == kept
+    assert '"processes": 2' in (folder / "labo" / "run.json").read_text()
+
+
+def test_a_stopped_run_of_two_processes_goes_on_exactly(trained):
+    """With what each process draws for itself: crops, flips and dropout."""
+    folder, (first, _) = trained
+    assert first["left"] == ["checkpoint-5"]
+    mine, theirs = (load_file(folder / name / trials.WEIGHTS) for name in ("cut", "whole"))
+    assert all(torch.equal(mine[name], value) for name, value in theirs.items())
+    assert first["cut"]["metrics"] == first["whole"]["metrics"]
+    assert (folder / "cut" / "curve.jsonl").read_text() == (folder / "whole" / "curve.jsonl").read_text()
+
+
+@pytest.mark.parametrize("guilty", ["0", "1", "0 1"])
+def test_a_failure_is_told_once_whoever_meets_it(tmp_path, guilty):
+    asked = ["train", "digits", "--method", "processes:Stopping", "--epochs", "2", "--output", str(tmp_path / "run")]
+    found = together(run_command, tmp_path, {"LABO_TEST_STOP": guilty}, *asked)
+    assert [each[0] for each in found] == [2, 2], found
+    assert [each[1] for each in found] == ["", ""]
+    assert "".join(each[2] for each in found).strip() == "labo: Stopped at step 5."
+
+
+def test_other_commands_are_refused(tmp_path):
+    found = together(run_command, tmp_path, {}, "compare", "digits")
+    assert [each[0] for each in found] == [2, 2], found
+    assert "".join(each[2] for each in found).count("\n") == 1
+    assert "labo compare is one process, which starts others where it needs them" in found[0][2]
+
+
+def test_a_checkpoint_of_two_processes_is_not_for_one(tmp_path):
+    together(stop_a_run, tmp_path)
+    with pytest.raises(
+        UserError, match=r"was written by 2 processes, but 1 would go on .* torchrun --nproc-per-node 2"
+    ):
+        trials.run(plain_trial("processes:Stopping"), tmp_path / "run")
+
+
+def stop_a_run(folder: Path) -> None:
+    os.environ["LABO_TEST_STOP"] = "0 1"
+    with ranks.group():
+        trials.run(plain_trial("processes:Stopping", save_seconds=0.0), folder / "run")
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 4])
+@pytest.mark.parametrize("accumulation", [1, 2, 3])
+@pytest.mark.parametrize("size", [72, 74, 79, 143, 144])
+def test_every_example_is_in_one_part_of_its_batch(size, processes, accumulation):
+    if 0 < size % 72 < processes:
+        with pytest.raises(UserError, match=f"for each of {processes} processes, but of {size} examples"):
+            feeding.Batches(range(size), 72, accumulation=accumulation, processes=processes)
+        return
+    found = []
+    for rank in range(processes):
+        batches = feeding.Batches(range(size), 72, accumulation=accumulation, processes=processes, rank=rank)
+        parts = list(batches)
+        assert len(parts) == len(batches)
+        assert all(parts)
+        found.append(parts)
+    assert len({len(parts) for parts in found}) == 1
+    for index in range(len(found[0])):  # as the Trainer takes so many parts for a step
+        begin = index // accumulation * 72
+        of_this_step = [example for parts in found for example in parts[index]]
+        assert set(of_this_step) <= set(range(begin, begin + 72))
+    assert sorted(example for parts in found for part in parts for example in part) == list(range(size))
+
+
+def test_a_batch_that_cannot_be_divided_is_refused():
+    asked = plain_trial("none", set={"accumulation": 3, "batch_size": 64})
+    task = tasks.create(asked.task, **asked.task_options)
+    splits = task.splits(0)
+    with pytest.raises(UserError, match="`batch_size` to be divisible among 3 parts, but got 64"):
+        trials.build(asked, task, splits)
+    with pytest.raises(UserError, match="divisible among 2 processes of 3 parts, but got 64"):
+        feeding.check(EXAMPLES, 64, 3, COUNT)
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    for name, value in (("RANK", "1"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match=r"as many processes as there are GPUs here \(1\)"), ranks.group():
+        pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("guilty", ["", "1"])
+def test_torchrun(tmp_path, guilty):
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "labo", "train", "digits"]
+    asked = ["--method", "processes:Stopping", "--epochs", "2", "--output", str(tmp_path / "run")]
+    environment = {**os.environ, "PYTHONPATH": path, "LABO_TEST_STOP": guilty}
+    done = subprocess.run([*command, *asked], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == (1 if guilty else 0)
+    assert done.stdout.count("Accuracy") == (0 if guilty else 1)
+    assert done.stderr.count("labo: Stopped at step 5.") == (1 if guilty else 0)
