@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from labo import regularizers
-from labo.experiment import training
-from labo.experiment import trial as trials
+from labo.experiment import measuring, training
 from labo.tasks.images import encoded
 from labo.tasks.images.examples import ImageExamples
 from labo.tasks.images.shift import Shifted, shifted
@@ -88,10 +87,10 @@ def test_mean_labels_in_pieces_are_those_of_the_whole(method: str, monkeypatch: 
     regularizer = regularizers.create(method)
     if method == "distillation":
         regularizer.provide(teacher=Watched())
-    whole = trials.mean_labels(Watched(), regularizer, examples, 4)
+    whole = measuring.mean_labels(Watched(), regularizer, examples, 4)
     monkeypatch.setattr(training, "PREDICTION_BYTES", 7 * 192 * 4)
     model = Watched()
-    found = trials.mean_labels(model, regularizer, examples, 4)
+    found = measuring.mean_labels(model, regularizer, examples, 4)
     assert max(model.seen) == 7
     if method == "none":
         assert whole is found is None

@@ -141,7 +141,7 @@ def _clear(folder: Path) -> None:
 
 def _run(trial: Trial, folder: Path, progress: Any) -> dict[str, Any]:
     from labo import machine, ranks, tasks
-    from labo.experiment import folds, teaching, training
+    from labo.experiment import folds, measuring, teaching, training
 
     began = time.monotonic()
     task = tasks.create(trial.task, **trial.task_options)
@@ -171,50 +171,11 @@ def _run(trial: Trial, folder: Path, progress: Any) -> dict[str, Any]:
             progress=progress,
         )
     except training.DivergedError as failure:
-        record |= _failed(failure)
+        record |= measuring.failed(failure)
     else:
-        record |= ranks.shared(lambda: _measured(trial, model, loss, splits, held_out, step, folder))
+        record |= ranks.shared(lambda: measuring.results(trial, model, loss, splits, held_out, step, folder))
     seconds = round(time.monotonic() - began + taught, 3)  # what a teacher cost is a part of the price
     return record | {"seconds": seconds, "versions": machine.versions()}
-
-
-def _failed(failure: Any) -> dict[str, Any]:
-    return {"metrics": {}, "failed": {"step": failure.step, "reason": failure.reason}}
-
-
-def _measured(
-    trial: Trial, model: Any, loss: Any, splits: Any, held_out: Any, step: int, folder: Path
-) -> dict[str, Any]:
-    """What a record says of a trained network; what is kept of it is written."""
-    from labo.experiment import folds, training
-
-    validation = training.predict(model, splits.validation.features)
-    if not bool(validation.isfinite().all()):
-        return _failed(training.DivergedError(step, "the trained network gives logits that are no numbers"))
-    if held_out is not None:
-        return {"held_out": folds.keep(model, held_out, folder)}
-    if trial.tuning:
-        return {"validation": _validation_scores(validation, splits.validation.target)}
-    return {"metrics": _test(model, loss, splits, validation, folder), "step": step}
-
-
-def _validation_scores(logits: Any, target: Any) -> dict[str, float]:
-    from labo.metrics.scores import classification_scores
-    from labo.metrics.temperature import fit_temperature
-
-    scaled = classification_scores(logits, target, temperature=fit_temperature(logits, target))
-    return {**classification_scores(logits, target), "nll_scaled": scaled["nll"]}
-
-
-def _test(model: Any, loss: Any, splits: Any, validation: Any, folder: Path) -> dict[str, float]:
-    """The scores of the test split; what is kept of the run is written."""
-    from labo.experiment import training
-    from labo.metrics.scores import scores
-
-    logits = training.predict(model, splits.test.features)
-    metrics = scores(validation, splits.validation.target, logits, splits.test.target)
-    _keep(model, loss, splits, logits, metrics["temperature"], folder)
-    return metrics
 
 
 def build(trial: Trial, task: Any, splits: Any) -> tuple[Any, Any]:
@@ -262,52 +223,3 @@ def build_method(name: str, settings: Mapping[str, Any]) -> Any:
         return regularizers.create(name, **options)
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from error
-
-
-def _keep(model: Any, loss: Any, splits: Any, test_logits: Any, temperature: float, folder: Path) -> None:
-    """Write the weights, and what the report draws."""
-    from labo.experiment import checkpoint
-    from labo.metrics.calibration import reliability
-
-    checkpoint.save_weights(model, folder / WEIGHTS)
-    diagrams = {
-        name: reliability((test_logits.double() / scale).softmax(-1), splits.test.target)
-        for name, scale in (("raw", 1.0), ("scaled", temperature))
-    }
-    labels = mean_labels(model, loss.regularizer, splits.validation, len(splits.classes))
-    figures = {"classes": splits.classes, "temperature": temperature, "reliability": diagrams, "labels": labels}
-    write_object(folder / "figures.json", figures)
-
-
-def mean_labels(model: Any, regularizer: Any, examples: Any, classes: int) -> list[list[float | None]] | None:
-    """The mean label that a regularizer gives to the examples of each class, class by class.
-
-    None for a method without labels, or with labels for training examples alone, or with more than 100 classes. A class
-    without an example has a row of None.
-    """
-    from dataclasses import replace
-
-    import torch
-
-    from labo.experiment import training
-    from labo.reduction import as_rows
-
-    if classes > 100:
-        return None
-    device = next(model.parameters()).device
-    sums, seen = torch.zeros(classes, classes, dtype=torch.float64), 0
-    for piece in training.pieces(examples.features):
-        features, target = piece.to(device), examples.target[seen : seen + len(piece)]
-        rows = as_rows(training.predict(model, features).to(device), target.to(device), None, -100)
-        with torch.no_grad():
-            labels = regularizer.eval().labels(replace(rows, given={"inputs": {"features": features}}))
-        if labels is None:
-            return None
-        sums.index_add_(0, target, labels.double().cpu())
-        seen += len(piece)
-    counts = torch.bincount(examples.target, minlength=classes)
-    rows = (sums / counts.clamp(min=1).unsqueeze(1)).tolist()
-    return [
-        [round(value, 8) for value in row] if count else [None] * classes
-        for row, count in zip(rows, counts.tolist(), strict=True)
-    ]
