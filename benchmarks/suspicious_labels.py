@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from labo import inner, machine, tasks
-from labo.experiment import folds, runs, suspicion, training
+from labo.experiment import folds, prediction, runs, suspicion
 from labo.experiment import settings as flat
 from labo.experiment.progress import Progress
 from labo.experiment.runner import Job, run_job
@@ -77,7 +77,7 @@ def _measured(asked: argparse.Namespace, method: str, seed: int, beliefs: str) -
         logits = (
             folds.logits(run, asked.folds, progress, asked.jobs)
             if beliefs == "folds"
-            else training.predict(run.model, train.features)
+            else prediction.predict(run.model, train.features)
         )
     planted = train.target != train.before_noise
     beta = suspicion.beta_of(method, run.about["settings"])

@@ -15,7 +15,7 @@ import pytest
 
 from labo import storage
 from labo.cli import main
-from labo.experiment import runs, shifts, training
+from labo.experiment import prediction, runs, shifts
 from labo.experiment import trial as trials
 from labo.metrics.scores import scores_at
 from labo.tasks.images.shift import shifted
@@ -98,7 +98,7 @@ def test_evaluate_on_shifted_pictures_by_hand(labo: Run, run: Path):
     for kind in ("blur", "noise"):
         for severity in range(1, 6):
             worse = shifted(test.features.to(loaded.device), kind, severity, 0)
-            logits = training.predict(loaded.model.to(loaded.device), worse)
+            logits = prediction.predict(loaded.model.to(loaded.device), worse)
             by_hand[kind, severity] = scores_at(loaded.temperature, logits, test.target)
             for key, value in found["scores"][kind][str(severity)].items():
                 assert value == pytest.approx(by_hand[kind, severity][key])

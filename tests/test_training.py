@@ -22,7 +22,7 @@ from experiments import trial
 from labo import regularizers, tasks
 from labo.errors import UserError
 from labo.experiment import checkpoint as kept
-from labo.experiment import runs, training
+from labo.experiment import prediction, runs, training
 from labo.experiment import trial as trials
 from labo.experiment.trial import RECORD, RUN, WEIGHTS
 
@@ -101,9 +101,9 @@ def test_steps_in_place_of_epochs(tmp_path):
 
 def test_a_tuning_trial_looks_at_validation_alone(tmp_path, monkeypatch):
     seen = []
-    predict = training.predict
+    predict = prediction.predict
     monkeypatch.setattr(
-        training, "predict", lambda model, features: seen.append(len(features)) or predict(model, features)
+        prediction, "predict", lambda model, features: seen.append(len(features)) or predict(model, features)
     )
     record = trials.run(trial("none", epochs=1, tuning=True), tmp_path / "t")
     assert set(seen) == {397}
@@ -114,9 +114,9 @@ def test_a_tuning_trial_looks_at_validation_alone(tmp_path, monkeypatch):
 
 def test_the_test_split_is_read_once_and_at_the_end(tmp_path, monkeypatch):
     seen = []
-    predict = training.predict
+    predict = prediction.predict
     monkeypatch.setattr(
-        training, "predict", lambda model, features: seen.append(len(features)) or predict(model, features)
+        prediction, "predict", lambda model, features: seen.append(len(features)) or predict(model, features)
     )
     trials.run(trial("labo", epochs=2, curves=True, checkpoint="best"), tmp_path)
     assert seen.count(1000) == 1

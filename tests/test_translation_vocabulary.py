@@ -140,7 +140,7 @@ def test_batches_are_padded(words: Vocabulary, monkeypatch: pytest.MonkeyPatch):
 
 def test_counts_of_labels(words: Vocabulary):
     part = Sentences.of(Pairs(["eins", "zwei"], ["one", "one two"]), words)
-    counts = part.target_counts(words.size)
+    counts = part.class_counts(words.size)
     expected = torch.zeros(words.size, dtype=torch.int64)
     for row in words.encode(part.target_text, "target"):
         for piece in [*row, 3]:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from labo import machine
-from labo.cli import bench, compare, doctor, evaluate, labels, methods, predict, report, tasks, train
+from labo.cli import bench, compare, doctor, evaluate, labels, methods, predict, report, tasks, train, translate
 from labo.errors import UserError
 
 app = typer.Typer(
@@ -43,5 +43,5 @@ def _labo(
         )
 
 
-for command in (compare, train, evaluate, predict, labels, report, bench, tasks, methods, doctor):
+for command in (compare, train, evaluate, predict, translate, labels, report, bench, tasks, methods, doctor):
     app.command()(getattr(command, command.__name__.rpartition(".")[2]))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from labo.cli import options, scores
+from labo.errors import UserError
 
 if TYPE_CHECKING:
     from labo.experiment.runs import Run
@@ -28,6 +29,9 @@ def evaluate(
     per_class: Annotated[bool, typer.Option("--per-class", help="Also the scores of each class, the worst first.")] = (
         False
     ),
+    beams: Annotated[
+        str | None, typer.Option(help="Translations: also BLEU with these beams, such as 1,5,20.", show_default=False)
+    ] = None,
     shift: options.Shift = None,
     severity: options.Severity = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, the scores of each class included.")] = False,
@@ -35,26 +39,31 @@ def evaluate(
     """The scores of a finished run.
 
     Accuracy, top-5 accuracy where there are more than five classes, NLL, Brier score and expected calibration error,
-    before and after temperature scaling. The temperature is fitted on the validation split, as it is.
+    before and after temperature scaling; of a translator BLEU, chrF, and NLL and calibration of the target's tokens.
+    The temperature is fitted on the validation split, as it is.
     """
     from labo.experiment import runs
-    from labo.metrics.scores import class_scores, scores_at
 
     loaded = runs.load(run)
     asked = options.shifts([loaded.about["task"]], shift, severity)
+    widths = _beams(loaded, beams)
+    if per_class and not loaded.classes:
+        raise UserError(f"Task '{loaded.about['task']}' has no classes: leave --per-class out.")
     examples = loaded.examples(split) if data is None else loaded.examples_in(data, target)
-    logits = loaded.logits(examples.features)
-    found = scores_at(loaded.temperature, logits, examples.target)
-    of_classes = class_scores(logits, examples.target, temperature=loaded.temperature)
-    classes = [{"class": name, **entry} for name, entry in zip(loaded.classes, of_classes, strict=True)]
+    found = loaded.scores(examples)
+    classes = _of_classes(loaded, examples) if loaded.classes and (per_class or as_json) else []
     worse = None if asked is None else _shifted(loaded, examples, asked)
+    by_beam = {f"  beam {width}": loaded.search_scores(examples, width) for width in widths}
     what = split if data is None else data.name
     if as_json:
         told = {"run": str(run), "data": what, "metrics": found, "classes": classes}
-        print(json.dumps(told if worse is None else {**told, "shifted": worse}, indent=1))
+        told |= {} if worse is None else {"shifted": worse}
+        told |= {"beams": {str(w): by_beam[f"  beam {w}"] for w in widths}} if widths else {}
+        print(json.dumps(told, indent=1))
         return
     name = f"{loaded.about['method']}, {what}"
     rows = {name: found} if worse is None else {f"{name}, clean": found, **_indented(worse["means"])}
+    rows |= by_beam
     print(scores.table(rows))
     print(f"\ntemperature {found['temperature']:.3f}, fitted on validation")
     if worse is not None:
@@ -65,6 +74,25 @@ def evaluate(
         print(f"shifts: {told}; the last row is the mean over the kinds")
     if per_class:
         print(f"\n{_class_table(classes)}")
+
+
+def _of_classes(loaded: Run, examples: Any) -> list[dict[str, Any]]:
+    from labo.metrics.scores import class_scores
+
+    found = class_scores(loaded.logits(examples.features), examples.target, temperature=loaded.temperature)
+    return [{"class": name, **entry} for name, entry in zip(loaded.classes, found, strict=True)]
+
+
+def _beams(loaded: Run, text: str | None) -> list[int]:
+    """The widths of beams that were asked for."""
+    if text is None:
+        return []
+    if loaded.task.kind != "translation":
+        raise UserError(f"Task '{loaded.about['task']}' is no translation: leave --beams out.")
+    widths = [part.strip() for part in text.split(",") if part.strip()]
+    if not widths or not all(width.isdecimal() and int(width) > 0 for width in widths):
+        raise UserError(f"Expected --beams to be whole numbers above 0, separated by commas, but got '{text}'.")
+    return [int(width) for width in widths]
 
 
 def _shifted(loaded: Run, examples: Any, asked: Any) -> dict[str, Any]:

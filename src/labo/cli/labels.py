@@ -45,6 +45,7 @@ def labels(
     from labo.experiment.progress import Progress
 
     loaded = runs.load(run)
+    loaded.require_kind("classification", "labels")
     with lock.hold(loaded.folder), Progress() as progress:
         found = listing.of_run(loaded, count=folds, beta=beta, processes=jobs, progress=progress)
         _keep(found, top, output, samples=not no_samples)

@@ -21,8 +21,13 @@ Data = Annotated[
     Path | None,
     typer.Option(help="Your own data: a table (.csv, .parquet, .npz), or, for tasks over pictures, where they lie."),
 ]
-Target = Annotated[str | None, typer.Option(help="The column of the classes in --data.")]
+Target = Annotated[
+    str | None, typer.Option(help="The column of the classes in --data; with --source, a file of translations.")
+]
 Split = Annotated[str | None, typer.Option(help="A column of --data that says train, validation or test.")]
+Source = Annotated[
+    Path | None, typer.Option(help="A file of sentences, one a line; --target is the file of their translations.")
+]
 TrainSize = Annotated[int | None, typer.Option(help="How many examples to train on.")]
 LabelNoise = Annotated[
     str | None, typer.Option(help="SHARE,symmetric|pair: turn this share of the training and validation labels wrong.")
@@ -41,6 +46,12 @@ Option = Annotated[
 ]
 Epochs = Annotated[float | None, typer.Option(help="How many epochs to train.")]
 Steps = Annotated[int | None, typer.Option(help="How many steps to train, in place of epochs.")]
+StartAfter = Annotated[
+    int | None,
+    typer.Option(
+        metavar="STEPS", help="Train so many steps by plain cross-entropy first, or --set start_with=label_smoothing."
+    ),
+]
 Model = Annotated[str | None, typer.Option(help="Which network.")]
 Set = Annotated[
     list[str] | None,
@@ -65,7 +76,7 @@ Run = Annotated[Path, typer.Argument(help="The folder of a finished run.", show_
 
 
 # Options of tasks that are options of the commands too.
-OWN = ("data", "target", "split", "train_size", "label_noise", "skip_unreadable")
+OWN = ("data", "source", "target", "split", "train_size", "label_noise", "skip_unreadable")
 
 
 def task(name: str | None, texts: list[str] | None, **options: Any) -> tuple[str, dict[str, Any]]:
@@ -80,7 +91,7 @@ def task(name: str | None, texts: list[str] | None, **options: Any) -> tuple[str
             raise UserError(f"Give --{key.replace('_', '-')} {value} in place of --option {key}={value}.")
         given[key] = value
     if name is None:
-        name = "table" if "data" in given else "digits"
+        name = "translation" if "source" in given else "table" if "data" in given else "digits"
     return name, given
 
 
@@ -90,13 +101,18 @@ def slug(name: str, data: Path | None) -> str:
 
 
 def settings(
-    config: Path | None, texts: list[str] | None, epochs: float | None, steps: int | None, model: str | None
+    config: Path | None,
+    texts: list[str] | None,
+    epochs: float | None,
+    steps: int | None,
+    model: str | None,
+    start_after: int | None = None,
 ) -> dict[str, Any]:
     """What the user set: the config, then --set, then the options of their own."""
     from labo.experiment import settings as flat
 
     found = flat.read_config(config) if config is not None else {}
-    own = {"epochs": epochs, "steps": steps, "model": model}
+    own = {"epochs": epochs, "steps": steps, "model": model, "start_after": start_after}
     layers = [flat.parse(texts or []), {key: value for key, value in own.items() if value is not None}]
     lengths = [key for layer in layers for key in layer if key in flat.LENGTHS]
     if len(set(lengths)) > 1:

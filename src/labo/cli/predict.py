@@ -68,6 +68,7 @@ def predict(
     if output is not None and (output.suffix.lower() != ".csv" or output.resolve() in [p.resolve() for p in inputs]):
         raise UserError(f"Expected --output to be a .csv file other than the input, but got '{output}'.")
     loaded = runs.load(run)
+    loaded.require_kind("classification", "predict")
     shown = output is None and sys.stdout.isatty()
     found, named = _predictions(loaded, inputs, raw=raw, label=label, shown=shown)
     if output is not None:

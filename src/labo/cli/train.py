@@ -24,6 +24,7 @@ def train(
         Path | None, typer.Option(help="The folder of the run.", show_default="runs/train/TASK-METHOD-SEED")
     ] = None,
     data: options.Data = None,
+    source: options.Source = None,
     target: options.Target = None,
     split: options.Split = None,
     train_size: options.TrainSize = None,
@@ -32,6 +33,7 @@ def train(
     option: options.Option = None,
     epochs: options.Epochs = None,
     steps: options.Steps = None,
+    start_after: options.StartAfter = None,
     model: options.Model = None,
     set_: options.Set = None,
     config: options.Config = None,
@@ -50,14 +52,15 @@ def train(
     from labo import ranks
     from labo.experiment import lock
 
-    given = options.settings(config, set_, epochs, steps, model)
-    drawn = {"split": split, "train_size": train_size, "label_noise": label_noise}
-    name, task_options = options.task(task, option, data=data, target=target, skip_unreadable=skip_unreadable, **drawn)
+    given = options.settings(config, set_, epochs, steps, model, start_after)
+    data_options = {"data": data, "source": source, "target": target, "split": split}
+    drawn = {"train_size": train_size, "label_noise": label_noise, "skip_unreadable": skip_unreadable}
+    name, task_options = options.task(task, option, **data_options, **drawn)
     kept = {"checkpoint": options.known_checkpoint(checkpoint), "curves": curves, "save_seconds": save_every}
     with ranks.group():
         # In turn, for the first process may fetch the data.
         asked, notes = ranks.in_turn(lambda: _asked(name, task_options, method, seed, given, teacher, kept))
-        folder = output or Path("runs/train") / f"{options.slug(name, data)}-{method}-{seed}"
+        folder = output or Path("runs/train") / f"{options.slug(name, data or source)}-{method}-{seed}"
         if not ranks.first():
             return _follow(asked, folder)
         with lock.hold(folder):

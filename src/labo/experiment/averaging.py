@@ -12,8 +12,26 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from labo.errors import UserError
+from labo.experiment.checkpoint import read_weights
 
 AVERAGE = "average.safetensors"
+
+
+def mean(files: Sequence[Path]) -> dict[str, Tensor]:
+    """The mean of saved weights, worked out in float64; what counts (integers) is that of the last file.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    found = read_weights(files[-1])
+    for name, last in found.items():
+        if last.is_floating_point():
+            found[name] = torch.zeros_like(last, dtype=torch.float64)
+    for file in files:
+        for name, value in read_weights(file).items():
+            if value.is_floating_point():
+                found[name] += value.double() / len(files)
+    return {name: value.float() if value.dtype == torch.float64 else value for name, value in found.items()}
 
 
 class Average(AveragedModel):

@@ -31,7 +31,11 @@ def save_weights(model: nn.Module, path: Path, **metadata: Any) -> None:
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, **metadata: Any) -> None:
     """Named tensors as `save_weights` writes them."""
     beside = path.with_name(f".{path.name}")
-    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    whole: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        value = value.detach().cpu().contiguous()
+        shared = any(value.data_ptr() == other.data_ptr() for other in whole.values())
+        whole[name] = value.clone() if shared else value  # tied weights: the file format takes no memory twice
     try:
         save_file(whole, beside, metadata={name: json.dumps(value) for name, value in metadata.items()})
         beside.replace(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -89,6 +89,50 @@ class Batches(BatchSampler):
                 yield part.tolist()
 
 
+class TokenParts(BatchSampler):
+    """As `Batches`, of batches that hold about as many tokens each.
+
+    Every process has `accumulation` parts of each batch, none empty, whose sizes differ by at most 1.
+
+    Args:
+        batches: of all processes together, each of at least processes * accumulation examples.
+        accumulation, processes, rank: as in `Batches`.
+
+    Example:
+        >>> list(TokenParts([[4, 2, 0], [1, 3]], accumulation=1, processes=2, rank=1))
+        [[0], [3]]
+    """
+
+    def __init__(self, batches: Any, *, accumulation: int = 1, processes: int = 1, rank: int = 0) -> None:
+        self.sampler = batches  # which is told the epoch under this name
+        self.accumulation, self.processes, self.rank = accumulation, processes, rank
+        self.batch_size, self.drop_last = 1, False
+
+    def __len__(self) -> int:
+        return len(self.sampler) * self.accumulation
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.sampler:
+            mine = torch.tensor(batch).tensor_split(self.processes)[self.rank]
+            for part in mine.tensor_split(self.accumulation):
+                yield part.tolist()
+
+
+def batches(examples: Any, settings: Mapping[str, Any], seed: int, *, processes: int, rank: int) -> BatchSampler:
+    """The batches of a run: of `settings["tokens"]` tokens, or of `settings["batch_size"]` examples.
+
+    Raises:
+        UserError: they cannot be divided among the processes and the parts of each.
+    """
+    divided = {"accumulation": int(settings.get("accumulation", 1)), "processes": processes, "rank": rank}
+    if "tokens" not in settings:
+        return Batches(Order(len(examples), seed), settings["batch_size"], **divided)
+    from labo.tasks.translation.batching import TokenBatches
+
+    least = processes * divided["accumulation"]
+    return TokenParts(TokenBatches(examples.lengths, settings["tokens"], seed, least=least), **divided)
+
+
 def check(examples: int, batch_size: int, accumulation: int, processes: int) -> None:
     """Refuse batches that cannot be divided among the processes and the parts of each.
 
@@ -129,7 +173,7 @@ def workers(examples: Examples, device: torch.device) -> int:
     return max(1, min(MOST_WORKERS, machine.cores() // beside - 1))
 
 
-def loader(examples: Any, batches: Batches, device: torch.device, count: int) -> DataLoader:
+def loader(examples: Any, batches: BatchSampler, device: torch.device, count: int) -> DataLoader:
     """The batches, on the device, read ahead by `count` processes.
 
     The order of the examples is that of `batches` with any count. A loader without processes takes a number of torch's

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from labo.errors import UserError
-from labo.experiment import checkpoint, training
+from labo.experiment import checkpoint, prediction
+from labo.experiment.judges import NoNumbersError
 from labo.experiment.runner import Job, Runner
 from labo.experiment.trial import Trial, build_method, claim, finished
 from labo.metrics.scores import classification_scores
@@ -40,7 +41,9 @@ def cut(splits: Splits, fold: str, seed: int) -> tuple[Splits, Examples]:
 
 def keep(model: nn.Module, held_out: Examples, folder: Path) -> dict[str, float]:
     """Write the logits of the examples that a fold left out; their scores by the labels given to them."""
-    logits = training.predict(model, held_out.features)
+    logits = prediction.predict(model, held_out.features)
+    if not bool(logits.isfinite().all()):
+        raise NoNumbersError
     checkpoint.save_tensors({"logits": logits}, folder / LOGITS)
     return classification_scores(logits, held_out.target)
 

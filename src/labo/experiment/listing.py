@@ -14,7 +14,7 @@ import torch
 
 from labo import machine
 from labo.errors import UserError
-from labo.experiment import folds, suspicion, training
+from labo.experiment import folds, prediction, suspicion
 from labo.experiment.runs import Run
 from labo.tasks.base import Sample
 
@@ -100,7 +100,7 @@ def of_run(run: Run, *, count: int, beta: float | None, processes: int, progress
     if count:
         logits = folds.logits(run, count, progress, processes or machine.cores())
     else:
-        logits = training.predict(run.model, train.features)
+        logits = prediction.predict(run.model, train.features)
     if not bool(torch.isfinite(logits).all()):
         raise UserError(f"The networks of the run in '{run.folder}' give logits that are no numbers.")
     try:

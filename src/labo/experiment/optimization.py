@@ -28,7 +28,7 @@ def arguments(settings: Mapping[str, Any], seed: int, output: Path) -> TrainingA
         output_dir=str(output),
         num_train_epochs=1 if by_steps else settings["epochs"],
         max_steps=int(settings["steps"]) if by_steps else -1,
-        per_device_train_batch_size=int(settings["batch_size"]) // (processes * parts),
+        per_device_train_batch_size=max(1, int(settings.get("batch_size", 1)) // (processes * parts)),
         gradient_accumulation_steps=parts,
         average_tokens_across_devices=True,
         ddp_find_unused_parameters=False,
@@ -55,9 +55,10 @@ def arguments(settings: Mapping[str, Any], seed: int, output: Path) -> TrainingA
 
 def optimizer(settings: Mapping[str, Any]) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
     """The optimizer's class and options: "adamw", or "sgd" with Nesterov's momentum."""
+    betas = settings.get("adam_beta1", 0.9), settings.get("adam_beta2", 0.999)
     rate = {"lr": settings["learning_rate"]}
     if settings.get("optimizer", "adamw") == "adamw":
-        return torch.optim.AdamW, {**rate, "betas": (0.9, 0.999), "eps": 1e-8}
+        return torch.optim.AdamW, {**rate, "betas": betas, "eps": 1e-8}
     momentum = settings.get("momentum", 0.9)
     return torch.optim.SGD, {**rate, "momentum": momentum, "nesterov": momentum > 0}
 
@@ -71,6 +72,8 @@ def schedule(settings: Mapping[str, Any], optimizer: torch.optim.Optimizer, step
         if step < warm:
             return (step + 1) / (warm + 1)
         done = (step - warm) / max(1, steps - warm)
+        if kind == "inverse_sqrt":
+            return math.sqrt((warm + 1) / (step + 1))
         if kind == "linear":
             return max(0.0, 1.0 - done)
         if kind == "cosine":

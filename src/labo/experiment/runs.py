@@ -35,6 +35,34 @@ class Run:
         """The temperature fitted on validation."""
         return self.record["metrics"]["temperature"]
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of its training, without the options of its method."""
+        return flat.split(self.about["settings"], self.about["method"])[0]
+
+    @cached_property
+    def files(self) -> dict[str, bytes]:
+        """The files that its task saved with it.
+
+        Raises:
+            UserError: one is not there.
+        """
+        try:
+            return {name: (self.folder / name).read_bytes() for name in self.about.get("files", ())}
+        except OSError as error:
+            raise UserError(f"The run in '{self.folder}' lacks a file: {error.filename}.") from error
+
+    @cached_property
+    def judge(self) -> Any:
+        """What measures its network.
+
+        Raises:
+            UserError: a file that was saved with the run is missing or damaged.
+        """
+        from labo.experiment.judges import judge_of
+
+        return judge_of(self.task.kind, self.about["preprocessing"], self.files, self.settings)
+
     @cached_property
     def task(self) -> Any:
         """The task, made again."""
@@ -45,9 +73,8 @@ class Run:
         """The trained network."""
         from labo.experiment import checkpoint
 
-        settings, _ = flat.split(self.about["settings"], self.about["method"])
         try:
-            model = self.task.model(self.classes, self.about["preprocessing"], settings)
+            model = self.task.model(self.classes, self.about["preprocessing"], self.settings)
         except KeyError as error:
             raise UserError(f"The {trial.RUN} in '{self.folder}' is damaged: its settings lack {error}.") from error
         weights = checkpoint.read_weights(self.folder / trial.WEIGHTS)
@@ -90,7 +117,7 @@ class Run:
 
     def examples_in(self, path: Path, target: str | None) -> Any:
         """Labelled examples in a file or folder; `target` is the column, or the array, of their classes."""
-        return self.task.read_examples(path, self.about["preprocessing"], self.classes, target)
+        return self.judge.examples(self.task.read_examples(path, self.about["preprocessing"], self.classes, target))
 
     def inputs_in(self, path: Path) -> Any:
         """The features of new inputs in a file or folder."""
@@ -98,9 +125,9 @@ class Run:
 
     def logits(self, features: Any) -> Any:
         """What the network says of features (N, …): logits (N, C), float32 on the CPU."""
-        from labo.experiment import training
+        from labo.experiment import prediction
 
-        return training.predict(self.model.to(self.device), features)
+        return prediction.predict(self.model.to(self.device), features)
 
     def evaluate(self, split: str) -> dict[str, float]:
         """The scores of one split, raw and at the temperature fitted on validation.
@@ -110,11 +137,26 @@ class Run:
         """
         return self.scores(self.examples(split))
 
+    def search_scores(self, examples: Any, beam: int) -> dict[str, float]:
+        """BLEU and chrF of the translations of examples by a beam of another width."""
+        return self.judge.search_scores(self.model.to(self.device), examples, beam)
+
+    def require_kind(self, kind: str, command: str) -> None:
+        """Refuse a command that is for another kind of task.
+
+        Raises:
+            UserError: it is.
+        """
+        if self.task.kind != kind:
+            other = "translate" if self.task.kind == "translation" else "predict"
+            raise UserError(
+                f"The run in '{self.folder}' is of task '{self.about['task']}', which labo {command} is not for; see "
+                f"labo {other}."
+            )
+
     def scores(self, examples: Any) -> dict[str, float]:
         """The scores of examples, raw and at the temperature fitted on validation."""
-        from labo.metrics.scores import scores_at
-
-        return scores_at(self.temperature, self.logits(examples.features), examples.target)
+        return self.judge.scores(self.model.to(self.device), examples, self.temperature)
 
 
 def load(folder: Path) -> Run:

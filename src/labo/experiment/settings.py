@@ -12,14 +12,16 @@ from labo.errors import UserError, unknown
 
 Settings = dict[str, Any]
 
-SCHEDULES = ("constant", "linear", "cosine", "steps")
+SCHEDULES = ("constant", "linear", "cosine", "steps", "inverse_sqrt")
 # Settings of training that take one of a few texts.
 CHOICES = {"schedule": SCHEDULES, "optimizer": ("adamw", "sgd"), "precision": ("float32", "bfloat16")}
+CHOICES["start_with"] = ("none", "label_smoothing")
 # Settings of training that are a share, 1 left out.
-SHARES = ("momentum", "warmup", "ema")
+SHARES = ("momentum", "warmup", "ema", "adam_beta1", "adam_beta2")
 # What any training may be told beside its task's settings, and what it is untold: a run is written down without them
 # where they are as here, so that the runs of a version that did not know them are still the same runs.
-EXTRAS: Settings = {"ema": 0.0, "accumulation": 1, "channels_last": False}
+EXTRAS: Settings = {"ema": 0.0, "accumulation": 1, "channels_last": False, "average_epochs": 0, "patience": 0}
+EXTRAS |= {"start_after": 0, "start_with": "none"}
 # How long a run is: exactly one of the two.
 LENGTHS = ("epochs", "steps")
 
@@ -146,6 +148,10 @@ def _check_training(settings: Mapping[str, Any]) -> None:
         ("steps", 0, True),
         ("batch_size", 0, True),
         ("accumulation", 0, True),
+        ("tokens", 0, True),
+        ("average_epochs", -1, True),
+        ("patience", -1, True),
+        ("start_after", -1, True),
         ("learning_rate", 0, False),
     ):
         if key in settings:

@@ -12,11 +12,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
-from labo import ranks
+from labo import ranks, regularizers
 from labo.experiment import checkpoint, feeding, optimization
 from labo.experiment.averaging import Average
+from labo.integrations.trainer_loss import TrainerLoss
 from labo.integrations.transformers import LabelRegularizedTrainer
+from labo.modules import LabelRegularizedLoss
 
+# The plain NLL is worked out for one step in so many.
+NLL_EVERY = 50
 # (features, labels) of a batch to those that are trained on.
 Augment = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -35,6 +39,10 @@ class Watcher(Protocol):
 
     def add(self, loss: float, *, due: bool) -> None:
         """Take the loss of a step, and whether a checkpoint follows it."""
+        ...
+
+    def add_nll(self, nll: float) -> None:
+        """Take the plain NLL of a step's targets."""
         ...
 
     def due(self) -> bool:
@@ -60,6 +68,11 @@ class RunTrainer(LabelRegularizedTrainer):
     ) -> None:
         super().__init__(callbacks=[watch], **options)
         self.watch: Watcher = watch
+        self._first = _first_loss(settings, self.loss)
+        self._sampled = None
+        if "tokens" in settings:
+            self._sampled = TrainerLoss(LabelRegularizedLoss(regularizers.create("none")))
+            self.compute_loss_func = self._with_likelihood
         self.settings, self.augment = settings, augment
         self._compute.counts_rows = True  # the labels are indices when they are counted
         self._parts: list[Tensor] = []  # the losses of the parts of this step
@@ -85,15 +98,26 @@ class RunTrainer(LabelRegularizedTrainer):
         features, labels = self.augment(found["features"], found["labels"])
         return {**found, "features": features, "labels": labels}
 
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """As the integration has it; until `settings["start_after"]` steps, by the loss to begin with."""
+        if self._first is not None:
+            begun = self.state.global_step >= self.settings["start_after"]
+            self._compute.loss = self.loss if begun else self._first
+        return super().compute_loss(*args, **kwargs)
+
+    def _with_likelihood(self, outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Tensor:
+        """The loss; of every `NLL_EVERY`th step the plain NLL too, which the watcher is told."""
+        if self._sampled is not None and self.state.global_step % NLL_EVERY == 0:
+            with torch.no_grad():
+                self._sampled.head = self._compute.head
+                self.watch.add_nll(self._sampled(outputs, labels).item())
+        return self._compute(outputs, labels, num_items_in_batch)
+
     def get_train_dataloader(self) -> DataLoader:
         """This process's parts of the batches, see `feeding`."""
         examples: Any = self.train_dataset
-        batches = feeding.Batches(
-            feeding.Order(len(examples), self.args.seed),
-            self.settings["batch_size"],
-            accumulation=self.args.gradient_accumulation_steps,
-            processes=self.args.world_size,
-            rank=self.args.process_index,
+        batches = feeding.batches(
+            examples, self.settings, self.args.seed, processes=self.args.world_size, rank=self.args.process_index
         )
         read = getattr(examples, "dataset", examples)  # what is told its places wraps the examples
         return feeding.loader(examples, batches, self.args.device, feeding.workers(read, self.args.device))
@@ -133,6 +157,13 @@ class RunTrainer(LabelRegularizedTrainer):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.average is not None:
             self.average.load(Path(resume_from_checkpoint))
+
+
+def _first_loss(settings: Mapping[str, Any], loss: LabelRegularizedLoss) -> LabelRegularizedLoss | None:
+    """What a run begins with before its regularizer, where it says so."""
+    if not settings.get("start_after", 0):
+        return None
+    return LabelRegularizedLoss(regularizers.create(settings.get("start_with", "none")), ignore_index=loss.ignore_index)
 
 
 class _Averaging(TrainerCallback):

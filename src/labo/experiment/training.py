@@ -7,33 +7,29 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
 import transformers
-from torch import Tensor, nn
+from torch import nn
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from labo import ranks
 from labo.errors import UserError
-from labo.experiment import checkpoint, feeding, optimization
+from labo.experiment import averaging, checkpoint, feeding, optimization
 from labo.experiment.averaging import Average
+from labo.experiment.judges import Judge
 from labo.experiment.trainer import Augment, RunTrainer
 from labo.experiment.trainer import DivergedError as DivergedError
-from labo.metrics.scores import classification_scores
-from labo.metrics.temperature import fit_temperature
+from labo.integrations import heads
 from labo.modules import LabelRegularizedLoss
-from labo.networks import logits_of
 from labo.storage import append_line, read_lines, write_text
 from labo.tasks.base import Examples, Splits
 
 CURVE = "curve.jsonl"
-# What predicts at once: so many examples, and fewer where they would be more bytes than this as the network's floats.
-PREDICTION_ROWS, PREDICTION_BYTES = 1024, 2**26
 # What a checkpoint keeps of the epoch in which it was written, in the Trainer's own history.
 _LOSSES = "losses_of_this_epoch"
 Progress = Callable[[float], None]
@@ -43,8 +39,8 @@ Progress = Callable[[float], None]
 class Options:
     """How a run is watched and kept; none of it changes what is learnt but `checkpoint`.
 
-    `checkpoint` is "last", or "best" for the epoch with the lowest validation NLL after temperature scaling. `curves`
-    measures the validation split every epoch. A checkpoint is written when `save_seconds` have passed since the last.
+    `checkpoint` is "last", or "best" for the epoch that is best by validation, as the judge has it. `curves` measures
+    the validation split every epoch. A checkpoint is written when `save_seconds` have passed since the last.
     """
 
     checkpoint: str = "last"
@@ -57,6 +53,7 @@ def train(
     splits: Splits,
     loss: LabelRegularizedLoss,
     settings: Mapping[str, Any],
+    judge: Judge,
     *,
     seed: int,
     folder: Path,
@@ -74,7 +71,7 @@ def train(
     """
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     transformers.utils.logging.set_verbosity_error()
-    watch = _Watch(splits.validation, folder, options, progress)
+    watch = _Watch(judge, splits.validation, folder, options, settings, progress)
     args = optimization.arguments(settings, seed, folder / checkpoint.CHECKPOINTS)
     trainer = RunTrainer(
         model=model,
@@ -86,6 +83,7 @@ def train(
         watch=watch,
         settings=settings,
         augment=augment,
+        linear=splits.sequences and _has_linear_form(model, splits.train, loss),
     )
     trainer.remove_callback(PrinterCallback)
     watch.average = trainer.average
@@ -96,6 +94,9 @@ def train(
             trainer.train(resume_from_checkpoint=str(start) if start else None)
         except UserError as error:
             raise feeding.told(error) from error
+    if settings.get("average_epochs"):
+        model.load_state_dict(averaging.mean(watch.last_epochs))
+        return trainer.state.global_step
     if options.checkpoint == "best":
         if ranks.first():
             model.load_state_dict(checkpoint.read_weights(folder / checkpoint.BEST))
@@ -105,33 +106,21 @@ def train(
     return trainer.state.global_step
 
 
+def _has_linear_form(model: nn.Module, examples: Any, loss: LabelRegularizedLoss) -> bool:
+    """Whether the loss can be had from the last hidden states, so that logits are never whole."""
+    try:
+        heads.require_linear_form(loss.regularizer, len(heads.head_of(model).weight))
+        heads.require_plain_head(model, examples.__getitems__([0]))
+    except UserError:
+        return False
+    return True
+
+
 def _start(folder: Path) -> Path | None:
     """The checkpoint to go on from; what was written after it is forgotten."""
     start = checkpoint.newest_whole(folder / checkpoint.CHECKPOINTS, processes=ranks.together())
     _cut_curve(folder / CURVE, checkpoint.step_of(start))
     return start
-
-
-def pieces(features: Any) -> Iterator[Tensor]:
-    """Features (N, …) in order, in pieces that can be predicted at once; pictures that are still encoded are decoded.
-
-    Example:
-        >>> [len(piece) for piece in pieces(torch.zeros(2, 3, 2048, 2048, dtype=torch.uint8))]
-        [1, 1]
-    """
-    row = 4 * math.prod(features.shape[1:])
-    yield from features.split(max(1, min(PREDICTION_ROWS, PREDICTION_BYTES // max(1, row))))
-
-
-def predict(model: nn.Module, features: Any) -> Tensor:
-    """Logits (N, C) of features (N, …), float32 on the CPU, in evaluation mode; taken in `pieces`."""
-    device = next(model.parameters()).device
-    training = model.training
-    model.eval()
-    with torch.no_grad():
-        parts = [logits_of(model(piece.to(device))).float().cpu() for piece in pieces(features)]
-    model.train(training)
-    return torch.cat(parts)
 
 
 @dataclass
@@ -142,14 +131,17 @@ class _Watch(TrainerCallback):
     measures, writes and tells.
     """
 
+    judge: Judge
     validation: Examples
     folder: Path
     options: Options
+    settings: Mapping[str, Any]
     progress: Progress
     average: Average | None = None
     best_step: int = 0
     _best: float = math.inf
     _losses: list[float] = field(default_factory=list)  # of the steps of this epoch
+    _nlls: list[float] = field(default_factory=list)
     _saved: float = field(default_factory=time.monotonic)
     _due: bool = False
 
@@ -157,6 +149,10 @@ class _Watch(TrainerCallback):
         """Take the loss of a step, and whether a checkpoint follows it."""
         self._losses.append(loss)
         self._due = due
+
+    def add_nll(self, nll: float) -> None:
+        """Take the plain NLL of a step's targets."""
+        self._nlls.append(nll)
 
     def due(self) -> bool:
         """Whether it is time for a checkpoint."""
@@ -193,27 +189,50 @@ class _Watch(TrainerCallback):
     ) -> None:
         if ranks.first():
             self._write(state, kwargs["model"], kwargs["optimizer"].param_groups[0]["lr"])
-        self._losses = []
+        self._losses, self._nlls = [], []
+        if self.settings.get("patience") and ranks.shared(self._lost_patience):
+            control.should_training_stop = True
         self._ask_to_save(state, control)
 
     def _write(self, state: TrainerState, model: nn.Module, rate: float) -> None:
         """A line of the curve."""
         line = {"epoch": round(state.epoch or 0.0, 4), "step": state.global_step, "loss": fmean(self._losses)}
         line["learning_rate"] = rate
+        if self._nlls:
+            line |= {"nll": fmean(self._nlls), "perplexity": math.exp(min(fmean(self._nlls), 700.0))}
+        model = model if self.average is None else self.average.module
         if self.options.curves or self.options.checkpoint == "best":
-            line |= self._measure(model if self.average is None else self.average.module, state.global_step)
+            line |= self._measure(model, state.global_step)
         append_line(self.folder / CURVE, line)
+        self._keep_for_mean(state, model)
+
+    def _keep_for_mean(self, state: TrainerState, model: nn.Module) -> None:
+        """Keep the weights of the last epochs, where their mean is asked for."""
+        count = self.settings.get("average_epochs", 0)
+        if count:
+            file = self.folder / checkpoint.CHECKPOINTS / f"epoch-{state.global_step}.safetensors"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            checkpoint.save_weights(model, file)
+            for old in self.last_epochs[:-count]:
+                old.unlink()
+
+    @property
+    def last_epochs(self) -> list[Path]:
+        """The weights that were kept at the ends of epochs, in order."""
+        found = (self.folder / checkpoint.CHECKPOINTS).glob("epoch-*.safetensors")
+        return sorted(found, key=lambda path: int(path.stem.partition("-")[2]))
+
+    def _lost_patience(self) -> bool:
+        """Whether no epoch was better than the best for as many as the settings allow."""
+        since = [line for line in read_lines(self.folder / CURVE) if line["step"] > self.best_step]
+        return len(since) >= self.settings["patience"]
 
     def _measure(self, model: nn.Module, step: int) -> dict[str, float]:
-        logits, target = predict(model, self.validation.features), self.validation.target
-        found = classification_scores(logits, target)
-        measured = {"validation_nll": found["nll"], "validation_accuracy": found["accuracy"]}
-        if self.options.checkpoint == "best":
-            scaled = classification_scores(logits, target, temperature=fit_temperature(logits, target))["nll"]
-            measured["validation_nll_scaled"] = scaled
-            if scaled < self._best:
-                self._best, self.best_step = scaled, step
-                checkpoint.save_weights(model, self.folder / checkpoint.BEST, value=scaled, step=step)
+        best = self.options.checkpoint == "best"
+        measured, value = self.judge.of_epoch(model, self.validation, best=best)
+        if best and value < self._best:
+            self._best, self.best_step = value, step
+            checkpoint.save_weights(model, self.folder / checkpoint.BEST, value=value, step=step)
         return measured
 
 

@@ -11,10 +11,12 @@ from typing import Any
 
 from labo.errors import UserError
 from labo.experiment import settings as flat
-from labo.storage import lacks_room, read_object, write_object
+from labo.storage import lacks_room, read_object, write_bytes, write_object
 
 RUN, RECORD, WEIGHTS, ERROR = "run.json", "record.json", "model.safetensors", "error.txt"
 # What must be the same for a run to be continued, and what that is called.
+# What training can tell a method of examples with one label each, and not of sentences.
+SEQUENCES_LACK = {"indices", "inputs", "partners", "dense_logits", "teacher"}
 IDENTITY = ("task", "task_options", "data", "method", "seed", "settings", "checkpoint")
 
 
@@ -142,6 +144,7 @@ def _clear(folder: Path) -> None:
 def _run(trial: Trial, folder: Path, progress: Any) -> dict[str, Any]:
     from labo import machine, ranks, tasks
     from labo.experiment import folds, measuring, teaching, training
+    from labo.experiment.judges import judge_of
 
     began = time.monotonic()
     task = tasks.create(trial.task, **trial.task_options)
@@ -149,21 +152,18 @@ def _run(trial: Trial, folder: Path, progress: Any) -> dict[str, Any]:
     splits, held_out = folds.cut(splits, trial.fold, trial.seed) if trial.fold else (splits, None)
     model, loss = build(trial, task, splits)
     taught = teaching.teach(trial, loss.regularizer, splits)
-    counts = splits.train.target.bincount(minlength=len(splits.classes)).tolist()
-    about = {"classes": splits.classes, "preprocessing": splits.preprocessing, "class_counts": counts}
-    about["versions"] = machine.versions()
-    if ranks.together() > 1:
-        about["processes"] = ranks.together()
-    ranks.shared(lambda: write_object(folder / RUN, {**trial.identity(), **about}))
+    ranks.shared(lambda: _describe(trial, splits, folder))
     record = {key: trial.identity()[key] for key in ("task", "method", "seed", "settings")}
     options = training.Options(trial.checkpoint, trial.curves, trial.save_seconds)
     tuned, _ = flat.split(trial.settings, trial.method)
+    judge = judge_of(task.kind, splits.preprocessing, splits.files, tuned)
     try:
         step = training.train(
             model,
             splits,
             loss,
             tuned,
+            judge,
             seed=trial.seed,
             folder=folder,
             options=options,
@@ -173,9 +173,25 @@ def _run(trial: Trial, folder: Path, progress: Any) -> dict[str, Any]:
     except training.DivergedError as failure:
         record |= measuring.failed(failure)
     else:
-        record |= ranks.shared(lambda: measuring.results(trial, model, loss, splits, held_out, step, folder))
+        record |= ranks.shared(lambda: measuring.results(trial, judge, model, loss, splits, held_out, step, folder))
     seconds = round(time.monotonic() - began + taught, 3)  # what a teacher cost is a part of the price
     return record | {"seconds": seconds, "versions": machine.versions()}
+
+
+def _describe(trial: Trial, splits: Any, folder: Path) -> None:
+    """Write down what the run is, and the files that its task needs to read new inputs."""
+    from labo import machine, ranks
+
+    about = {"classes": splits.classes, "preprocessing": splits.preprocessing, "versions": machine.versions()}
+    if splits.classes:
+        about["class_counts"] = splits.train.class_counts(splits.size).tolist()
+    if ranks.together() > 1:
+        about["processes"] = ranks.together()
+    if splits.files:
+        about["files"] = sorted(splits.files)
+    write_object(folder / RUN, {**trial.identity(), **about})
+    for name, content in splits.files.items():
+        write_bytes(folder / name, content)
 
 
 def build(trial: Trial, task: Any, splits: Any) -> tuple[Any, Any]:
@@ -193,20 +209,30 @@ def build(trial: Trial, task: Any, splits: Any) -> tuple[Any, Any]:
     training, _ = flat.split(trial.settings, trial.method)
     regularizer = build_method(trial.method, trial.settings)
     try:
-        checks.probabilities("prior", getattr(regularizer, "prior", None), len(splits.classes))
+        checks.probabilities("prior", getattr(regularizer, "prior", None), splits.size)
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from error
     if "steps" in training and {"epoch", "epochs"} & set(regularizer.needs):
         raise UserError(f"Method '{trial.method}' needs epochs, but this run is given by steps: give --epochs.")
-    if training.get("channels_last") and len(splits.train.features.shape) != 4:
+    if unfit := SEQUENCES_LACK & set(regularizer.needs) if splits.sequences else None:
+        raise UserError(
+            f"Method '{trial.method}' needs {min(unfit)}: it is for one label an example, and the sentences of task "
+            f"'{trial.task}' have many."
+        )
+    if training.get("channels_last") and len(getattr(splits.train.features, "shape", ())) != 4:
         raise UserError(
             f"Setting `channels_last` is for pictures, which task '{trial.task}' has none of: leave it out."
         )
-    feeding.check(len(splits.train), training["batch_size"], training.get("accumulation", 1), ranks.together())
+    if training.get("patience") and trial.checkpoint != "best":
+        raise UserError("Setting `patience` waits for a better epoch: give --checkpoint best with it.")
+    if training.get("average_epochs") and trial.checkpoint == "best":
+        raise UserError("Setting `average_epochs` is the mean of the last epochs: leave --checkpoint best out.")
+    if "batch_size" in training:
+        feeding.check(len(splits.train), training["batch_size"], training.get("accumulation", 1), ranks.together())
     torch.manual_seed(trial.seed)
     model = task.model(splits.classes, splits.preprocessing, training)
     if "class_counts" in regularizer.missing:
-        regularizer.provide(class_counts=torch.bincount(splits.train.target, minlength=len(splits.classes)))
+        regularizer.provide(class_counts=splits.train.class_counts(splits.size))
     return model, LabelRegularizedLoss(regularizer)
 
 

@@ -47,6 +47,10 @@ class Examples:
     def __len__(self) -> int:
         return len(self.target)
 
+    def class_counts(self, size: int) -> Tensor:
+        """How often each of `size` classes is a label, int64 (size,)."""
+        return self.target.bincount(minlength=size)
+
     def subset(self, chosen: Tensor) -> Examples:
         """Those of the indices `chosen`."""
         origin, before = self.origin, self.before_noise
@@ -82,6 +86,16 @@ class Splits:
     notes: tuple[str, ...] = ()
     files: Mapping[str, bytes] = field(default_factory=dict)
 
+    @property
+    def sequences(self) -> bool:
+        """Whether an example has a label for each piece of a sentence, and not one."""
+        return "vocabulary_size" in self.preprocessing
+
+    @property
+    def size(self) -> int:
+        """Among how many classes a label is: those named, or the pieces of the vocabulary."""
+        return self.preprocessing["vocabulary_size"] if self.sequences else len(self.classes)
+
 
 def no_shifts(name: str) -> UserError:
     """The error for shifts of a task that has none."""
@@ -92,6 +106,8 @@ class Task(ABC):
     """Data, a network and default settings. `options` make the same task again in another process."""
 
     name: ClassVar[str]
+    # What its networks are measured as: "classification" or "translation".
+    kind: ClassVar[str] = "classification"
     metric: ClassVar[str] = "accuracy"
     # The ways in which its inputs can be made worse; see `shifted`.
     shifts: ClassVar[tuple[str, ...]] = ()

@@ -18,6 +18,7 @@ class TokenBatches(Sampler[list[int]]):
         lengths: tokens of the longer side of each pair, end mark included, int64 (N,); see `Sentences.lengths`.
         budget: the most that (pairs in a batch) x (its longest length) may be.
         seed: draws, with the epoch, which sentences of about the same length meet, and the order of the batches.
+        least: pairs that every batch has, be it over the budget; for batches that are divided.
 
     Lengths are rounded up so that only their first four binary digits count (up to 16 not at all, 17 to 18, 33 to 36,
     at most an eighth), and sentences of one rounded length are shuffled. Batches are cut from the sorted rounded
@@ -25,7 +26,7 @@ class TokenBatches(Sampler[list[int]]):
     (seed, epoch) alone. A sentence longer than the budget is a batch of its own; `notes` tell how many there are.
 
     Raises:
-        UserError: a budget below 1, or no sentences.
+        UserError: a budget below 1, or fewer than `least` sentences.
 
     Example:
         >>> import torch
@@ -34,16 +35,16 @@ class TokenBatches(Sampler[list[int]]):
         [[0, 2, 3], [1], [4]]
     """
 
-    def __init__(self, lengths: Tensor, budget: int, seed: int) -> None:
+    def __init__(self, lengths: Tensor, budget: int, seed: int, *, least: int = 1) -> None:
         if not isinstance(budget, int) or budget < 1:
             raise UserError(f"Expected setting `tokens` to be a whole number above 0, but got {budget!r}.")
-        if not len(lengths):
-            raise UserError("Expected sentences to make batches of, but got none.")
+        if len(lengths) < least:
+            raise UserError(f"Expected at least {least} sentences to make batches of, but got {len(lengths)}.")
         self.seed, self.epoch = seed, 0
         true = lengths.numpy().astype(np.int64)
         # One that fits the budget must not be said to exceed it by the rounding.
         self._lengths = np.where(true <= budget, np.minimum(_rounded(true), budget), true)
-        self._starts = _cuts(np.sort(self._lengths), budget)
+        self._starts = _cuts(np.sort(self._lengths), budget, least)
         alone = int((true > budget).sum())
         self.notes: tuple[str, ...] = ()
         if alone:
@@ -73,11 +74,12 @@ def _rounded(lengths: np.ndarray) -> np.ndarray:
     return -(-lengths // step) * step
 
 
-def _cuts(lengths: np.ndarray, budget: int) -> np.ndarray:
-    """Where batches start among rising lengths: as many in each as the budget allows."""
+def _cuts(lengths: np.ndarray, budget: int, least: int) -> np.ndarray:
+    """Where batches start among rising lengths: as many in each as the budget allows, but at least `least`."""
     starts, first = [], 0
     for place, length in enumerate(lengths.tolist()):
-        if place == first or (place - first + 1) * length > budget:
+        full = (place - first + 1) * length > budget and place - first >= least
+        if place == first or (full and len(lengths) - place >= least):
             starts.append(place)
             first = place
     return np.array(starts, dtype=np.int64)

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from labo.tasks.base import Examples, Origin
+from labo.tasks.translation.models import decoder_inputs
 from labo.tasks.translation.pairs import Pairs
-from labo.tasks.translation.vocabulary import END, PAD, Side, Vocabulary
+from labo.tasks.translation.vocabulary import BEGIN, END, PAD, Side, Vocabulary
 
 # What the loss ignores.
 IGNORED = -100
@@ -96,8 +97,9 @@ class Sentences(Examples):
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
         """A padded batch of M pairs.
 
-        `input_ids` (M, S) int64 are padded with 0, `attention_mask` (M, S) int64 is 1 where they are not, and `labels`
-        (M, T) int64 are padded with -100; S and T are the longest of the batch, end mark included.
+        `input_ids` (M, S) int64 are padded with 0, `attention_mask` (M, S) int64 is 1 where they are not, `labels`
+        (M, T) int64 are padded with -100, and `decoder_input_ids` (M, T) are what the decoder reads to give them; S and
+        T are the longest of the batch, end mark included.
         """
         source = [self.features[index].long() for index in indices]
         target = [self.target[index].long() for index in indices]
@@ -106,15 +108,16 @@ class Sentences(Examples):
         lengths = torch.tensor([len(row) for row in source])
         mask = (torch.arange(input_ids.shape[1]) < lengths.unsqueeze(1)).long()
         labels = pad_sequence(target, batch_first=True, padding_value=IGNORED)
-        return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
+        read = decoder_inputs(labels, {"pad": PAD, "bos": BEGIN})
+        return {"input_ids": input_ids, "attention_mask": mask, "decoder_input_ids": read, "labels": labels}
 
     @property
     def lengths(self) -> Tensor:
         """The pieces of the longer side, end mark included, int64 (N,): what `TokenBatches` goes by."""
         return torch.maximum(self.features.lengths, self.target.lengths)
 
-    def target_counts(self, size: int) -> Tensor:
-        """How often each of `size` pieces is a label, end marks included; int64 (size,)."""
+    def class_counts(self, size: int) -> Tensor:
+        """See `Examples.class_counts`: pieces, end marks included."""
         return torch.bincount(self.target.ids.long(), minlength=size)
 
     def subset(self, chosen: Tensor) -> Sentences:

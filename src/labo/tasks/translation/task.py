@@ -53,6 +53,7 @@ class TranslationTask(Task):
         options: what else makes the task again; None counts as not given.
     """
 
+    kind = "translation"
     metric = "bleu"
     size: ClassVar[int] = 8_000
     epochs: ClassVar[int] = 20
@@ -141,6 +142,8 @@ class TranslationTask(Task):
             **rate,
             "model": "tiny",
             "dropout": 0.1,
+            "beam": 5,
+            "length_penalty": 1.0,
         }
 
     def optimizer_candidates(self) -> tuple[dict[str, Any], ...]:
