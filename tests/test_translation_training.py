@@ -1,0 +1,276 @@
+"""Translators through a whole trial, and through the command line."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from experiments import trial
+from labo import cli, ranks, tasks
+from labo.errors import UserError
+from labo.experiment import runs, training
+from labo.experiment import trial as trials
+from labo.experiment.judges.translation import HYPOTHESES, by_length
+from labo.tasks.translation import numbers
+from processes import COUNT, together
+
+PAIRS = 48
+SMALL: dict[str, Any] = {"tokens": 60, "learning_rate": 0.01, "beam": 2}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Number names in two files."""
+    pairs = numbers.draw(0, PAIRS, "de", "en")["train"]
+    folder = tmp_path_factory.mktemp("text")
+    (folder / "a.de").write_text("\n".join(pairs.source) + "\n", encoding="utf-8")
+    (folder / "a.en").write_text("\n".join(pairs.target) + "\n", encoding="utf-8")
+    return {"source": str(folder / "a.de"), "target": str(folder / "a.en")}
+
+
+def text_trial(files: dict[str, str], method: str = "labo", **options: Any) -> trials.Trial:
+    given = {**SMALL, **options.pop("set", {})}
+    return trial(method, task="translation", task_options=dict(files), set=given, epochs=2, **options)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, files: dict[str, str]) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "labo"
+    trials.run(text_trial(files, curves=True), folder)
+    return folder
+
+
+def close(mine: Path, theirs: Path, tolerance: float = 1e-6) -> None:
+    first, second = (load_file(folder / trials.WEIGHTS) for folder in (mine, theirs))
+    for name, value in second.items():
+        torch.testing.assert_close(first[name], value, atol=tolerance, rtol=0)
+
+
+def curve(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
+
+
+def test_a_record_has_scores_signatures_and_translations(trained):
+    record = json.loads((trained / trials.RECORD).read_text())
+    metrics = record["metrics"]
+    assert set(metrics) == {"bleu", "chrf", "nll", "perplexity", "ece", "nll_scaled", "ece_scaled", "temperature"}
+    assert record["signatures"]["bleu"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp")
+    assert "chrF" in record["signatures"]["chrf"] or "nrefs:1" in record["signatures"]["chrf"]
+    assert metrics["nll_scaled"] < metrics["nll"] + 0.05
+    run = runs.load(trained)
+    assert len((trained / HYPOTHESES).read_text(encoding="utf-8").splitlines()) == len(run.splits.test)
+    assert (trained / "sentencepiece.model").read_bytes() == run.splits.files["sentencepiece.model"]
+    assert run.evaluate("test") == pytest.approx(metrics)
+    lines = curve(trained)
+    assert {"loss", "nll", "perplexity", "validation_nll", "validation_perplexity", "validation_bleu"} <= set(lines[-1])
+    shown = json.loads((trained / "figures.json").read_text(encoding="utf-8"))["sentences"]
+    assert shown
+    places = shown[0]["places"]
+    assert places[-1]["reference"] == "</s>"
+    assert all(sum(mass for _, mass in place["top"]) <= 1 + 1e-4 for place in places)
+
+
+@pytest.mark.parametrize("method", ["labo", "confidence_penalty", "unigram_smoothing"])
+def test_a_stopped_run_goes_on_exactly(tmp_path, files, method):
+    class StoppedError(Exception):
+        pass
+
+    def stop(share: float) -> None:
+        if share >= 0.4:
+            raise StoppedError
+
+    asked = text_trial(files, method)
+    whole = trials.run(asked, tmp_path / "whole")
+    with pytest.raises(StoppedError):
+        trials.run(trials.Trial(**{**vars(asked), "save_seconds": 0.0}), tmp_path / "cut", stop)
+    resumed = trials.run(asked, tmp_path / "cut")
+    assert resumed["metrics"] == whole["metrics"]
+    mine, theirs = (load_file(tmp_path / name / trials.WEIGHTS) for name in ("cut", "whole"))
+    assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+
+
+def plain(files: dict[str, str], **settings: Any) -> trials.Trial:
+    """Nothing is drawn but the order."""
+    return text_trial(files, set={"dropout": 0.0, "optimizer": "sgd", "tokens": 120, **settings})
+
+
+def test_the_linear_form_trains_as_the_logits_do(tmp_path, files, monkeypatch):
+    seen = []
+    form = training._has_linear_form
+    monkeypatch.setattr(training, "_has_linear_form", lambda *args: seen.append(form(*args)) or seen[-1])
+    trials.run(plain(files), tmp_path / "linear")
+    trials.run(text_trial(files, "confidence_penalty"), tmp_path / "penalty")
+    assert seen == [True, False]
+    monkeypatch.setattr(training, "_has_linear_form", lambda *args: False)
+    trials.run(plain(files), tmp_path / "logits")
+    close(tmp_path / "linear", tmp_path / "logits", 1e-5)
+
+
+def test_parts_of_a_batch_give_the_gradients_of_the_whole(tmp_path, files):
+    """One step each, so that the weights differ by their gradients alone; every part has other numbers of tokens."""
+    for parts in (1, 3):
+        asked = plain(files, accumulation=parts, tokens=400, steps=1)
+        trials.run(asked, tmp_path / str(parts))
+    close(tmp_path / "3", tmp_path / "1")
+
+
+def train_both(folder: Path, files: dict[str, str]) -> dict[str, Any]:
+    with ranks.group():
+        return trials.run(plain(files), folder / "both")
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(tmp_path, files):
+    found = together(train_both, tmp_path, files)
+    assert len(found) == COUNT
+    alone = trials.run(plain(files), tmp_path / "alone")
+    for each in found:
+        assert isinstance(each, dict), each
+        assert each["metrics"]["nll"] == pytest.approx(alone["metrics"]["nll"], abs=1e-4)
+    close(tmp_path / "both", tmp_path / "alone")
+
+
+def test_a_regularizer_may_begin_later(tmp_path, files):
+    """Before it the run is one of plain cross-entropy, or of label smoothing."""
+    steps = {"steps": 4}
+    runs_of = {
+        "none": text_trial(files, "none", set=steps),
+        "late": text_trial(files, "labo", set={**steps, "start_after": 4}),
+        "smoothing": text_trial(files, "label_smoothing", set=steps),
+        "smoothed": text_trial(files, "labo", set={**steps, "start_after": 4, "start_with": "label_smoothing"}),
+        "soon": text_trial(files, "labo", set={**steps, "start_after": 3}),
+    }
+    for name, asked in runs_of.items():
+        trials.run(asked, tmp_path / name)
+    close(tmp_path / "late", tmp_path / "none", 0.0)
+    close(tmp_path / "smoothed", tmp_path / "smoothing", 0.0)
+    first, second = (load_file(tmp_path / name / trials.WEIGHTS) for name in ("soon", "none"))
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_mean_of_the_last_epochs_is_kept(tmp_path, files, monkeypatch):
+    kept = []
+    mean = training.averaging.mean
+    monkeypatch.setattr(training.averaging, "mean", lambda paths: kept.extend(map(load_file, paths)) or mean(paths))
+    trials.run(text_trial(files, set={"average_epochs": 2}), tmp_path / "run")
+    found = load_file(tmp_path / "run" / trials.WEIGHTS)
+    assert len(kept) == 2
+    assert not torch.equal(kept[0]["lm_head.weight"], kept[1]["lm_head.weight"])
+    for name, value in found.items():
+        torch.testing.assert_close(value, (kept[0][name] + kept[1][name]) / 2)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_patience_ends_a_run_that_gets_no_better(tmp_path, files):
+    asked = text_trial(files, checkpoint="best", set={"patience": 1, "learning_rate": 1e-9})
+    asked = trials.Trial(**{**vars(asked), "settings": {**asked.settings, "epochs": 30}})
+    record = trials.run(asked, tmp_path / "run")
+    assert len(curve(tmp_path / "run")) <= 4
+    assert record["step"] == curve(tmp_path / "run")[0]["step"]
+    with pytest.raises(UserError, match="give --checkpoint best"):
+        trials.run(text_trial(files, set={"patience": 1}), tmp_path / "last")
+    with pytest.raises(UserError, match="leave --checkpoint best out"):
+        trials.run(text_trial(files, checkpoint="best", set={"average_epochs": 1}), tmp_path / "mean")
+
+
+@pytest.mark.parametrize("method", ["ps_kd", "cs_kd", "dlb", "distillation"])
+def test_methods_for_one_label_an_example_are_refused(tmp_path, files, method):
+    with pytest.raises(UserError, match=f"Method '{method}' needs .*: it is for one label an example"):
+        trials.run(text_trial(files, method), tmp_path / "run")
+
+
+def test_places_of_like_length_make_batches():
+    found = list(by_length(torch.tensor([5, 1, 4, 9, 2]), 9))
+    assert found == [[1, 4], [2, 0], [3]] or found == [[1, 4, 2], [0], [3]]
+    assert sorted(place for batch in found for place in batch) == [0, 1, 2, 3, 4]
+
+
+class Piped:
+    """Standard input from bytes."""
+
+    def __init__(self, content: bytes) -> None:
+        self.buffer = io.BytesIO(content)
+
+    def isatty(self) -> bool:
+        return False
+
+
+def translate(monkeypatch: pytest.MonkeyPatch, capsys: Any, run: Path, content: bytes, *more: str) -> Any:
+    monkeypatch.setattr(sys, "stdin", Piped(content))
+    status = cli.main(["translate", str(run), *more])
+    told = capsys.readouterr()
+    return SimpleNamespace(status=status, out=told.out, err=told.err)
+
+
+def test_translate_keeps_the_numbers_of_lines(trained, monkeypatch, capsys):
+    long = b"einundzwanzig " * 4000
+    content = b"einundzwanzig\n\nsieben \xff\n" + long + b"\nzweihundert"
+    found = translate(monkeypatch, capsys, trained, content)
+    assert found.status == 0
+    lines = found.out.split("\n")
+    assert len(lines) == 6
+    assert lines[1] == ""
+    assert "Line 3 is not UTF-8 (byte 8)" in found.err
+    assert "1 of 5 sources are longer" in found.err
+    one_by_one = translate(monkeypatch, capsys, trained, content, "--together", "1", "--beam", "2")
+    assert one_by_one.out == found.out
+    assert translate(monkeypatch, capsys, trained, b"").out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["predict", "RUN", "x.csv"], "labo predict is not for; see labo translate"),
+        (["labels", "RUN"], "labo labels is not for; see labo translate"),
+        (["evaluate", "RUN", "--per-class"], "has no classes"),
+        (["evaluate", "RUN", "--beams", "1,x"], "Expected --beams to be whole numbers above 0"),
+        (["evaluate", "RUN", "--shift", "noise"], "has no shifts"),
+        (["translate", "RUN", "--beam", "0"], "Expected --beam to be a whole number above 0"),
+    ],
+    ids=" ".join,
+)
+def test_commands_that_do_not_fit_are_refused(trained, capsys, arguments, told):
+    assert cli.main([str(trained) if part == "RUN" else part for part in arguments]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_evaluate_shows_how_bleu_moves_with_the_beam(trained, capsys):
+    assert cli.main(["evaluate", str(trained), "--beams", "1,2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["beams"]) == {"1", "2"}
+    assert found["beams"]["2"]["bleu"] == pytest.approx(found["metrics"]["bleu"])
+
+
+def test_evaluate_on_files_of_ones_own(trained, files, capsys):
+    arguments = ["evaluate", str(trained), "--data", files["source"], "--target", files["target"], "--json"]
+    assert cli.main(arguments) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"]["nll"] > 0
+
+
+def test_a_damaged_vocabulary_is_told(trained, tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    for file in trained.iterdir():
+        if file.is_file():
+            (run / file.name).write_bytes(file.read_bytes())
+    content = (run / "sentencepiece.model").read_bytes()
+    (run / "sentencepiece.model").write_bytes(content[: len(content) // 2])
+    assert cli.main(["evaluate", str(run)]) == 2
+    assert "the file was cut or changed" in capsys.readouterr().err
+    (run / "sentencepiece.model").write_bytes(content)
+    weights = (run / trials.WEIGHTS).read_bytes()
+    (run / trials.WEIGHTS).write_bytes(weights[: len(weights) // 2])
+    assert cli.main(["evaluate", str(run)]) == 2
+    assert "are damaged" in capsys.readouterr().err
+
+
+def test_the_embedded_task_is_registered():
+    assert tasks.describe("numbers")
