@@ -133,7 +133,15 @@ def check_fits(model: Any, checkpoint: Path) -> None:
     with safe_open(checkpoint / WEIGHTS, "pt") as file:
         names: Any = file.keys()
         there = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-    here = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    state = model.state_dict()
+    # Transformers' networks save neither the other names of tied weights nor tables that are always the same.
+    tied = {value.data_ptr() for name, value in state.items() if name in there}
+    left_out = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
+    here = {
+        name: tuple(value.shape)
+        for name, value in state.items()
+        if name in there or not (name in left_out or value.data_ptr() in tied)
+    }
     for name in dict.fromkeys([*here, *there]):
         if there.get(name) != here.get(name):
             known = [f"has no `{name}`" if shape is None else f"has `{name}` of shape {shape}"

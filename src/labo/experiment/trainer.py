@@ -19,7 +19,7 @@ from labo.integrations.trainer_loss import TrainerLoss
 from labo.integrations.transformers import LabelRegularizedTrainer
 from labo.modules import LabelRegularizedLoss
 
-# The plain NLL is worked out for one step in so many.
+# The plain NLL is worked out for one step in so many, and for the first of an epoch.
 NLL_EVERY = 50
 # (features, labels) of a batch to those that are trained on.
 Augment = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -43,6 +43,10 @@ class Watcher(Protocol):
 
     def add_nll(self, nll: float) -> None:
         """Take the plain NLL of a step's targets."""
+        ...
+
+    def lacks_nll(self) -> bool:
+        """Whether no NLL of this epoch was told yet."""
         ...
 
     def due(self) -> bool:
@@ -106,8 +110,8 @@ class RunTrainer(LabelRegularizedTrainer):
         return super().compute_loss(*args, **kwargs)
 
     def _with_likelihood(self, outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Tensor:
-        """The loss; of every `NLL_EVERY`th step the plain NLL too, which the watcher is told."""
-        if self._sampled is not None and self.state.global_step % NLL_EVERY == 0:
+        """The loss; of an epoch's first step, and one in `NLL_EVERY`, the watcher is told the plain NLL too."""
+        if self._sampled is not None and (self.watch.lacks_nll() or self.state.global_step % NLL_EVERY == 0):
             with torch.no_grad():
                 self._sampled.head = self._compute.head
                 self.watch.add_nll(self._sampled(outputs, labels).item())

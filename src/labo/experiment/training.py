@@ -71,6 +71,7 @@ def train(
     """
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     watch = _Watch(judge, splits.validation, folder, options, settings, progress)
     args = optimization.arguments(settings, seed, folder / checkpoint.CHECKPOINTS)
     trainer = RunTrainer(
@@ -153,6 +154,10 @@ class _Watch(TrainerCallback):
     def add_nll(self, nll: float) -> None:
         """Take the plain NLL of a step's targets."""
         self._nlls.append(nll)
+
+    def lacks_nll(self) -> bool:
+        """Whether no NLL of this epoch was told yet."""
+        return not self._nlls
 
     def due(self) -> bool:
         """Whether it is time for a checkpoint."""
