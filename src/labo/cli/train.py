@@ -132,5 +132,7 @@ def _run(asked: Trial, folder: Path, notes: Sequence[str]) -> int:
         print(f"labo: The run failed at step {failed['step']}: {failed['reason']}.", file=sys.stderr)
         return 1
     print(scores.table({asked.method: record["metrics"]}))
-    print(f"\nRun: {folder} (next: labo evaluate {folder}, labo predict {folder} INPUT, labo labels {folder})")
+    use = f"labo predict {folder} INPUT, labo labels {folder}"
+    use = f"labo translate {folder}" if "bleu" in record["metrics"] else use
+    print(f"\nRun: {folder} (next: labo evaluate {folder}, {use})")
     return 0
