@@ -14,7 +14,8 @@ from transformers import TrainerCallback, TrainingArguments
 import labo
 from labo import LabelRegularizedLoss, regularizers
 from labo.errors import UserError
-from labo.integrations.transformers import REGULARIZER, LabelRegularizedTrainer, TrainerLoss, checkpoints
+from labo.integrations.saving import checkpoints
+from labo.integrations.transformers import REGULARIZER, LabelRegularizedTrainer, TrainerLoss
 
 CLASSES = 5
 
@@ -198,7 +199,7 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(tmp_path, monkeypatch)
     class Killed(BaseException):
         pass
 
-    from labo.integrations import transformers as integration
+    from labo.integrations import saving as integration
 
     def die(*args: Any) -> None:
         if checkpoints(tmp_path):

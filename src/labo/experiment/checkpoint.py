@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from labo.errors import UserError
-from labo.integrations.transformers import checkpoints
+from labo.integrations.saving import checkpoints
 
 CHECKPOINTS, BEST = "checkpoints", "best.safetensors"
 # The network's weights in a checkpoint, as the Trainer names them.

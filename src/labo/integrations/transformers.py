@@ -9,24 +9,20 @@ they need, keeps what they remember in its checkpoints, and writes each checkpoi
 from __future__ import annotations
 
 import math
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.trainer import TRAINER_STATE_NAME
 
-from labo import ranks
 from labo.errors import UserError
 from labo.integrations import heads
 from labo.integrations.indexed import INDEX, Indexed
+from labo.integrations.saving import WholeCheckpoints
 from labo.integrations.trainer_loss import TrainerLoss
 from labo.modules import LabelRegularizedLoss
 from labo.regularizers.base import Regularizer
@@ -35,10 +31,9 @@ from labo.regularizers.same_class import SameClass
 __all__ = ["LabelRegularizedTrainer", "TrainerLoss"]
 
 REGULARIZER = "regularizer.safetensors"
-_PREFIX = "checkpoint-"
 
 
-class LabelRegularizedTrainer(Trainer):
+class LabelRegularizedTrainer(WholeCheckpoints):
     """`transformers.Trainer` whose loss is a member of the family.
 
     The regularizer is given the model, the number of examples and of epochs, and the optimizer, and told of every batch
@@ -79,7 +74,6 @@ class LabelRegularizedTrainer(Trainer):
         self._compute = compute
         self._indexed: Indexed | None = None
         self._same_class: SameClass | None = None
-        self._staging: Path | None = None
         self._provide(loss.regularizer)
         self.linear = linear
         self._plain: nn.Module | None = None
@@ -198,71 +192,11 @@ class LabelRegularizedTrainer(Trainer):
         collate = self._get_collator_with_removed_columns(self.data_collator)
         return self._prepare_inputs(self._indexed.inputs(drawn, collate))
 
-    def _get_output_dir(self, trial: Any) -> str:
-        folder = super()._get_output_dir(trial)
-        return folder if self._staging is None else str(self._staging)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        home = Path(self._get_output_dir(trial))
-        name = f"{_PREFIX}{self.state.global_step}"
-        self._staging = home / ".saving"
-        if self.args.should_save:
-            shutil.rmtree(self._staging, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        try:
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                self._complete(self._staging / name, home)
-        except (OSError, SafetensorError, RuntimeError) as error:  # each writer has its own word for a full disk
-            if ranks.gone(error):
-                raise
-            shutil.rmtree(self._staging, ignore_errors=True)
-            raise UserError(
-                f"A checkpoint could not be written into '{home}' ({_reason(error)}): the one before it, if there is "
-                "one, is whole, and training can go on from it."
-            ) from error
-        finally:
-            self._staging = None
-        self.accelerator.wait_for_everyone()
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        model: Any = self.model
-        if state_dict is None and not isinstance(model, PreTrainedModel):
-            # The file format takes memory in one order only; that of channels-last weights is another.
-            state_dict = {name: value.contiguous() for name, value in model.state_dict().items()}
-        super()._save(output_dir, state_dict)
-
     def _keep(self, folder: Path) -> None:
-        """Write into a checkpoint's folder what the Trainer does not."""
+        super()._keep(folder)
         # Copies: the file format takes no two names of one memory, as the tied weights of a copied network are.
         state = {name: value.clone().contiguous() for name, value in self.loss.regularizer.state_dict().items()}
         save_file(state, folder / REGULARIZER)
-
-    def _complete(self, staged: Path, home: Path) -> None:
-        self._keep(staged)
-        best = self.state.best_model_checkpoint
-        if best is not None and Path(best).parent == staged.parent:
-            self.state.best_model_checkpoint = str(home / Path(best).name)
-            self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
-        for file in staged.iterdir():
-            _to_disk(file)
-        final = home / staged.name
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(staged, final)
-        shutil.rmtree(staged.parent, ignore_errors=True)
-        self._forget(home, newest=final.name)
-
-    def _forget(self, home: Path, newest: str) -> None:
-        limit = self.args.save_total_limit
-        if not limit or limit < 1:
-            return
-        best = Path(self.state.best_model_checkpoint or "").name
-        # The best and the newest come last: they stay, even where that is one more than asked for.
-        found = sorted(checkpoints(home), key=lambda folder: folder.name in (best, newest))
-        for folder in found[: len(found) - limit]:
-            if folder.name not in (best, newest):
-                shutil.rmtree(folder, ignore_errors=True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -294,22 +228,3 @@ class _ZeroGradients(TrainerCallback):
 
     def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         self.loss.zero_grad()
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints in a folder, the oldest first."""
-    found = [path for path in folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix(_PREFIX)))
-
-
-def _reason(error: BaseException) -> str:
-    """Why a file was not written, short."""
-    if any(text in str(error) for text in ("unexpected pos", "PytorchStreamWriter")):
-        return "torch's file ended too early: perhaps the disk is full"  # torch's writer knows where, not why
-    known = getattr(error, "strerror", None)
-    return known or (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-def _to_disk(file: Path) -> None:
-    with open(file, "rb") as handle:
-        os.fsync(handle.fileno())
