@@ -413,3 +413,22 @@ def _rows(logits: Tensor, target: Tensor, given: dict[str, Any]) -> Any:
     from labo.reduction import as_rows
 
     return dataclasses.replace(as_rows(logits, target, None, -100), given=given)
+
+
+def test_a_name_may_fix_options():
+    member = regularizers.create("labo[prior=unigram,beta=inf]")
+    assert (member.options()["prior"], member.options()["beta"]) == ("unigram", float("inf"))
+    assert regularizers.describe("labo[prior=unigram]").needs == ("class_counts",)
+    assert regularizers.describe("labo[prior=unigram]").defaults["prior"] == "unigram"
+    assert all(options["prior"] == "unigram" for options in regularizers.candidates("labo[prior=unigram]"))
+    # Candidates that an option in brackets makes the same are one.
+    assert len(regularizers.candidates("label_smoothing[epsilon=0.3]")) == 1
+    for name, told in (
+        ("labo[prior]", "NAME"),
+        ("labo[prior=unigram", "NAME"),
+        ("labo[alpha=1,alpha=2]", "NAME"),
+        ("labo[gamma=1]", "labo option"),
+        ("nothing[a=1]", "method"),
+    ):
+        with pytest.raises(UserError, match=told):
+            regularizers.create(name)

@@ -15,7 +15,7 @@ from labo.cli.report import tell
 def compare(
     task: options.TaskName = None,
     methods: Annotated[
-        str, typer.Option(help="Methods to compare, separated by commas, or all.")
+        str, typer.Option(help="Methods to compare, separated by commas, or all; NAME[OPTION=VALUE] fixes an option.")
     ] = options.DEFAULT_METHODS,
     baseline: Annotated[
         str | None,

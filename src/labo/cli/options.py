@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -143,8 +144,8 @@ def known_checkpoint(name: str) -> str:
 
 
 def names(text: str) -> list[str]:
-    """A comma-separated list of names; "all" is every method there is."""
+    """Names separated by commas, those in brackets apart; "all" is every method there is."""
     from labo import regularizers
 
-    found = [name.strip() for name in text.split(",") if name.strip()]
+    found = [name.strip() for name in re.split(r",(?![^\[]*\])", text) if name.strip()]
     return list(regularizers.available()) if found == ["all"] else found

@@ -82,7 +82,7 @@ def beta_of(method: str, settings: Mapping[str, Any]) -> float:
         >>> beta_of("labo", {"alpha": 0.4, "beta": 4.0}), beta_of("none", {})
         (4.0, 2.0)
     """
-    beta = float(settings.get("beta", DEFAULT_BETA)) if method == "labo" else DEFAULT_BETA
+    beta = float(settings.get("beta", DEFAULT_BETA)) if method.partition("[")[0] == "labo" else DEFAULT_BETA
     return DEFAULT_BETA if math.isinf(beta) else beta  # label smoothing: its q* is the same for all
 
 

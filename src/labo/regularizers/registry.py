@@ -79,7 +79,10 @@ def register(member: type[Regularizer]) -> type[Regularizer]:
 
 
 def create(name: str, **options: Any) -> Regularizer:
-    """The member `name` with its options; `name` may also be "module:Class" of a `Regularizer` of your own.
+    """The member `name` with its options.
+
+    `name` may also be "module:Class" of a `Regularizer` of your own; and any name may have options of its own in
+    brackets, "labo[prior=unigram]", which are its defaults then, so that a comparison can have both.
 
     Raises:
         ValueError: unknown name or option (the nearest and all known ones are told), or a value out of range.
@@ -87,9 +90,12 @@ def create(name: str, **options: Any) -> Regularizer:
     Example:
         >>> create("label_smoothing", epsilon=0.2)
         LabelSmoothing(epsilon=0.2, convention='torch', padding_index=None)
+        >>> create("label_smoothing[epsilon=0.3]").strength
+        0.3
     """
-    member = _member(name)
+    member, own = _variant(name)
     known = _defaults(member)
+    options = {**own, **options}
     for option in options:
         if option not in known:
             if not known:
@@ -100,19 +106,24 @@ def create(name: str, **options: Any) -> Regularizer:
 
 def candidates(name: str) -> tuple[dict[str, Any], ...]:
     """The option settings that `labo compare` tries for a member, the first ones first."""
-    return tuple(dict(options) for options in _member(name).candidates)
+    member, own = _variant(name)
+    found: list[dict[str, Any]] = []
+    for options in member.candidates:
+        if (candidate := {**options, **own}) not in found:
+            found.append(candidate)
+    return tuple(found)
 
 
 def describe(name: str) -> Description:
     """Summary, source, needs and default options of a member."""
-    member = _member(name)
-    defaults = _defaults(member)
-    return Description(name, member.summary, member.paper, member.year, member().needs, defaults)
+    member, own = _variant(name)
+    defaults = {**_defaults(member), **own}
+    return Description(name, member.summary, member.paper, member.year, create(name).needs, defaults)
 
 
 def document(name: str) -> str:
     """What a member says of itself: summary, formula, options, needs, when to use it, source."""
-    member = _member(name)
+    member, _ = _variant(name)
     return f"{name}: {member.summary}\n\n{inspect.getdoc(member)}"
 
 
@@ -128,6 +139,34 @@ def costs() -> dict[str, dict[str, dict[str, str]]]:
 def _defaults(member: type[Regularizer]) -> dict[str, Any]:
     parameters = inspect.signature(member.__init__).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def _variant(name: str) -> tuple[type[Regularizer], dict[str, Any]]:
+    """(the member, the options in brackets after its name)."""
+    base, bracket, text = name.partition("[")
+    if not bracket:
+        return _member(name), {}
+    own: dict[str, Any] = {}
+    for part in text.removesuffix("]").split(","):
+        option, equals, value = part.partition("=")
+        if not name.endswith("]") or not equals or not option.strip() or option.strip() in own:
+            raise UserError(f"Expected method '{name}' to be NAME[OPTION=VALUE,…].")
+        own[option.strip()] = _value(value.strip())
+    member = _member(base)
+    for option in own:
+        if option not in _defaults(member):
+            raise unknown(f"{base} option", option, _defaults(member))
+    return member, own
+
+
+def _value(text: str) -> Any:
+    """A number, a truth value or a text."""
+    for read in (int, float):
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False}.get(text.lower(), text)
 
 
 def _member(name: str) -> type[Regularizer]:
