@@ -1,0 +1,131 @@
+"""Beside a peer: the same translator trained by `labo` and by Transformers' Seq2SeqTrainer with label smoothing.
+
+    LABO_DATA=FOLDER OMP_NUM_THREADS=1 python benchmarks/translation_peer.py --output results/peer/multi30k-de-en
+
+Both have the network, its first weights, the vocabulary, the pairs, AdamW, the learning rate and its course, label
+smoothing 0.1 and the decoding in common. What differs is each side's own: its loss, its loop and its batches (`labo`: a
+budget of tokens; the peer: a fixed number of sentences grouped by length, as many as `labo` has on average). They train
+one after the other in this process. A line has BLEU on the test part and the training speed in tokens, source and
+target without padding, a second; OUTPUT.jsonl gets the lines as they come, and a side that is there is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from labo import machine, tasks
+from labo.experiment import optimization, training
+from labo.experiment import settings as flat
+from labo.experiment import trial as trials
+from labo.experiment.judges import judge_of
+from labo.storage import append_line, read_lines
+
+SMOOTHING = 0.1
+
+
+def by_labo(model: Any, loss: Any, splits: Any, settings: dict[str, Any], judge: Any, seed: int, folder: Path) -> None:
+    """Train with this project's loop."""
+    training.train(model, splits, loss, settings, judge, seed=seed, folder=folder, options=training.Options())
+
+
+def by_peer(model: Any, loss: Any, splits: Any, settings: dict[str, Any], judge: Any, seed: int, folder: Path) -> None:
+    """Train with Seq2SeqTrainer, as its example for translation does."""
+    from torch.utils.data import Dataset
+    from transformers import PrinterCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments
+
+    class Pairs(Dataset[Any]):
+        def __len__(self) -> int:
+            return len(splits.train)
+
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            return {"index": index, "input_ids": splits.train.features[index]}
+
+    from labo.tasks.translation.batching import TokenBatches
+
+    batches = len(TokenBatches(splits.train.lengths, settings["tokens"], seed))
+    size = round(len(splits.train) / batches)
+    steps = math.ceil(len(splits.train) / size) * settings["epochs"]
+    asked = Seq2SeqTrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=settings["epochs"],
+        per_device_train_batch_size=size,
+        train_sampling_strategy="group_by_length",
+        label_smoothing_factor=SMOOTHING,
+        max_grad_norm=0.0,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        seed=seed,
+        use_cpu=not torch.cuda.is_available(),
+    )
+    kind, options = optimization.optimizer(settings)
+    optimizer = kind(model.parameters(), weight_decay=settings["weight_decay"], **options)
+    trainer = Seq2SeqTrainer(
+        model=model,
+        args=asked,
+        train_dataset=Pairs(),
+        data_collator=lambda rows: splits.train.__getitems__([row["index"] for row in rows]),
+        optimizers=(optimizer, optimization.schedule(settings, optimizer, steps)),
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+
+
+def measured(side: str, asked: argparse.Namespace) -> dict[str, Any]:
+    """Train one side; its line."""
+    task = tasks.create(asked.task, **({"train_size": asked.train_size} if asked.train_size else {}))
+    given = {"epochs": asked.epochs} if asked.epochs else {}
+    settings = flat.resolve(task.default_settings(), "label_smoothing", {"epsilon": SMOOTHING, **given})
+    splits = task.splits(asked.seed)
+    made = trials.Trial(asked.task, "label_smoothing", asked.seed, settings, dict(task.options))
+    model, loss = trials.build(made, task, splits)
+    own, _ = flat.split(settings, "label_smoothing")
+    judge = judge_of(task.kind, splits.preprocessing, splits.files, own)
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        {"labo": by_labo, "transformers": by_peer}[side](model, loss, splits, own, judge, asked.seed, Path(folder))
+        seconds = time.perf_counter() - began
+        found = judge.at_the_end(model, loss, splits, Path(folder))
+    tokens = int(splits.train.features.lengths.sum() + splits.train.target.lengths.sum()) * own["epochs"]
+    line = {"side": side, "task": asked.task, "seed": asked.seed, "epochs": own["epochs"], **found["metrics"]}
+    line |= {"tokens_per_second": tokens / seconds, "training_seconds": seconds, "signatures": found["signatures"]}
+    return line | {"command": ["python", "benchmarks/translation_peer.py", *sys.argv[1:]], "on": machine.versions()}
+
+
+def main() -> None:
+    """Train what is not there yet, and tell."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", default="multi30k-de-en")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--train-size", type=int)
+    parser.add_argument("--sides", default="labo,transformers")
+    parser.add_argument("--output", type=Path, required=True)
+    asked = parser.parse_args()
+    path = Path(f"{asked.output}.jsonl")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = {(line["side"], line["seed"]): line for line in read_lines(path)}
+    for side in asked.sides.split(","):
+        if (side, asked.seed) not in done:
+            line = measured(side, asked)
+            append_line(path, line)
+            done[(side, asked.seed)] = line
+    for (side, seed), line in done.items():
+        print(
+            f"{side}, seed {seed}: BLEU {line['bleu']:.2f}, {line['tokens_per_second']:,.0f} training tokens a second"
+        )
+
+
+if __name__ == "__main__":
+    main()
