@@ -48,9 +48,10 @@ def section(recorded: Recorded, task: TaskSummary) -> list[str]:
 def _caption() -> str:
     return (
         "The label q that each regularizer gives at each place of some validation sentences, which the network "
-        "has not trained on; it has read the source and the reference before the place. A box is a place: first "
-        "the reference's piece and its share of the label, then the other pieces with the largest shares. Bars "
-        "are measured by the largest share of the row of boxes. ␣ begins a word, &lt;/s&gt; ends the sentence."
+        "has not trained on; it has read the source and the reference before the place. It is the label that stands "
+        "beside the reference in the loss, before the two are mixed. A box is a place: first the reference's piece "
+        "and its share of the label, then the other pieces with the largest shares. Bars are measured by the largest "
+        "share of the row of boxes. ␣ begins a word, &lt;/s&gt; ends the sentence."
     )
 
 
