@@ -31,16 +31,7 @@ def paragraphs(recorded: Recorded, summary: Summary) -> list[str]:
             f"fitted on {wrong} some of which are wrong, so that scaled measures are not those of a calibrated model."
         )
         found.append(f"Data. The task is {asked.get('task')}, with {told}." + (noise if "label_noise" in given else ""))
-    drawn, overlap = "the split, ", " What trains or validates on one seed tests on another, for every method alike."
-    if given.get("split"):
-        drawn = overlap = ""
-    elif all(task.main.of_text for task in summary.tasks):
-        drawn = "the split where the corpus brings none, "
-        overlap = " Where it is drawn, what trains or validates on one seed tests on another, for every method alike."
-    found.append(
-        f"Trials. One trial is one method on one seed with its chosen settings. A seed draws {drawn}the initialisation "
-        "and the order of the examples, the same for every method. The test split is read once per trial." + overlap
-    )
+    found.append(_trials(summary, split_given=bool(given.get("split"))))
     if asked.get("checkpoint") in ("last", "best"):
         which = "the last epoch" if asked["checkpoint"] == "last" else "the epoch with the best validation value"
         found.append(f"Checkpoint. For every method alike, {which} is what is tested.")
@@ -122,6 +113,19 @@ def command(recorded: Recorded) -> str:
 def seconds(recorded: Recorded) -> float:
     """The time that the recorded trials took, added up."""
     return sum(value for record in recorded.records if isinstance(value := record.get("seconds"), int | float))
+
+
+def _trials(summary: Summary, *, split_given: bool) -> str:
+    drawn, overlap = "the split, ", " What trains or validates on one seed tests on another, for every method alike."
+    if split_given:
+        drawn = overlap = ""
+    elif all(task.main.of_text for task in summary.tasks):
+        drawn = "the split where the corpus brings none, "
+        overlap = " Where it is drawn, what trains or validates on one seed tests on another, for every method alike."
+    return (
+        f"Trials. One trial is one method on one seed with its chosen settings. A seed draws {drawn}the initialisation "
+        "and the order of the examples, the same for every method. The test split is read once per trial." + overlap
+    )
 
 
 def _measures(recorded: Recorded, summary: Summary) -> str:
