@@ -8,12 +8,12 @@ import os
 import random
 import re
 import shutil
-import subprocess
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
 
+from browser import BROWSER, browse, width_on_a_phone
 from labo import report
 from labo.errors import UserError
 
@@ -233,21 +233,6 @@ def test_an_unwritable_folder_is_one_sentence(tmp_path: Path) -> None:
         report.build(tmp_path)
 
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
-
-
-def browse(profile: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Headless Chromium with nothing of its own on the network; `profile` is thrown away with the test."""
-    assert BROWSER is not None
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-             "--disable-background-networking", "--disable-component-update", "--hide-scrollbars",
-             "--enable-logging=stderr", "--v=0", f"--user-data-dir={profile}"]  # fmt: skip
-    environment = {**os.environ, "HOME": str(profile)}
-    return subprocess.run(
-        [BROWSER, *flags, *options], capture_output=True, text=True, timeout=120, check=False, env=environment
-    )
-
-
 @pytest.mark.skipif(BROWSER is None, reason="no chromium on PATH")
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize(("width", "height"), [(1280, 5200), (375, 9000)], ids=["desktop", "phone"])
@@ -282,13 +267,4 @@ def test_a_browser_shows_the_page_without_a_complaint(tmp_path: Path, width: int
 @pytest.mark.skipif(BROWSER is None, reason="no chromium on PATH")
 def test_the_page_is_no_wider_than_a_phone(tmp_path: Path) -> None:
     html = report.build(write_folder(tmp_path, seeds=2, methods=(*METHODS, "a_rather_long_name_" * 4))).read_text()
-    # Without the policy a copy can be measured by a script; the report itself runs none.
-    copy = json.dumps(re.sub(r"<meta http-equiv[^>]+>", "", html)).replace("</", "<\\/")
-    frame = f"""<body><iframe style="border:0;width:375px;height:800px"></iframe><p></p><script>
-        const frame = document.querySelector("iframe"), answer = document.querySelector("p");
-        frame.onload = () => {{ answer.textContent = "width " + frame.contentDocument.documentElement.scrollWidth; }};
-        frame.srcdoc = {copy};
-        </script>"""
-    (tmp_path / "frame.html").write_text(frame, encoding="utf-8")
-    done = browse(tmp_path / "profile", "--dump-dom", (tmp_path / "frame.html").as_uri())
-    assert re.findall(r"<p>(.*?)</p><script", done.stdout) == ["width 375"]
+    assert width_on_a_phone(html, tmp_path) == 375

@@ -16,9 +16,10 @@ from safetensors.torch import load_file
 from experiments import trial
 from labo import cli, ranks, tasks
 from labo.errors import UserError
-from labo.experiment import runs, training
+from labo.experiment import runs, training, translations
 from labo.experiment import trial as trials
-from labo.experiment.judges.translation import HYPOTHESES, by_length
+from labo.experiment.judges.translation import by_length
+from labo.metrics.translation import bleu
 from labo.tasks.translation import numbers
 from processes import COUNT, together
 
@@ -67,7 +68,11 @@ def test_a_record_has_scores_signatures_and_translations(trained):
     assert "chrF" in record["signatures"]["chrf"] or "nrefs:1" in record["signatures"]["chrf"]
     assert metrics["nll_scaled"] < metrics["nll"] + 0.05
     run = runs.load(trained)
-    assert len((trained / HYPOTHESES).read_text(encoding="utf-8").splitlines()) == len(run.splits.test)
+    kept = translations.read(trained)
+    assert kept is not None
+    assert len(kept[0]) == len(run.splits.test)
+    assert kept[1] == list(run.splits.test.target_text)
+    assert bleu(*kept)[0] == pytest.approx(metrics["bleu"])
     assert (trained / "sentencepiece.model").read_bytes() == run.splits.files["sentencepiece.model"]
     assert run.evaluate("test") == pytest.approx(metrics)
     lines = curve(trained)

@@ -11,6 +11,7 @@ from labo.cli import options
 from labo.errors import UserError
 
 if TYPE_CHECKING:
+    from labo.experiment.bootstrap import Run
     from labo.experiment.runner import Job
     from labo.report.reading import Recorded
 
@@ -35,13 +36,17 @@ def report(
 def tell(
     directory: Path, *, baseline: str | None, no_samples: bool, shift: str | None = None, severity: int | None = None
 ) -> None:
-    """Build the report of a folder and print its verdict; measure its runs on shifted inputs first, if asked."""
+    """Build the report of a folder and print its verdict.
+
+    Before that its runs are measured on shifted inputs, if asked, and translators by the paired bootstrap, once.
+    """
     from rich.console import Console
 
     from labo.report import build, summarize
     from labo.report.tables import console
 
     pairs = _measure(directory, shift, severity)
+    _resample(directory, baseline)
     page = build(directory, baseline=baseline, samples=not no_samples, shifts=pairs)
     Console(highlight=False).print(console(summarize(directory, baseline, shifts=pairs)))
     print(f"\nReport: {page}")
@@ -69,6 +74,43 @@ def _measure(directory: Path, shift: str | None, severity: int | None) -> Any:
             f"No run in '{directory}' has kept its weights (TASK/METHOD/SEED/model.safetensors) to measure."
         )
     return asked.pairs
+
+
+def _resample(directory: Path, baseline: str | None) -> None:
+    """Compare translators with the baseline on drawn test sentences; a report is made where that cannot be, too."""
+    from labo.report import summarize
+    from labo.report.reading import read
+
+    summary = summarize(directory, baseline)
+    runs = _translators(read(directory), {task.task for task in summary.tasks if task.main.of_text})
+    if not runs:
+        return
+    from labo.experiment import bootstrap
+
+    missing = bootstrap.missing(directory, summary.baseline, runs)
+    if not missing:
+        return
+    from labo.experiment.progress import Progress
+
+    theirs = [run for run in runs if run.method == summary.baseline]
+    with Progress() as progress:
+        try:
+            bootstrap.measure(directory, summary.baseline, [*theirs, *missing], progress)
+        except UserError as error:
+            progress.say(f"The paired bootstrap over test sentences is left out: {error}")
+
+
+def _translators(recorded: Recorded, of_text: set[str]) -> list[Run]:
+    """The finished runs of translation tasks that have a folder here."""
+    from labo.experiment.bootstrap import Run
+
+    found = []
+    for record in recorded.records:
+        task, method, seed = str(record["task"]), str(record["method"]), record["seed"]
+        folder = recorded.run_folder(task, method, seed)
+        if task in of_text and not record.get("failed") and folder is not None:
+            found.append(Run(task, method, seed, folder))
+    return found
 
 
 def _jobs(recorded: Recorded) -> tuple[list[Job], int]:

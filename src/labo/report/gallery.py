@@ -42,12 +42,8 @@ def slug(text: str) -> str:
 def groups(recorded: Recorded, task: TaskSummary, prefix: str) -> list[Group]:
     """All groups of one task; `prefix` begins the names of its pictures."""
     files = runs.figure_files(recorded, task.task)
-    return [
-        _seeds(task, prefix),
-        _labels(task, files, prefix),
-        _reliability(task, files, prefix),
-        _curves(recorded, task, prefix),
-    ]
+    labels = [] if task.main.of_text else [_labels(task, files, prefix)]  # those of sentences are no pictures
+    return [_seeds(task, prefix), *labels, _reliability(task, files, prefix), _curves(recorded, task, prefix)]
 
 
 def _order(task: TaskSummary) -> list[str]:
@@ -114,9 +110,12 @@ def _reliability(task: TaskSummary, files: dict[str, list[dict]], prefix: str) -
         figure = figures.reliability(method, raw, scaled, index, temperature)
         name = f"{prefix}reliability-{index}-{slug(method)}"
         pictures.append(_picture(figure, name, f"Accuracy against confidence of {method}, before and after scaling"))
+    what, counted = ("test examples", "examples")
+    if task.main.of_text:
+        what, counted = "tokens of the test references, each predicted from those before it,", "tokens"
     caption = (
-        "Accuracy (up) against confidence (across) in 15 bins, test examples of all seeds together. Above the dotted "
-        "diagonal a model is less sure than it could be, below it too sure. Halos grow with the number of examples. "
+        f"Accuracy (up) against confidence (across) in 15 bins, {what} of all seeds together. Above the dotted "
+        f"diagonal a model is less sure than it could be, below it too sure. Halos grow with the number of {counted}. "
         "One temperature per trial is fitted on the validation split; it leaves the accuracy as it is."
     )
     missing = _absent("reliability diagrams", "figures.json") if not pictures else ""

@@ -18,6 +18,11 @@ class Measure:
     unit: str = ""
     difference_unit: str = ""
 
+    @property
+    def of_text(self) -> bool:
+        """Whether it scores translations."""
+        return self.key in OF_TEXT
+
     def value(self, value: float | None) -> str:
         """The value in its unit, such as `97.32%`; an en dash where there is none."""
         return "–" if value is None else f"{value * self.factor:.{self.digits}f}{self.unit}"
@@ -48,9 +53,11 @@ MEASURES = {
         Measure("brier", "Brier", False),
         Measure("ece", "ECE", False),
         Measure("ece_scaled", "ECE, scaled", False),
+        Measure("perplexity", "Perplexity", False, digits=2),
     )
 }
-MAIN = ("accuracy", "bleu", "chrf")
+OF_TEXT = ("bleu", "chrf")
+MAIN = ("accuracy", *OF_TEXT)  # what a verdict may be about: `Task.metric` of every task is among them
 
 
 def present(metrics: set[str]) -> list[Measure]:

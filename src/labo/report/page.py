@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from labo.report import protocol, shifts, suspects
+from labo.report import bootstrap, protocol, sentences, shifts, suspects
 from labo.report.gallery import Group
 from labo.report.html import document, pairs, table
 from labo.report.measures import p_text
 from labo.report.reading import Recorded
-from labo.report.tables import DIFFERENCES, best, cell, difference_cell, pairs_text, seeds_text
+from labo.report.tables import best, cell, difference_cell, differences_note, pairs_text, seeds_text
 from labo.report.verdict import BASELINE, Summary, TaskSummary
 
 
@@ -50,10 +50,11 @@ def _task(recorded: Recorded, task: TaskSummary, groups: Sequence[Group], sample
     differences = _differences(task)
     if differences:
         parts += [f"<h3>Paired differences to {escape(task.baseline)}</h3>", differences]
-        parts.append(f'<p class="caption">{escape(DIFFERENCES)}</p>')
-    parts += _shifted(recorded, task)
-    for group in groups:
+        parts.append(f'<p class="caption">{escape(differences_note(task))}</p>')
+    parts += [*_shifted(recorded, task), *_bootstrap(recorded, task)]
+    for place, group in enumerate(groups):
         parts += _group(group)
+        parts += sentences.section(recorded, task) if place == 0 and samples and task.main.of_text else []
     parts += suspects.section(recorded, task.task, samples=samples)
     settings = _settings(recorded, task.task)
     return [*parts, "<h3>Settings chosen</h3>", *settings] if settings else parts
@@ -102,6 +103,17 @@ def _shifted(recorded: Recorded, task: TaskSummary) -> list[str]:
     rows = [[*map(escape, row)] for row in found[1]]
     parts = ["<h3>Accuracy on shifted pictures</h3>", table(found[0], rows, "Accuracy on shifted pictures")]
     return [*parts, f'<p class="caption">{escape(shifts.sentence(recorded, task.task))}</p>']
+
+
+def _bootstrap(recorded: Recorded, task: TaskSummary) -> list[str]:
+    if not task.main.of_text:
+        return []
+    found, told = bootstrap.table(recorded, task), escape(bootstrap.sentence(recorded, task))
+    parts = [f"<h3>{escape(bootstrap.TITLE)}</h3>"]
+    if found is None:
+        return [*parts, f'<p class="missing">{told}</p>']
+    rows = [[*map(escape, row)] for row in found[1]]
+    return [*parts, table(found[0], rows, "Paired bootstrap"), f'<p class="caption">{told}</p>']
 
 
 def _group(group: Group) -> list[str]:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from labo.report.reading import Recorded
-from labo.report.verdict import LEVEL, Summary
+from labo.report.verdict import LEVEL, Summary, TaskSummary
 
 
 def paragraphs(recorded: Recorded, summary: Summary) -> list[str]:
@@ -19,32 +19,23 @@ def paragraphs(recorded: Recorded, summary: Summary) -> list[str]:
             f"Choosing. Every method was given the same number of candidate settings, {tried}, each tried on "
             f"{tuning_seeds} tuning seeds that are not among the seeds of the verdict, and judged on the validation "
             "split alone; the best mean over those seeds was chosen. A method without options of its own had its "
-            "candidates in the learning rate and the weight decay, which every method has too."
+            f"candidates in {_own_candidates(summary)}, which every method has too."
         )
     options = asked.get("task_options")
     given: dict[str, Any] = options if isinstance(options, dict) and len(summary.tasks) == 1 else {}
     if given:
         told = ", ".join(f"{key.replace('_', ' ')} {_without_place(key, value)}" for key, value in given.items())
+        wrong = "translations" if summary.tasks[0].main.of_text else "labels"
         noise = (
-            " The wrong labels are in the training and validation splits, the test split is clean: temperatures are "
-            "fitted on labels some of which are wrong, so that scaled measures are not those of a calibrated model."
+            f" The wrong {wrong} are in the training and validation splits, the test split is clean: temperatures are "
+            f"fitted on {wrong} some of which are wrong, so that scaled measures are not those of a calibrated model."
         )
         found.append(f"Data. The task is {asked.get('task')}, with {told}." + (noise if "label_noise" in given else ""))
-    drawn, overlap = "the split, ", " What trains or validates on one seed tests on another, for every method alike."
-    if given.get("split"):
-        drawn = overlap = ""
-    found.append(
-        f"Trials. One trial is one method on one seed with its chosen settings. A seed draws {drawn}the initialisation "
-        "and the order of the examples, the same for every method. The test split is read once per trial." + overlap
-    )
+    found.append(_trials(summary, split_given=bool(given.get("split"))))
     if asked.get("checkpoint") in ("last", "best"):
         which = "the last epoch" if asked["checkpoint"] == "last" else "the epoch with the best validation value"
         found.append(f"Checkpoint. For every method alike, {which} is what is tested.")
-    found.append(
-        "Measures. Accuracy, Brier score and expected calibration error (ECE, 15 bins of equal width) are of the test "
-        "split, as is the negative log-likelihood (NLL). “Scaled” means after one temperature per trial, fitted on "
-        f"the validation split. {_top5(summary)}Intervals are 95% by Student's t over seeds."
-    )
+    found.append(_measures(recorded, summary))
     found.append(
         f"Verdict. Differences to {summary.baseline} are paired by seed, over the seeds that both finished, and tested "
         "by the two-sided sign-flip permutation test; Holm's correction is over the methods, within one measure. "
@@ -122,6 +113,71 @@ def command(recorded: Recorded) -> str:
 def seconds(recorded: Recorded) -> float:
     """The time that the recorded trials took, added up."""
     return sum(value for record in recorded.records if isinstance(value := record.get("seconds"), int | float))
+
+
+def _trials(summary: Summary, *, split_given: bool) -> str:
+    drawn, overlap = "the split, ", " What trains or validates on one seed tests on another, for every method alike."
+    if split_given:
+        drawn = overlap = ""
+    elif all(task.main.of_text for task in summary.tasks):
+        drawn = "the split where the corpus brings none, "
+        overlap = " Where it is drawn, what trains or validates on one seed tests on another, for every method alike."
+    return (
+        f"Trials. One trial is one method on one seed with its chosen settings. A seed draws {drawn}the initialisation "
+        "and the order of the examples, the same for every method. The test split is read once per trial." + overlap
+    )
+
+
+def _measures(recorded: Recorded, summary: Summary) -> str:
+    classes = [task for task in summary.tasks if not task.main.of_text]
+    told = [_of_text(recorded, task, several=len(summary.tasks) > 1) for task in summary.tasks if task.main.of_text]
+    if classes:
+        told.append(
+            "Accuracy, Brier score and expected calibration error (ECE, 15 bins of equal width) are of the test split, "
+            "as is the negative log-likelihood (NLL)."
+        )
+    scaled = "“Scaled” means after one temperature per trial, fitted on the validation split."
+    return f"Measures. {' '.join(told)} {scaled} {_top5(summary)}Intervals are 95% by Student's t over seeds."
+
+
+def _of_text(recorded: Recorded, task: TaskSummary, *, several: bool) -> str:
+    known = signatures(recorded, task.task)
+    names = {"bleu": "BLEU", "chrf": "chrF"}
+    listed = "; ".join(f"{names.get(name, name)} {' and '.join(found)}" for name, found in known.items())
+    scored = "BLEU and chrF are sacreBLEU's, of the whole test split and of text, not of pieces"
+    scored = f"On {task.task}, {scored}" if several else scored
+    told = (
+        f"{scored}, with {'these signatures' if len(known) > 1 else 'this signature'}: {listed}."
+        if known
+        else f"{scored}."
+    )
+    if any(len(found) > 1 for found in known.values()):
+        told += " Scores with other signatures do not compare."
+    return (
+        f"{told} NLL, perplexity and the expected calibration error (ECE, 15 bins of equal width) are of the tokens of "
+        "the test references, each predicted from the source and the tokens before it; they compare where the "
+        "vocabulary is the same."
+    )
+
+
+def signatures(recorded: Recorded, task: str) -> dict[str, list[str]]:
+    """What sacreBLEU says of how the scores of a task were made: for each metric, all that its records have."""
+    found: dict[str, dict[str, None]] = {}
+    for record in recorded.records:
+        known = record.get("signatures")
+        if str(record["task"]) == task and isinstance(known, dict):
+            for metric, signature in known.items():
+                found.setdefault(str(metric), {})[str(signature)] = None
+    return {metric: list(told) for metric, told in found.items()}
+
+
+def _own_candidates(summary: Summary) -> str:
+    kinds = {task.main.of_text for task in summary.tasks}
+    varied = {
+        False: "the learning rate and the weight decay",
+        True: "the learning rate, the dropout and the weight decay",
+    }
+    return " or ".join(varied[of_text] for of_text in sorted(kinds))
 
 
 def _top5(summary: Summary) -> str:

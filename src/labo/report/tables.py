@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from labo.report import protocol, shifts
+from labo.report import bootstrap, protocol, shifts
 from labo.report.gallery import Group
 from labo.report.measures import Measure, p_text
 from labo.report.reading import Recorded
@@ -15,13 +15,9 @@ from labo.report.verdict import BASELINE, BETTER, WORSE, Difference, MethodSumma
 if TYPE_CHECKING:
     from rich.console import Group as RenderGroup
 
-DIFFERENCES = (
-    "Method minus baseline, paired by seed, ± half of the 95% interval; accuracy in points. p by the sign-flip test "
-    "after Holm's correction over the methods; so many pairs cannot reach a smaller p than the one told with them."
-)
 # What a terminal of 80 columns has no room for.
-LEFT_TO_THE_PAGE = ("brier", "top5")
-# What gives way where accuracy on shifted inputs was measured.
+LEFT_TO_THE_PAGE = ("brier", "top5", "perplexity")
+# What gives way where accuracy on shifted inputs was measured, or chrF.
 GIVES_WAY = ("ece",)
 NARROW = {"accuracy_shifted": "Acc., shifted"}
 MARKS = {BETTER: "▲", WORSE: "▼", BASELINE: "·"}
@@ -54,7 +50,7 @@ def markdown(recorded: Recorded, summary: Summary, pictures: dict[str, list[Grou
     parts += ["\n".join(f"- {_escape(overall.sentence)}" for overall in summary.overall)] if summary.overall else []
     for task in summary.tasks:
         parts += [f"## {_escape(task.task)}", sentences(task), leaderboard(task), differences(task)]
-        parts += _shifted(recorded, task)
+        parts += [*_shifted(recorded, task), *_bootstrap(recorded, task)]
         for group in pictures.get(task.task, []):
             parts += [f"### {group.title}", *_figures(group), _escape(group.missing)]
         settings = _settings(recorded, task.task)
@@ -98,7 +94,16 @@ def differences(task: TaskSummary) -> str:
             cells = [" ".join(filter(None, difference_cell(*pair))) for pair in zip(task.measures, found, strict=True)]
             rows.append([_escape(summary.method), pairs_text(pairs), *cells, p_text(pairs[0].smallest_p_holm)])
     headings = ["Minus " + _escape(task.baseline), "Pairs", *(measure.label for measure in task.measures), "Smallest p"]
-    return _table(headings, rows) + "\n\n" + DIFFERENCES if rows else ""
+    return _table(headings, rows) + "\n\n" + differences_note(task) if rows else ""
+
+
+def differences_note(task: TaskSummary) -> str:
+    """What stands in the table of differences."""
+    unit = "" if task.main.of_text else "; accuracy in points"
+    return (
+        f"Method minus baseline, paired by seed, ± half of the 95% interval{unit}. p by the sign-flip test after "
+        "Holm's correction over the methods; so many pairs cannot reach a smaller p than the one told with them."
+    )
 
 
 def difference_cell(measure: Measure, difference: Difference | None) -> tuple[str, str, str]:
@@ -159,8 +164,8 @@ def console(summary: Summary) -> RenderGroup:
 
 
 def _in_a_terminal(task: TaskSummary) -> list[Measure]:
-    shifted = any(measure.key == "accuracy_shifted" for measure in task.measures)
-    left_out = LEFT_TO_THE_PAGE + (GIVES_WAY if shifted else ())
+    crowded = task.main.of_text or any(measure.key == "accuracy_shifted" for measure in task.measures)
+    left_out = LEFT_TO_THE_PAGE + (GIVES_WAY if crowded else ())
     return [measure for measure in task.measures if measure.key not in left_out]
 
 
@@ -170,6 +175,14 @@ def _shifted(recorded: Recorded, task: TaskSummary) -> list[str]:
         return []
     rows = [[*map(_escape, row)] for row in found[1]]
     return ["### Accuracy on shifted pictures", _table(found[0], rows), shifts.sentence(recorded, task.task)]
+
+
+def _bootstrap(recorded: Recorded, task: TaskSummary) -> list[str]:
+    if not task.main.of_text:
+        return []
+    found = bootstrap.table(recorded, task)
+    rows = [[*map(_escape, row)] for row in found[1]] if found else []
+    return [f"### {bootstrap.TITLE}", _table(found[0], rows) if found else "", bootstrap.sentence(recorded, task)]
 
 
 def _figures(group: Group) -> list[str]:

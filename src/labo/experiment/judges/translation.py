@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from labo.experiment import translations
 from labo.experiment.judges import soft_sentences
 from labo.experiment.judges.base import Judge, NoNumbersError
 from labo.metrics.temperature import fit_temperature
 from labo.metrics.translation import TokenScores, bleu, chrf
 from labo.networks import logits_of
-from labo.storage import write_object, write_text
+from labo.storage import write_object
 from labo.tasks.translation.decoding import translate
 from labo.tasks.translation.pairs import Pairs
 from labo.tasks.translation.sentences import Sentences
 from labo.tasks.translation.vocabulary import Vocabulary
 
-HYPOTHESES = "test.hypotheses.txt"
 # So many logits, evenly spaced over the validation tokens, tell the temperature.
 TEMPERATURE_ELEMENTS = 2**24
 # Tokens of a batch that is scored, times the vocabulary: as many bytes as a large batch of training has.
@@ -59,11 +59,11 @@ class Translation(Judge):
         return {"bleu": score, "nll": plain["nll"], "nll_scaled": scaled["nll"], "ece": plain["ece"]}
 
     def at_the_end(self, model: nn.Module, loss: Any, splits: Any, folder: Path) -> dict[str, Any]:
-        """See `Judge.at_the_end`: the translations of the test split are kept too, a line each."""
+        """See `Judge.at_the_end`: the translations of the test split are kept too, with their references."""
         temperature = self.temperature(model, splits.validation)
         hypotheses = self.translations(model, splits.test)
         metrics, tokens, signatures = self._measured(model, splits.test, hypotheses, temperature)
-        write_text(folder / HYPOTHESES, "".join(" ".join(line.split()) + "\n" for line in hypotheses))
+        translations.write(folder, hypotheses, splits.test.target_text)
         shown = soft_sentences.of(model, loss.regularizer, splits.validation, self.vocabulary)
         figures = {"classes": [], "temperature": temperature, "reliability": tokens, "labels": None}
         write_object(folder / "figures.json", {**figures, "sentences": shown})
