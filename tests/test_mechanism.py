@@ -21,7 +21,8 @@ from labo.experiment import compare
 from labo.experiment import trial as trials
 from labo.experiment.compare import Comparison
 from labo.experiment.runner import Job
-from labo.integrations.transformers import LabelRegularizedTrainer, TrainerLoss, checkpoints
+from labo.integrations.saving import checkpoints
+from labo.integrations.transformers import LabelRegularizedTrainer, TrainerLoss
 from labo.networks import Past
 from labo.regularizers.base import BATCH
 from test_compare import Watcher
