@@ -70,7 +70,7 @@ def test_what_will_not_do():
     for budget in (0, -5, 3.5, None):
         with pytest.raises(UserError, match=r"Expected setting `tokens` to be a whole number above 0"):
             TokenBatches(torch.tensor([1]), budget, 0)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(UserError, match="sentences to make batches of, but got none"):
+    with pytest.raises(UserError, match="Expected at least 1 sentences to make batches of, but got 0"):
         TokenBatches(torch.tensor([], dtype=torch.long), 5, 0)
 
 
@@ -105,3 +105,13 @@ def test_accelerate_sets_the_epoch():
         batches.set_epoch(epoch)
         assert epochs[-1] == [len(batch) for batch in batches]
     assert epochs[0] != epochs[1]
+
+
+def test_batches_that_are_divided_have_an_example_for_each_part():
+    many = torch.tensor([3, 9, 9, 40, 50, 2, 3, 60, 9])
+    for least in (1, 2, 3, 4):
+        found = list(TokenBatches(many, 20, 0, least=least))
+        assert sorted(place for batch in found for place in batch) == list(range(9))
+        assert min(map(len, found)) >= least
+    with pytest.raises(UserError, match="at least 10 sentences"):
+        TokenBatches(many, 20, 0, least=10)
