@@ -47,6 +47,7 @@ def image_trial(data: str, method: str = "labo", **settings: Any) -> Any:
         {"mixup": 0.4, "cutmix": 1.0, "erasing": 0.3},
         {"schedule": "steps"},
         {"ema": 0.9, "accumulation": 2, "channels_last": True},
+        {"precision": "bfloat16"},
     ],
     ids=str,
 )

@@ -128,6 +128,16 @@ def test_parts_of_a_batch_give_the_gradients_of_the_whole(tmp_path, files):
     close(tmp_path / "3", tmp_path / "1")
 
 
+def test_half_precision_trains_too(tmp_path, files):
+    record = trials.run(plain(files, precision="bfloat16"), tmp_path / "half")
+    trials.run(plain(files), tmp_path / "whole")
+    assert record["metrics"]["nll"] < 7
+    first, second = (load_file(tmp_path / name / trials.WEIGHTS) for name in ("half", "whole"))
+    assert {value.dtype for value in first.values()} == {torch.float32}
+    apart = max((first[name] - second[name]).abs().max().item() for name in first)
+    assert 0 < apart < 0.05
+
+
 def train_both(folder: Path, files: dict[str, str]) -> dict[str, Any]:
     with ranks.group():
         return trials.run(plain(files), folder / "both")

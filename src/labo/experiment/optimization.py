@@ -24,6 +24,7 @@ def arguments(settings: Mapping[str, Any], seed: int, output: Path) -> TrainingA
     """
     by_steps = "steps" in settings
     processes, parts = ranks.together(), int(settings.get("accumulation", 1))
+    half = settings.get("precision", "float32") == "bfloat16"
     found = TrainingArguments(
         output_dir=str(output),
         num_train_epochs=1 if by_steps else settings["epochs"],
@@ -32,11 +33,11 @@ def arguments(settings: Mapping[str, Any], seed: int, output: Path) -> TrainingA
         gradient_accumulation_steps=parts,
         average_tokens_across_devices=True,
         ddp_find_unused_parameters=False,
-        # Without an accelerator the Trainer has to be told so, or it overlooks the other processes.
-        use_cpu=processes > 1 and not torch.accelerator.is_available(),
+        # Without an accelerator the Trainer has to be told so, or it overlooks other processes and refuses bfloat16.
+        use_cpu=(processes > 1 or half) and not torch.accelerator.is_available(),
         learning_rate=settings["learning_rate"],
         weight_decay=settings["weight_decay"],
-        bf16=settings.get("precision", "float32") == "bfloat16",
+        bf16=half,
         max_grad_norm=0.0,
         logging_strategy="no",
         logging_nan_inf_filter=False,
