@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -133,6 +134,18 @@ def test_more_seeds_and_methods_are_added_to_what_is_there(tmp_path):
     ran = {(job.trial.method, job.trial.seed) for job in watcher.ran}
     assert ran == {("none", 1), ("label_smoothing", 1), ("labo", 0), ("labo", 1)}
     assert len(lines(tmp_path / "results.jsonl")) == 6
+
+
+def test_records_copied_without_their_runs_go_on(finished, tmp_path):
+    for name in ("results.jsonl", "tuning.jsonl", "compare.json"):
+        shutil.copy(finished / name, tmp_path)
+    with pytest.raises(UserError, match="another checkpoint"):
+        run(tmp_path, checkpoint="best")
+    assert {(job.trial.method, job.trial.seed) for job in run(tmp_path, seeds=3).ran} == {(m, 2) for m in METHODS}
+    shutil.rmtree(tmp_path / "digits")
+    (tmp_path / "compare.json").unlink()
+    with pytest.raises(UserError, match="no plan"):
+        run(tmp_path, seeds=3)
 
 
 @pytest.mark.parametrize(

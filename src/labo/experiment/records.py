@@ -68,7 +68,7 @@ class Records:
             raise UserError(f"'{self.folder}' holds a single run: name another --output.")
         fixed: dict[str, Any] = {key: plan[key] for key in FIXED}
         home = self.folder / str(plan["task"])
-        known = read_object(home / PLAN)
+        known = read_object(home / PLAN) or self._last_plan(plan["task"])
         if known is None and any(str(record.get("task")) == plan["task"] for record in self.results):
             raise UserError(
                 f"'{self.folder}' has records of {plan['task']} but no {PLAN} for it: name another --output."
@@ -87,6 +87,11 @@ class Records:
         home.mkdir(parents=True, exist_ok=True)
         write_object(home / PLAN, fixed)
         write_object(self.folder / COMPARISON, plan)
+
+    def _last_plan(self, task: object) -> dict[str, Any] | None:
+        """What the last command asked of `task`: records that were copied without their runs go on from it."""
+        last = read_object(self.folder / COMPARISON)
+        return last if last is not None and last.get("task") == task else None
 
 
 def _last(records: list[dict[str, Any]], wanted: Mapping[str, Any]) -> dict[str, Any] | None:
