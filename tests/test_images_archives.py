@@ -6,6 +6,7 @@ import hashlib
 import os
 import pickle
 import shutil
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,25 @@ def test_fetching_tiny_imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert len(tasks.create("tiny-imagenet", data=str(tmp_path / "new"), fetch=True).splits(0).test) == 4
     assert [path.name for path in (tmp_path / "new").iterdir()] == [imagenet.TINY_FOLDER]
 
+    def full(source: Any, target: Path) -> None:
+        (target / imagenet.TINY_FOLDER / "train").mkdir(parents=True)
+        (target / imagenet.TINY_FOLDER / "val").mkdir()
+        raise OSError(28, "No space left on device")
+
+    # What was cut in the middle is not taken for the whole.
+    monkeypatch.setattr(zipfile.ZipFile, "extractall", full)
+    for _ in range(2):
+        with pytest.raises(UserError, match="No space left"):
+            tasks.create("tiny-imagenet", data=str(tmp_path / "other"), fetch=True).splits(0)
+
+
+def test_data_are_fetched_to_where_one_may_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    locked, free = tmp_path / "locked", tmp_path / "free" / "below"
+    locked.mkdir()
+    monkeypatch.setattr(places.os, "access", lambda path, mode: Path(path) != locked)
+    assert places.writable([locked, free]) == free
+    assert places.writable([locked / "below"]) == locked / "below"  # which then says what is wrong
+
 
 def test_imagenet_from_its_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     root = tmp_path / "imagenet"
@@ -220,11 +240,14 @@ def test_imagenet_from_its_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert splits.classes == ("crane (n01)", "tench", "crane (n03)")
     assert splits.test.features.shape == (6, 3, 16, 16)
     expected = pictures.decode(root / "val" / "n02" / "1.JPEG", "", 16, 224 / 256)
-    np.testing.assert_array_equal(splits.test.features[3].permute(1, 2, 0), expected)
+    np.testing.assert_array_equal(splits.test.features[3:4][0].permute(1, 2, 0), expected)
     other = tasks.create("imagenet", image_size=16)
     read = other.read_examples(root / "val", splits.preprocessing, splits.classes, None)
-    assert torch.equal(read.features, splits.test.features)  # the folders' names do as well
+    assert torch.equal(read.features[:], splits.test.features[:])  # the folders' names do as well
     assert torch.equal(read.target, splits.test.target)
+    place = int(splits.train.origin.places[0])  # of a training picture the augmentation draws a part: it is whole
+    expected = pictures.decode(root / "train" / f"n0{place // 6 + 1}" / f"{place % 6}.JPEG", "", 16)
+    np.testing.assert_array_equal(splits.train.features[:1][0].permute(1, 2, 0), expected)
 
 
 def test_classes_that_share_a_word_are_told_apart(tmp_path: Path):

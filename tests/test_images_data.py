@@ -58,6 +58,12 @@ def test_large_data_are_decoded_batch_by_batch(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "train" / "a" / "3.png").write_bytes(b"torn")
     with pytest.raises(UserError, match=r"'.*3\.png'"):
         list(tasks.create("image", **options, validation_size=2).splits(3).train.features.split(10))
+    # One that tests would be asked for after the training: it is told before.
+    good = (tmp_path / "test" / "a" / "3.png").read_bytes()
+    (tmp_path / "test" / "a" / "3.png").write_bytes(b"torn")
+    with pytest.raises(UserError, match=r"'.*test.a.3\.png'.*; --skip-unreadable leaves such pictures out"):
+        tasks.create("image", **options).splits(3)
+    (tmp_path / "test" / "a" / "3.png").write_bytes(good)
     left = tasks.create("image", **options, skip_unreadable=True).splits(3)
     assert len(left.train) + len(left.validation) == 59
     assert any("1 unreadable picture is left out of the train part" in note for note in left.notes)
@@ -197,9 +203,23 @@ def test_new_examples_are_labelled_as_training_was(folder: Path, tmp_path: Path)
     again = task.read_examples(folder / "cifar10-test.npz", splits.preprocessing, splits.classes, None)
     assert torch.equal(again.features, splits.test.features)
     assert torch.equal(again.target, splits.test.target)
+    with pytest.raises(UserError, match="option `parts` to be of a, b, but got"):
+        tasks.create("cifar10", data=str(folder), parts=1)
     made.class_folders(tmp_path / "own", {"emu": 1})
     with pytest.raises(UserError, match=r"The class 'emu' in .* is none of the 10 classes"):
         task.read_examples(tmp_path / "own", splits.preprocessing, splits.classes, None)
+
+
+def test_examples_of_ones_own_are_labelled_by_what_was_trained_on(tmp_path: Path):
+    """The array that --target named in training is the default; `labels`, which is there too, is another."""
+    images, labels = made.noise(0, 24, 8, 8, 3), np.arange(24) % 4
+    np.savez(tmp_path / "a.npz", images=images, labels=labels, coarse=labels // 2)
+    task = tasks.create("image", data=str(tmp_path / "a.npz"), target="coarse")
+    splits = task.splits(0)
+    read = task.read_examples(tmp_path / "a.npz", splits.preprocessing, splits.classes, None)
+    assert read.target.tolist() == (labels // 2).tolist()
+    np.savez(tmp_path / "none.npz", images=made.noise(0, 0, 20, 20, 3))
+    assert task.read_inputs(tmp_path / "none.npz", {**splits.preprocessing, "image_size": 20}).shape[0] == 0
 
 
 def test_the_fingerprint_changes_with_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -258,11 +258,13 @@ def test_timm_is_asked_where_it_imports(monkeypatch):
 
     def create_model(name: str, **given: Any) -> nn.Module:
         asked.append({"name": name, **given})
-        if name == "resnet18" and "img_size" in given:
+        if name in ("resnet18", "offline") and "img_size" in given:
             raise TypeError("no such argument")
+        if name == "offline":
+            raise OSError("the hub is not reached")
         return Stub(given["num_classes"] + (name == "broken"))
 
-    known = ["resnet18", "vit_tiny", "broken"]
+    known = ["resnet18", "vit_tiny", "broken", "offline"]
     stub = SimpleNamespace(create_model=create_model, is_model=known.__contains__, list_models=lambda: known)
     monkeypatch.setitem(sys.modules, "timm", stub)
     network = build("timm/resnet18", 4, 32, {"dropout": 0.2})
@@ -271,6 +273,8 @@ def test_timm_is_asked_where_it_imports(monkeypatch):
     assert asked == [{**wanted, "img_size": 32}, wanted]
     build("timm/vit_tiny", 4, 32, {"pretrained": True})
     assert asked[-1] == {"name": "vit_tiny", "pretrained": True, "num_classes": 4, "drop_rate": 0.0, "img_size": 32}
+    with pytest.raises(UserError, match="'timm/offline' cannot be built for 32 pixels: the hub is not reached"):
+        build("timm/offline", 4, 32, {"pretrained": True})
     with pytest.raises(UserError, match="Unknown timm model 'resnet81'; the nearest is 'resnet18'"):
         build("timm/resnet81", 4, 32, {})
     with pytest.raises(UserError, match=r"logits of shape \(1, 4\) for an image, but got \(1, 5\)"):

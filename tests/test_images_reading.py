@@ -149,6 +149,28 @@ def test_an_empty_class_folder_is_named(tmp_path: Path):
         tasks.create("image", data=str(tmp_path)).splits(0)
 
 
+def test_parts_without_class_folders_are_refused(tmp_path: Path):
+    for part in ("train", "test"):
+        made.save(made.noise(0, 8, 8, 3), tmp_path / part / "0.png")
+    with pytest.raises(UserError, match=r"to hold a folder of pictures for each class \(train/CLASS"):
+        tasks.create("image", data=str(tmp_path)).splits(0)
+
+
+def test_what_is_not_read_and_what_is_shrunk_is_told(tmp_path: Path):
+    made.class_folders(tmp_path, {"cat": 9, "dog": 9}, (70, 90))
+    (tmp_path / "cat" / "0.png").rename(tmp_path / "cat" / "0.jfif")  # read
+    (tmp_path / "cat" / "1.png").rename(tmp_path / "cat" / "1.HEIC")
+    (tmp_path / "dog" / "notes.txt").write_text("no picture")
+    splits = tasks.create("image", data=str(tmp_path)).splits(0)
+    assert sum(len(part) for part in (splits.train, splits.validation, splits.test)) == 17
+    assert [note for note in splits.notes if "1.HEIC" in note] == [note for note in splits.notes if "left out" in note]
+    assert any("become 64 x 64; --option image_size=224 is another size" in note for note in splits.notes)
+    assert splits.train.features.shape[2:] == (64, 64)
+    assert not any(
+        "64 x 64" in note for note in tasks.create("image", data=str(tmp_path), image_size=64).splits(0).notes
+    )
+
+
 def test_a_class_that_only_tests_is_refused(tmp_path: Path):
     made.class_folders(tmp_path / "train", {"cat": 5, "dog": 5})
     made.class_folders(tmp_path / "test", {"cat": 5, "emu": 5})
@@ -244,7 +266,7 @@ def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return SimpleNamespace(images=images, set=datasets.Dataset.from_dict(columns, features=features), library=datasets)
 
 
-@pytest.mark.parametrize("kind", ["saved", "saved parts", "file", "files"])
+@pytest.mark.parametrize("kind", ["saved", "saved parts", "file", "files", "a folder below"])
 def test_data_sets_on_this_disk(tmp_path: Path, rows: Any, kind: str):
     path = tmp_path / ("set.parquet" if kind == "file" else "set")
     if kind == "saved":
@@ -254,12 +276,13 @@ def test_data_sets_on_this_disk(tmp_path: Path, rows: Any, kind: str):
     elif kind == "file":
         rows.set.to_parquet(path)
     else:
-        (path / "data").mkdir(parents=True)
+        below = path / ("data" if kind == "files" else "plain_text")
+        below.mkdir(parents=True)
         for name in ("train-00000-of-00001", "test-00000-of-00001"):
-            rows.set.to_parquet(path / "data" / f"{name}.parquet")
+            rows.set.to_parquet(below / f"{name}.parquet")
     read = hub.read(str(path))
     assert read.classes == ("cat", "dog")
-    assert set(read.parts) == ({"train", "test"} if kind in ("saved parts", "files") else {"train"})
+    assert set(read.parts) == ({"train"} if kind in ("saved", "file") else {"train", "test"})
     assert read.parts["train"].labels.tolist() == [0, 1] * 10
     prepared = sets.prepared(read, 8, 1.0, skip_unreadable=False)
     np.testing.assert_array_equal(prepared.parts["train"].images, np.stack(rows.images))
@@ -268,6 +291,43 @@ def test_data_sets_on_this_disk(tmp_path: Path, rows: Any, kind: str):
     assert task.fingerprint() == task.fingerprint()
     with pytest.raises(UserError, match="Unknown column 'labl'; the nearest is 'label'"):
         tasks.create("image", data=str(path), target="labl").splits(0)
+
+
+def test_several_data_sets_in_a_folder_are_not_mixed(tmp_path: Path, rows: Any):
+    for name in ("fine", "coarse"):
+        (tmp_path / name).mkdir()
+        rows.set.to_parquet(tmp_path / name / "train.parquet")
+    with pytest.raises(UserError, match=r"holds data sets in its folders coarse, fine: name one"):
+        tasks.create("image", data=str(tmp_path)).splits(0)
+
+
+def test_cifar_as_the_hub_has_it(tmp_path: Path, rows: Any, monkeypatch: pytest.MonkeyPatch):
+    names = [f"class {number}" for number in range(10)]
+    features = rows.library.Features({"img": rows.library.Image(), "label": rows.library.ClassLabel(names=names)})
+    pixels = [made.noise(seed, 32, 32, 3) for seed in range(40)]
+    columns = {"img": [Image.fromarray(image) for image in pixels], "label": [index % 10 for index in range(40)]}
+    found = rows.library.Dataset.from_dict(columns, features=features)
+    home = tmp_path / "cifar10" / "plain_text"
+    home.mkdir(parents=True)
+    for part in ("train", "test"):
+        found.to_parquet(home / f"{part}-00000-of-00001.parquet")
+    monkeypatch.setenv("LABO_DATA", str(tmp_path))
+    for options in ({}, {"data": str(tmp_path / "cifar10")}):
+        task = tasks.create("cifar10", validation_size=10, **options)
+        splits = task.splits(0)
+        assert splits.classes == tuple(names)
+        np.testing.assert_array_equal(splits.test.features.permute(0, 2, 3, 1), np.stack(pixels))
+        assert splits.test.target.tolist() == columns["label"]
+        assert task.fingerprint() == task.fingerprint()
+    rows.set.to_parquet(home / "train-00000-of-00001.parquet")
+    rows.set.to_parquet(home / "test-00000-of-00001.parquet")
+    with pytest.raises(UserError, match="to be cifar10 with 10 classes, but got 2"):
+        tasks.create("cifar10").splits(0)
+    with pytest.raises(UserError, match="a Hugging Face data set of this name is read with the option fetch"):
+        tasks.create("cifar10", data="uoft-cs/cifar10").splits(0)
+    monkeypatch.setattr(rows.library, "load_dataset", lambda name: {"train": found, "test": found})
+    task = tasks.create("cifar10", data="uoft-cs/cifar10", fetch=True, validation_size=10)
+    assert torch.equal(task.splits(0).test.target, splits.test.target)
 
 
 def test_the_hub_is_asked_only_when_the_user_asks(tmp_path: Path, rows: Any, monkeypatch: pytest.MonkeyPatch):

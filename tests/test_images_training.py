@@ -15,7 +15,7 @@ from experiments import trial
 from labo import LabelRegularizedLoss, regularizers
 from labo.cli import main
 from labo.errors import UserError
-from labo.experiment import optimization
+from labo.experiment import optimization, runs
 from labo.experiment import trial as trials
 from labo.experiment.checkpoint import read_weights
 from labo.integrations.transformers import TrainerLoss
@@ -68,6 +68,36 @@ def test_a_stopped_run_goes_on_exactly(tmp_path, data, settings, method):
     assert resumed["metrics"] == whole["metrics"]
     mine, theirs = (read_weights(tmp_path / name / trials.WEIGHTS) for name in ("cut", "whole"))
     assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.parametrize("method", ["ps_kd", "cs_kd"])
+def test_mixtures_are_refused_where_single_pictures_are_followed(tmp_path, data, method):
+    for kind in ("mixup", "cutmix"):
+        with pytest.raises(UserError, match="it follows single pictures, and mixup and cutmix train on mixtures"):
+            trials.run(image_trial(data, method, **{kind: 0.5}), tmp_path / kind)
+
+
+def test_partners_are_augmented_as_the_batch_is(tmp_path, data, monkeypatch):
+    seen = []
+    whole = Augmentation.__call__
+
+    def watched(self: Augmentation, features: torch.Tensor, labels: torch.Tensor) -> Any:
+        seen.append(labels.clone())
+        return whole(self, features, labels)
+
+    monkeypatch.setattr(Augmentation, "__call__", watched)
+    trials.run(image_trial(data, "cs_kd"), tmp_path / "run")
+    batches, partners = seen[0::2], seen[1::2]
+    assert len(batches) == len(partners) > 0
+    assert all(len(one) == len(other) for one, other in zip(batches, partners, strict=True))
+
+
+def test_a_run_in_bfloat16_is_measured_as_it_is_later(tmp_path, data):
+    record = trials.run(image_trial(data, precision="bfloat16"), tmp_path / "run")
+    run = runs.load(tmp_path / "run")
+    later = run.scores(run.task.splits(0).test)
+    for name in ("accuracy", "nll", "ece"):
+        assert later[name] == pytest.approx(record["metrics"][name], rel=1e-9)
 
 
 def test_mixed_labels_count_as_their_examples(tmp_path, data):

@@ -86,6 +86,15 @@ def test_wrong_label_noise_is_refused(text):
         parse_label_noise(text)
 
 
+@pytest.mark.parametrize("largest", ["first", "last"])
+def test_fewer_examples_keep_the_proportions_wherever_a_large_class_stands(largest: str):
+    counts = [10_000, *[2] * 99] if largest == "first" else [*[2] * 99, 10_000]
+    target = torch.arange(100).repeat_interleave(torch.tensor(counts))
+    found = target[some(target, 200, torch.Generator().manual_seed(0))].bincount()
+    assert found.min() == 1
+    assert found.max() >= 99  # of the hundred that are left when every class has one
+
+
 def test_stratified_parts_have_the_sizes_and_proportions_asked_for():
     target = torch.cat([torch.full((n,), i) for i, n in enumerate((101, 53, 7, 2))])
     parts = stratified(target, (100, 40, 23), torch.Generator().manual_seed(0))

@@ -27,7 +27,9 @@ def compare(
     ] = 3,
     tuning_seeds: Annotated[int, typer.Option(help="Seeds that each candidate is tried on.")] = 3,
     output: Annotated[Path | None, typer.Option(help="Where records and report go.", show_default="runs/TASK")] = None,
-    jobs: Annotated[int, typer.Option(help="Trials at a time, one thread each.", show_default="the cores")] = 0,
+    jobs: Annotated[
+        int, typer.Option(help="Trials at a time, one thread each.", show_default="the cores, or 2 on a GPU")
+    ] = 0,
     data: options.Data = None,
     source: options.Source = None,
     target: options.Target = None,

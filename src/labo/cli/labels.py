@@ -27,7 +27,9 @@ def labels(
         float | None, typer.Option(help="The beta of q*.", show_default="that of a LABO run, 2 for others")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Write all training examples to this .csv file.")] = None,
-    jobs: Annotated[int, typer.Option(help="Folds at a time, one thread each.", show_default="the cores")] = 0,
+    jobs: Annotated[
+        int, typer.Option(help="Folds at a time, one thread each.", show_default="the cores, or 2 on a GPU")
+    ] = 0,
     no_samples: options.NoSamples = False,
 ) -> None:
     """Training examples whose label looks wrong.

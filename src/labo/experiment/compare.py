@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any, Protocol
 
-from labo import machine, tasks
+from labo import tasks
 from labo.errors import UserError, unknown
 from labo.experiment import lock
 from labo.experiment.plan import Comparison, Plan
 from labo.experiment.records import Records
-from labo.experiment.runner import Job, Lost, Runner
+from labo.experiment.runner import Job, Lost, Runner, at_once
 
 
 class Watcher(Protocol):
@@ -48,7 +48,7 @@ def run(asked: Comparison, watcher: Watcher) -> int:
     _check(asked)
     with ExitStack() as stack:
         stack.enter_context(lock.hold(asked.output))
-        processes = min(asked.jobs or machine.cores(), most_at_once(asked))
+        processes = min(asked.jobs or at_once(), most_at_once(asked))
         runner = stack.enter_context(Runner(processes))  # its processes warm up meanwhile
         plan = Plan(asked, watcher.say)
         records = Records(asked.output, watcher.say)

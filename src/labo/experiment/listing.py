@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from labo import machine
 from labo.errors import UserError
-from labo.experiment import folds, prediction, suspicion
+from labo.experiment import folds, suspicion
+from labo.experiment.runner import at_once
 from labo.experiment.runs import Run
 from labo.tasks.base import Sample
 
@@ -97,10 +97,7 @@ def of_run(run: Run, *, count: int, beta: float | None, processes: int, progress
     """
     train = run.splits.train
     chosen = suspicion.beta_of(run.about["method"], run.about["settings"]) if beta is None else beta
-    if count:
-        logits = folds.logits(run, count, progress, processes or machine.cores())
-    else:
-        logits = prediction.predict(run.model, train.features)
+    logits = folds.logits(run, count, progress, processes or at_once()) if count else run.logits(train.features)
     if not bool(torch.isfinite(logits).all()):
         raise UserError(f"The networks of the run in '{run.folder}' give logits that are no numbers.")
     try:

@@ -17,11 +17,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from labo import machine
 from labo.errors import UserError
 from labo.experiment.trial import ERROR, Trial
 
 # How often a trial is tried whose process died.
 TRIES = 2
+# So many networks are sure to fit an accelerator side by side, and to keep it busier than one.
+ON_ACCELERATOR = 2
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,13 @@ class Lost:
 
 
 Progress = Callable[[Job, float], None]
+
+
+def at_once() -> int:
+    """How many trials run at a time by default: one a core, or `ON_ACCELERATOR` where they share an accelerator."""
+    import torch
+
+    return min(machine.cores(), ON_ACCELERATOR) if torch.cuda.is_available() else machine.cores()
 
 
 class Runner:

@@ -73,8 +73,11 @@ class Run:
         """The trained network."""
         from labo.experiment import checkpoint
 
+        settings = self.settings
+        if settings.get("pretrained"):
+            settings["pretrained"] = False  # the run's own weights come over them
         try:
-            model = self.task.model(self.classes, self.about["preprocessing"], self.settings)
+            model = self.task.model(self.classes, self.about["preprocessing"], settings)
         except KeyError as error:
             raise UserError(f"The {trial.RUN} in '{self.folder}' is damaged: its settings lack {error}.") from error
         weights = checkpoint.read_weights(self.folder / trial.WEIGHTS)

@@ -97,8 +97,11 @@ class RunTrainer(LabelRegularizedTrainer):
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         found = super()._prepare_inputs(inputs)
-        if self.augment is None or "labels" not in found:
+        if self.augment is None:
             return found
+        if "labels" not in found:  # other examples of the same classes, which the method asks for
+            partners = found["features"]
+            return {**found, "features": self.augment(partners, torch.zeros(len(partners), dtype=torch.long))[0]}
         features, labels = self.augment(found["features"], found["labels"])
         return {**found, "features": features, "labels": labels}
 

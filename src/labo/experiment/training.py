@@ -95,6 +95,8 @@ def train(
             trainer.train(resume_from_checkpoint=str(start) if start else None)
         except UserError as error:
             raise feeding.told(error) from error
+    # What is measured now is measured as it will be later: in the precision of the weights.
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     if settings.get("average_epochs"):
         model.load_state_dict(averaging.mean(watch.last_epochs))
         return trainer.state.global_step

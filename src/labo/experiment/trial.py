@@ -17,6 +17,8 @@ RUN, RECORD, WEIGHTS, ERROR = "run.json", "record.json", "model.safetensors", "e
 # What must be the same for a run to be continued, and what that is called.
 # What training can tell a method of examples with one label each, and not of sentences.
 SEQUENCES_LACK = {"indices", "inputs", "partners", "dense_logits", "teacher"}
+# What follows single examples from epoch to epoch, or to others of their class; mixed pictures are none.
+SINGLE = {"indices", "partners"}
 IDENTITY = ("task", "task_options", "data", "method", "seed", "settings", "checkpoint")
 
 
@@ -218,6 +220,11 @@ def build(trial: Trial, task: Any, splits: Any) -> tuple[Any, Any]:
         raise UserError(
             f"Method '{trial.method}' needs {min(unfit)}: it is for one label an example, and the sentences of task "
             f"'{trial.task}' have many."
+        )
+    if (training.get("mixup") or training.get("cutmix")) and (unfit := SINGLE & set(regularizer.needs)):
+        raise UserError(
+            f"Method '{trial.method}' needs {min(unfit)}: it follows single pictures, and mixup and cutmix train on "
+            "mixtures of two: leave them out."
         )
     if training.get("channels_last") and len(getattr(splits.train.features, "shape", ())) != 4:
         raise UserError(

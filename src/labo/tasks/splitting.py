@@ -11,11 +11,14 @@ from torch import Tensor
 Indices = tuple[Tensor, Tensor, Tensor]
 
 
-def stratified(target: Tensor, sizes: Sequence[float], generator: torch.Generator) -> list[Tensor]:
+def stratified(
+    target: Tensor, sizes: Sequence[float], generator: torch.Generator, *, all_in_first: bool = True
+) -> list[Tensor]:
     """Indices of (N,) class indices in parts of the relative `sizes`, classes in proportion, drawn at random.
 
     Sizes that sum to N are met exactly. The rest of a class that does not divide goes where most is still missing, so
-    that no part is off by more than one example per class.
+    that no part is off by more than one example per class. With `all_in_first`, the first part, which is trained on,
+    has an example of every class.
     """
     total = sum(sizes)
     shares = [size / total for size in sizes]
@@ -32,7 +35,8 @@ def stratified(target: Tensor, sizes: Sequence[float], generator: torch.Generato
         while sum(counts) > len(members):
             gaps = [count - want if count else -math.inf for want, count in zip(wanted, counts, strict=True)]
             counts[gaps.index(max(gaps))] -= 1
-        counts = _at_least_one_first(counts)
+        if all_in_first:
+            counts = _at_least_one_first(counts)
         owed = [want - count for want, count in zip(wanted, counts, strict=True)]
         for part, piece in zip(parts, members.split(counts), strict=True):
             part.append(piece)
@@ -54,7 +58,8 @@ def some(target: Tensor, size: int, generator: torch.Generator) -> Tensor:
     rest = order[~torch.isin(order, first)]
     if size == len(classes):
         return first
-    kept, _ = stratified(target[rest], (size - len(classes), len(rest) - size + len(classes)), generator)
+    sizes = size - len(classes), len(rest) - size + len(classes)
+    kept, _ = stratified(target[rest], sizes, generator, all_in_first=False)  # of every class there is one already
     return torch.cat([first, rest[kept]])[torch.randperm(size, generator=generator)]
 
 

@@ -50,7 +50,6 @@ class ImageTask(Task):
     size: ClassVar[int | None] = None
     crop: ClassVar[float] = 1.0
     epochs: ClassVar[int] = 20
-    hub: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -67,7 +66,7 @@ class ImageTask(Task):
         for name, number in (("image_size", image_size), ("validation_size", validation_size)):
             if number is not None and (not isinstance(number, int) or number < 1):
                 raise UserError(f"Expected option `{name}` to be a whole number above 0, but got {number!r}.")
-        named = data is not None and self.hub and not Path(data).exists()  # perhaps a name on the hub, no path
+        named = data is not None and self.may_be_on_hub(data) and not Path(data).exists()
         self.data = str(Path(data).resolve()) if data is not None and not named else data
         # Fetching is no part of a task, once the data are there; those on the hub are asked for every time.
         given = {"data": self.data, "fetch": (named and fetch) or None, "image_size": image_size} | {
@@ -75,9 +74,14 @@ class ImageTask(Task):
             "skip_unreadable": skip_unreadable or None
         }  # fmt: skip
         super().__init__(**{name: value for name, value in {**given, **options}.items() if value is not None})
+        self.on_hub = named
         self.fetch, self.image_size, self.skip_unreadable = fetch, image_size, skip_unreadable
         self.validation_size, self.train_size = validation_size, train_size
         self.noise = parse_label_noise(label_noise) if label_noise else None
+
+    def may_be_on_hub(self, data: str) -> bool:
+        """Whether what is no path here is perhaps the name of a data set on the Hugging Face hub."""
+        return False
 
     @abstractmethod
     def read(self) -> ImageSet:
@@ -92,8 +96,10 @@ class ImageTask(Task):
         found, size = self._prepared()
         generator = torch.Generator().manual_seed(seed)
         parts, notes = self._drawn(found, generator)
+        crops = (1.0, self.crop, self.crop)  # to train on, parts of the whole are drawn by the augmentation
         drawn = [
-            ImageExamples(self._features(part.images, size, part.index), part.labels, part.origin()) for part in parts
+            ImageExamples(self._features(part.images, size, crop, part.index), part.labels, part.origin())
+            for part, crop in zip(parts, crops, strict=True)
         ]
         if self.noise:
             drawn[:2] = [with_noise(part, len(found.classes), *self.noise, generator) for part in drawn[:2]]
@@ -163,7 +169,7 @@ class ImageTask(Task):
         self, path: Path, preprocessing: Mapping[str, Any], classes: Sequence[str], target: str | None
     ) -> ImageExamples:
         """See `Task.read_examples`: class folders, an .npz file, or a data set that `datasets` reads here."""
-        part = own.labelled(path, target, classes, preprocessing["folders"])
+        part = own.labelled(path, target or self.options.get("target"), classes, preprocessing["folders"])
         return ImageExamples(self._read(part.images, preprocessing), torch.from_numpy(part.labels))
 
     def samples(self, examples: Examples, preprocessing: Mapping[str, Any]) -> list[Sample]:
@@ -183,6 +189,9 @@ class ImageTask(Task):
             _KEPT.clear()
             found = self.read()
             size = self.image_size or self.size or sets.common_size(found.parts["train"])
+            if size is None:
+                size = sets.DEFAULT_SIZE
+                found = replace(found, notes=(*found.notes, sets.SIZE_NOTE))
             _KEPT[key] = sets.prepared(found, size, self.crop, self.skip_unreadable), size
         return _KEPT[key]
 
@@ -237,12 +246,12 @@ class ImageTask(Task):
     def _read(self, images: np.ndarray | Encoded, preprocessing: Mapping[str, Any]) -> Any:
         size, crop = preprocessing["image_size"], preprocessing["crop"]
         part, _ = sets.prepared_part(Part(images, np.zeros(len(images), np.int64)), size, crop, skip_unreadable=False)
-        return self._features(part.images, size)
+        return self._features(part.images, size, crop)
 
-    def _features(self, images: np.ndarray | Encoded, size: int, index: Tensor | None = None) -> Any:
+    def _features(self, images: np.ndarray | Encoded, size: int, crop: float, index: Tensor | None = None) -> Any:
         """The pictures, or those of `index`, as uint8 (N, 3, size, size); still encoded where they do not fit."""
         if isinstance(images, Encoded):
-            return Pictures(images, torch.arange(len(images)) if index is None else index, size, self.crop)
+            return Pictures(images, torch.arange(len(images)) if index is None else index, size, crop)
         return channels_first(images if index is None else images[index.numpy()])
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from labo.errors import UserError
-from labo.tasks.images import arrays, pickles, places
+from labo.tasks.images import arrays, hub, pickles, places
 from labo.tasks.images.sets import ImageSet, Part
 
 PARTS = ("a", "b")
@@ -23,7 +23,7 @@ PARTS = ("a", "b")
 
 @dataclass(frozen=True)
 class Edition:
-    """One of the two sets: the names in its archive, and the md5 that its home page publishes."""
+    """One of the two sets: the names in its archive, the md5 that its home page publishes, its name on the hub."""
 
     name: str
     folder: str
@@ -34,6 +34,8 @@ class Edition:
     labels: bytes
     md5: str
     megabytes: int
+    hub: str
+    column: str
 
     @property
     def archive(self) -> str:
@@ -44,6 +46,11 @@ class Edition:
     def url(self) -> str:
         """Where the archive is published."""
         return f"https://www.cs.toronto.edu/~kriz/{self.archive}"
+
+    @property
+    def classes(self) -> int:
+        """How many classes it has."""
+        return int(self.name.removeprefix("cifar"))
 
 
 CIFAR10 = Edition(
@@ -56,6 +63,8 @@ CIFAR10 = Edition(
     b"labels",
     "c58f30108f718f92721af3b95e74349a",
     171,
+    "uoft-cs/cifar10",
+    "label",
 )
 CIFAR100 = Edition(
     "cifar100",
@@ -67,11 +76,13 @@ CIFAR100 = Edition(
     b"fine_labels",
     "eb9058c3a382ffc7106e4002c42a8d85",
     169,
+    "uoft-cs/cifar100",
+    "fine_label",
 )
 
 
 def locate(edition: Edition, data: str | None, parts: Sequence[str], fetch: bool) -> list[Path]:
-    """The files to read: .npz files (the test's last), or the archive, or the files of its folder.
+    """The files to read: .npz files (the test's last), the archive, the files of its folder, or those of the hub.
 
     `parts` asks for these .npz training files; without it those that are there are taken.
 
@@ -80,19 +91,21 @@ def locate(edition: Edition, data: str | None, parts: Sequence[str], fetch: bool
     """
     looked = places.roots(data, fetch)
     for root in looked:
-        found = _npz(edition, root, parts) or ([] if parts else _original(edition, root))
+        found = _npz(edition, root, parts)
+        if not parts:
+            found = found or _original(edition, root) or _saved(edition, root, named=data is not None)
         if found:
             return found
     if fetch and not parts:
-        return [places.fetch(edition.url, edition.md5, looked[0])]
+        return [places.fetch(edition.url, edition.md5, places.writable(looked))]
     name = edition.name
     if parts:
         wanted = ", ".join(f"{name}-train-{part}.npz" for part in parts)
         raise UserError(f"Task '{name}' does not find {wanted} and {name}-test.npz {places.told(data)}.")
     raise UserError(
-        f"Task '{name}' finds no data {places.told(data)}: put {edition.archive}, its folder {edition.folder}, or "
-        f"{name}-train-a.npz and {name}-test.npz into a folder that --data or {places.VARIABLE} names, or give the "
-        f"option fetch ({edition.megabytes} MB)."
+        f"Task '{name}' finds no data {places.told(data)}: put {edition.archive}, its folder {edition.folder}, "
+        f"{name}-train-a.npz and {name}-test.npz, or a folder {name} of .parquet files into a folder that --data or "
+        f"{places.VARIABLE} names, or give the option fetch ({edition.megabytes} MB)."
     )
 
 
@@ -104,6 +117,8 @@ def read(edition: Edition, files: Sequence[Path]) -> ImageSet:
     """
     if files[0].suffix == ".npz":
         return _read_npz(files)
+    if files[0].is_dir():
+        return read_hub(edition, str(files[0]))
     if len(files) > 1:
         by_name = {path.name: path for path in files}
         return _read_pickles(edition, lambda name: _content(by_name[name]), str(files[0].parent))
@@ -113,6 +128,26 @@ def read(edition: Edition, files: Sequence[Path]) -> ImageSet:
             return _read_pickles(edition, lambda name: _member(archive, f"{edition.folder}/{name}"), str(files[0]))
     except (tarfile.TarError, OSError, EOFError, zlib.error, KeyError) as error:
         raise UserError(f"Cannot read the archive '{files[0]}': {error}.") from error
+
+
+def read_hub(edition: Edition, data: str) -> ImageSet:
+    """The set as the Hugging Face hub has it: a folder on this disk, else the name of a data set there.
+
+    Raises:
+        UserError: `datasets` cannot read it, or it holds something else.
+    """
+    found = hub.read(data, edition.column)
+    if len(found.classes) != edition.classes:
+        raise UserError(
+            f"Expected '{data}' to be {edition.name} with {edition.classes} classes, but got {len(found.classes)}."
+        )
+    return found
+
+
+def _saved(edition: Edition, root: Path, *, named: bool) -> list[Path]:
+    """The folder of a data set that `datasets` reads: the one named, or that of the set's name in it."""
+    folders = [*([root] if named else []), root / edition.name]
+    return [folder for folder in folders if folder.is_dir() and hub.is_saved(folder)][:1]
 
 
 def _npz(edition: Edition, root: Path, parts: Sequence[str]) -> list[Path]:

@@ -10,13 +10,13 @@ import numpy as np
 
 from labo.errors import UserError
 from labo.tasks.images.encoded import Files
-from labo.tasks.images.pictures import ENDINGS
+from labo.tasks.images.pictures import ENDINGS, UNREAD_ENDINGS
 from labo.tasks.images.sets import PART_NAMES, ImageSet, Part
 
 
 def pictures_in(folder: Path) -> list[Path]:
     """All pictures in a folder and below it, in the order of their names; what is hidden or no picture is left out."""
-    return sorted(_walk(folder))
+    return sorted(path for path in _walk(folder) if path.name.lower().endswith(ENDINGS))
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -54,6 +54,11 @@ def read(root: Path) -> ImageSet:
     """
     found = parts_in(root) or {"train": root}
     classes = [folder.name for folder in subfolders(found["train"])]
+    if classes and all(name.lower() in PART_NAMES for name in classes):
+        raise UserError(
+            f"Expected the parts of the data, '{root / classes[0]}' among them, to hold a folder of pictures for each "
+            "class (train/CLASS/*.jpg), but got none in a folder for training."
+        )
     if not classes:
         raise UserError(
             f"Expected '{found['train']}' to hold a folder of pictures for each class (CLASS/*.jpg, or "
@@ -61,13 +66,13 @@ def read(root: Path) -> ImageSet:
         )
     parts, notes = {}, []
     for name, folder in found.items():
-        parts[name], empty = class_folders(folder, classes, needed=name == "train")
-        notes += [f"The class folder '{path}' holds no picture." for path in empty]
+        parts[name], told = class_folders(folder, classes, needed=name == "train")
+        notes += told
     return ImageSet(tuple(classes), parts, tuple(notes))
 
 
-def class_folders(root: Path, classes: Sequence[str], *, needed: bool) -> tuple[Part, list[Path]]:
-    """(the pictures of root/CLASS/…, the folders without any).
+def class_folders(root: Path, classes: Sequence[str], *, needed: bool) -> tuple[Part, list[str]]:
+    """(the pictures of root/CLASS/…, sentences on folders without any and on pictures of kinds that are not read).
 
     Raises:
         UserError: a folder is none of the `classes`; with `needed`, one is missing or empty.
@@ -78,24 +83,30 @@ def class_folders(root: Path, classes: Sequence[str], *, needed: bool) -> tuple[
         raise UserError(f"The class folder '{root / strange[0]}' is none of the {len(classes)} classes trained on.")
     paths: list[Path] = []
     labels: list[int] = []
-    empty = []
+    notes: list[str] = []
+    unread: list[Path] = []
     for name, label in places.items():
-        found = pictures_in(root / name) if name in there else []
+        files = sorted(_walk(root / name)) if name in there else []
+        found = [path for path in files if path.name.lower().endswith(ENDINGS)]
+        unread += [path for path in files if path.suffix.lower() in UNREAD_ENDINGS]
         if not found and needed:
             raise UserError(
                 f"The class folder '{root / name}' {'holds no picture' if name in there else 'is missing'} "
                 f"({', '.join(ENDINGS)})."
             )
         if not found and name in there:
-            empty.append(root / name)
+            notes.append(f"The class folder '{root / name}' holds no picture.")
         paths += found
         labels += [label] * len(found)
-    return Part(Files(paths), np.array(labels, np.int64)), empty
+    if unread:
+        many = "1 file is" if len(unread) == 1 else f"{len(unread)} files are"
+        notes.append(f"{many} left out of '{root}', '{unread[0]}' the first: only {', '.join(ENDINGS)} are read.")
+    return Part(Files(paths), np.array(labels, np.int64)), notes
 
 
 def _walk(folder: Path) -> Iterator[Path]:
     for parent, below, files in os.walk(folder):
         below[:] = [name for name in below if not name.startswith(".")]
         for name in files:
-            if name.lower().endswith(ENDINGS) and not name.startswith("."):
+            if not name.startswith("."):
                 yield Path(parent, name)

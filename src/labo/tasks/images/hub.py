@@ -41,8 +41,19 @@ def is_saved(path: Path) -> bool:
 
 
 def parquets(folder: Path) -> list[Path]:
-    """The .parquet files in a folder or in its folder data, where the hub's repositories have them."""
-    return sorted([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")])
+    """The .parquet files in a folder, else in one folder in it, where the hub's repositories have them.
+
+    Raises:
+        UserError: several folders in it hold some: each is a data set.
+    """
+    found = sorted(folder.glob("*.parquet"))
+    if found:
+        return found
+    below = sorted(folder.glob("*/*.parquet"))
+    homes = sorted({path.parent.name for path in below})
+    if len(homes) > 1:
+        raise UserError(f"'{folder}' holds data sets in its folders {', '.join(homes)}: name one of them.")
+    return below
 
 
 def read(data: str, target: str | None = None) -> ImageSet:

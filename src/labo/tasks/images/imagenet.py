@@ -6,6 +6,7 @@ Stanford's CS231n.
 
 from __future__ import annotations
 
+import shutil
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
@@ -38,7 +39,8 @@ def locate_tiny(data: str | None, fetch: bool) -> Path:
             if (path.suffix == ".npz" and path.is_file()) or _is_layout(path):
                 return path
     if fetch:
-        return _unpacked(places.fetch(TINY_URL, TINY_MD5, looked[0]), looked[0] / TINY_FOLDER)
+        home = places.writable(looked)
+        return _unpacked(places.fetch(TINY_URL, TINY_MD5, home), home / TINY_FOLDER)
     raise UserError(
         f"Task 'tiny-imagenet' finds no data {places.told(data)}: put the folder {TINY_FOLDER} (train/CLASS/images, "
         f"val/val_annotations.txt) or {TINY_FILE} into a folder that --data or {places.VARIABLE} names, or give the "
@@ -76,16 +78,15 @@ def read(root: Path) -> ImageSet:
     there = [folder.name for folder in folders.subfolders(root / "train")]
     listed = root / "wnids.txt"
     wanted = sorted(_lines(listed)) if listed.is_file() else there
-    train, _ = folders.class_folders(root / "train", wanted, needed=True)
+    train, told = folders.class_folders(root / "train", wanted, needed=True)
     annotations = root / "val" / "val_annotations.txt"
     if annotations.is_file():
-        test, empty = _annotated(annotations, wanted), []
+        test, notes = _annotated(annotations, wanted), []
     else:
         if not folders.subfolders(root / "val"):
             raise UserError(f"Expected '{root / 'val'}' to hold a folder for each class, as train does: sort it so.")
-        test, empty = folders.class_folders(root / "val", wanted, needed=False)
-    notes = tuple(f"The class folder '{path}' holds no picture." for path in empty)
-    return ImageSet(_named(root, wanted), {"train": train, "test": test}, notes, tuple(wanted))
+        test, notes = folders.class_folders(root / "val", wanted, needed=False)
+    return ImageSet(_named(root, wanted), {"train": train, "test": test}, (*told, *notes), tuple(wanted))
 
 
 def files_of(root: Path) -> list[Path]:
@@ -135,11 +136,16 @@ def _named(root: Path, classes: Sequence[str]) -> tuple[str, ...]:
 
 
 def _unpacked(archive: Path, folder: Path) -> Path:
+    """The folder that an archive holds, in its place once it is whole."""
+    beside = folder.with_name(f".{folder.name}.part")
     try:
         with zipfile.ZipFile(archive) as packed:
-            packed.extractall(folder.parent)  # which keeps every name below the folder
+            packed.extractall(beside)  # which keeps every name below it
+        (beside / folder.name).rename(folder)
     except (zipfile.BadZipFile, OSError) as error:
         raise UserError(f"Cannot unpack '{archive}': {error}.") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
     archive.unlink()
     return folder
 

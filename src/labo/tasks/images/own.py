@@ -21,8 +21,8 @@ def read(data: str, target: str | None = None, fetch: bool = False) -> ImageSet:
     Raises:
         UserError: there is no such thing, or it will not do.
     """
-    path = Path(data)
-    if not _is_here(path, fetch):
+    path = Path(asked_for(data, fetch))
+    if not path.exists():
         return hub.read(data, target)
     if path.is_dir():
         return hub.read(data, target) if hub.is_saved(path) else folders.read(path)
@@ -35,8 +35,8 @@ def read(data: str, target: str | None = None, fetch: bool = False) -> ImageSet:
 
 def fingerprint(data: str, fetch: bool = False) -> str:
     """Changes when the data do."""
-    path = Path(data)
-    if not _is_here(path, fetch):
+    path = Path(asked_for(data, fetch))
+    if not path.exists():
         return hub.fingerprint(data)
     if path.is_file():
         return places.fingerprint([path], path.parent)
@@ -98,10 +98,14 @@ def labelled(path: Path, target: str | None, classes: Sequence[str], class_folde
     return Part(part.images, labels)
 
 
-def _is_here(path: Path, fetch: bool) -> bool:
-    """Whether the data lie on this disk; where they do not, they must have been asked for."""
-    if not path.exists() and not fetch:
+def asked_for(data: str, fetch: bool) -> str:
+    """`data`, which lie on this disk, or must have been asked for.
+
+    Raises:
+        UserError: they do not, and were not.
+    """
+    if not Path(data).exists() and not fetch:
         raise UserError(
-            f"No such file or folder: '{path}'; a Hugging Face data set of this name is read with the option fetch."
+            f"No such file or folder: '{data}'; a Hugging Face data set of this name is read with the option fetch."
         )
-    return path.exists()
+    return data

@@ -10,7 +10,11 @@ import numpy as np
 
 from labo.errors import UserError
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+ENDINGS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".tga"
+)  # fmt: skip
+# Files that are pictures by their names, or may be, and are not read.
+UNREAD_ENDINGS = (".avif", ".heic", ".heif", ".jxl", ".svg", ".raw", ".dng", ".nef", ".cr2", ".psd", "")
 
 
 class UnreadableError(UserError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -34,6 +34,16 @@ def roots(data: str | None, fetch: bool = False) -> list[Path]:
 def cache() -> Path:
     """Where fetched data are kept when no folder is named."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "labo" / "data"
+
+
+def writable(looked: Sequence[Path]) -> Path:
+    """The first of the folders looked into that can be written, or made; the first of all if none can."""
+
+    def can(folder: Path) -> bool:
+        there = next((path for path in (folder, *folder.absolute().parents) if path.exists()), folder)
+        return os.access(there, os.W_OK | os.X_OK)
+
+    return next((folder for folder in looked if can(folder)), looked[0])
 
 
 def told(data: str | None) -> str:

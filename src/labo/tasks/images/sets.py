@@ -25,6 +25,11 @@ PART_NAMES = {
 # Decoded pictures of more bytes than this stay encoded, and are decoded batch by batch.
 MOST_BYTES = 2 * 2**30
 DEFAULT_SIZE, LARGEST_OWN_SIZE, LOOKED_AT = 64, 224, 100
+SIZE_NOTE = (
+    f"The pictures are not all squares of one size of at most {LARGEST_OWN_SIZE} pixels: their middle squares become "
+    f"{DEFAULT_SIZE} x {DEFAULT_SIZE}; --option image_size=224 is another size."
+)
+HINT = "--skip-unreadable leaves such pictures out"
 
 
 @dataclass(frozen=True)
@@ -54,19 +59,22 @@ class ImageSet:
     folders: tuple[str, ...] = ()
 
 
-def common_size(part: Part) -> int:
-    """The side of the pictures if the first of them are equal squares of at most 224 pixels, else 64."""
+def common_size(part: Part) -> int | None:
+    """The side of the pictures if those looked at are equal squares of at most 224 pixels, else None."""
     if isinstance(part.images, np.ndarray):
         found = {(part.images.shape[2], part.images.shape[1])}
     else:
         some = np.linspace(0, len(part.images) - 1, min(LOOKED_AT, len(part.images))).astype(int)
         found = {pictures.extent(part.images.picture(index)[1]) for index in some.tolist()} - {None}
     width, height = found.pop() if len(found) == 1 else (0, 1)  # pyright: ignore[reportGeneralTypeIssues]
-    return width if width == height <= LARGEST_OWN_SIZE else DEFAULT_SIZE
+    return width if width == height <= LARGEST_OWN_SIZE else None
 
 
 def prepared(images: ImageSet, size: int, crop: float, skip_unreadable: bool) -> ImageSet:
-    """All pictures (N, size, size, 3), or looked through and still encoded where they are too many.
+    """All pictures (N, size, size, 3), or still encoded where they are too many.
+
+    Of the latter, those that validate and test are looked through now: after a long training it would be too late. A
+    damaged training picture is told in the first epoch.
 
     Raises:
         UserError: an unreadable picture, unless `skip_unreadable`; a label without a training picture.
@@ -74,9 +82,9 @@ def prepared(images: ImageSet, size: int, crop: float, skip_unreadable: bool) ->
     parts, notes = {}, list(images.notes)
     for name, part in images.parts.items():
         try:
-            parts[name], unreadable = prepared_part(part, size, crop, skip_unreadable)
+            parts[name], unreadable = prepared_part(part, size, crop, skip_unreadable, look=name != "train")
         except pictures.UnreadableError as error:
-            raise UserError(f"{str(error).rstrip('.')}; --skip-unreadable leaves such pictures out.") from error
+            raise UserError(f"{str(error).rstrip('.')}; {HINT}.") from error
         if unreadable:
             many = "1 unreadable picture is" if len(unreadable) == 1 else f"{len(unreadable)} unreadable pictures are"
             notes.append(f"{many} left out of the {name} part, '{unreadable[0]}' the first.")
@@ -84,20 +92,29 @@ def prepared(images: ImageSet, size: int, crop: float, skip_unreadable: bool) ->
     return replace(images, parts=parts, notes=tuple(notes))
 
 
-def prepared_part(part: Part, size: int, crop: float, skip_unreadable: bool) -> tuple[Part, list[str]]:
-    """(the pictures of a part at one size, or still encoded, names of those left out as unreadable)."""
+def prepared_part(
+    part: Part, size: int, crop: float, skip_unreadable: bool, *, look: bool = False
+) -> tuple[Part, list[str]]:
+    """(the pictures of a part at one size, or still encoded, names of those left out as unreadable).
+
+    With `look`, those that stay encoded are looked through, as they are with `skip_unreadable`.
+
+    Raises:
+        UnreadableError: a picture that was looked at cannot be read, unless `skip_unreadable`.
+    """
     images = part.images
     if isinstance(images, np.ndarray):
-        if images.shape[1:3] != (size, size):
+        if images.shape[1:3] != (size, size) and len(images):
             images = np.stack([pictures.resized(image, size, crop) for image in images])
         return replace(part, images=images), []
     part = replace(part, name=images.name)
-    if len(images) * size * size * 3 <= MOST_BYTES:
+    # Where a part of a picture tests, training draws parts of the whole: one decoded array would not do for both.
+    if crop == 1 and len(images) * size * size * 3 <= MOST_BYTES:
         decoded, kept, unreadable = decode_all(images, size, crop, skip_unreadable=skip_unreadable)
         return replace(part, images=decoded, labels=part.labels[kept], kept=kept), unreadable
-    if not skip_unreadable:  # a damaged one is told when its batch comes
+    if not (skip_unreadable or look):  # a damaged one is told when its batch comes
         return part, []
-    _, kept, unreadable = decode_all(images, size, crop, skip_unreadable=True, keep=False)
+    _, kept, unreadable = decode_all(images, size, crop, skip_unreadable=skip_unreadable, keep=False)
     return replace(part, images=_Some(images, kept), labels=part.labels[kept], kept=kept), unreadable
 
 

@@ -12,7 +12,9 @@ from labo.tasks.images.sets import ImageSet
 
 
 class Cifar10(ImageTask):
-    """CIFAR-10, from cifar10-train-a.npz, -b.npz and -test.npz, or from the python archive or its folder.
+    """CIFAR-10: cifar10-train-a.npz, -b.npz and -test.npz, the python archive or its folder, or as the hub has it.
+
+    With `fetch` the archive is downloaded; `data="uoft-cs/cifar10"` names the data set of the Hugging Face hub.
 
     Args:
         parts: which of the .npz training files to use: "a", "b" or "ab"; by default those that are there.
@@ -24,11 +26,15 @@ class Cifar10(ImageTask):
     edition: ClassVar[cifar.Edition] = cifar.CIFAR10
 
     def __init__(self, *, parts: str | None = None, **options: Any) -> None:
-        letters = "" if parts is None else parts.replace(",", "").replace(" ", "")
+        letters = "" if parts is None else str(parts).replace(",", "").replace(" ", "")
         if parts is not None and (not letters or set(letters) - set(cifar.PARTS)):
             raise UserError(f"Expected option `parts` to be of {', '.join(cifar.PARTS)}, but got '{parts}'.")
         self.letters = "".join(sorted(set(letters)))
         super().__init__(**options, parts=self.letters or None)
+
+    def may_be_on_hub(self, data: str) -> bool:
+        """See `ImageTask.may_be_on_hub`: other names are folders to fetch the archive into."""
+        return data == self.edition.hub
 
     def files(self) -> list[Path]:
         """The files that are read."""
@@ -36,11 +42,17 @@ class Cifar10(ImageTask):
 
     def read(self) -> ImageSet:
         """See `ImageTask.read`."""
+        if self.on_hub:
+            return cifar.read_hub(self.edition, own.asked_for(str(self.data), self.fetch))
         return cifar.read(self.edition, self.files())
 
     def fingerprint(self) -> str:
         """See `Task.fingerprint`."""
+        if self.on_hub:
+            return own.fingerprint(str(self.data), self.fetch)
         files = self.files()
+        if files[0].is_dir():
+            return own.fingerprint(str(files[0]))
         return places.fingerprint(files, files[0].parent)
 
 
@@ -74,7 +86,9 @@ class TinyImageNet(ImageTask):
 class ImageNet(TinyImageNet):
     """ImageNet's thousand classes, from train/CLASS and val/CLASS; its validation pictures test.
 
-    Pictures are decoded batch by batch: the middle 224 of 256 pixels, which the published test takes.
+    Pictures are decoded batch by batch: to test, the middle 224 of 256 pixels, which the published test takes; to
+    train, the middle square, of which the augmentation draws a part. (The published recipe draws it of the whole
+    picture.)
     """
 
     name = "imagenet"
@@ -98,13 +112,16 @@ class Image(ImageTask):
     """
 
     name = "image"
-    hub = True
 
     def __init__(self, *, data: str | None = None, target: str | None = None, **options: Any) -> None:
         if not data:
             raise UserError("Task 'image' needs --data FOLDER (of class folders), FILE.npz or FILE.parquet.")
         self.target = target
         super().__init__(data=data, **options, target=target)
+
+    def may_be_on_hub(self, data: str) -> bool:
+        """See `ImageTask.may_be_on_hub`."""
+        return True
 
     def read(self) -> ImageSet:
         """See `ImageTask.read`."""

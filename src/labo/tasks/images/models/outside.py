@@ -67,9 +67,10 @@ def from_timm(name: str, classes: int, image_size: int, options: Options) -> nn.
         raise unknown("timm model", wanted, timm.list_models())
     given = {"pretrained": options.pretrained, "num_classes": classes, "drop_rate": options.dropout}
     try:
-        network = timm.create_model(wanted, **given, img_size=image_size)
-    except TypeError:  # convolutional networks know no image size
-        network = timm.create_model(wanted, **given)
+        try:
+            network = timm.create_model(wanted, **given, img_size=image_size)
+        except TypeError:  # convolutional networks know no image size
+            network = timm.create_model(wanted, **given)
     except Exception as error:
         raise UserError(f"Model '{name}' cannot be built for {image_size} pixels: {_line(error)}") from error
     return _fitted(name, network, classes, image_size)
