@@ -245,6 +245,7 @@ def test_imagenet_from_its_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     read = other.read_examples(root / "val", splits.preprocessing, splits.classes, None)
     assert torch.equal(read.features[:], splits.test.features[:])  # the folders' names do as well
     assert torch.equal(read.target, splits.test.target)
+    assert splits.train.origin is not None
     place = int(splits.train.origin.places[0])  # of a training picture the augmentation draws a part: it is whole
     expected = pictures.decode(root / "train" / f"n0{place // 6 + 1}" / f"{place % 6}.JPEG", "", 16)
     np.testing.assert_array_equal(splits.train.features[:1][0].permute(1, 2, 0), expected)
