@@ -155,6 +155,16 @@ def test_what_is_refused(name, ids, settings, told):
         models.build(name, IDS | ids, settings)
 
 
+def test_how_many_pieces_a_network_takes():
+    assert models.limits("transformer_big") == (1024, 1024)
+    assert models.limits("hf/t5") == (None, None)
+    assert models.limits("hf/led") == (16384, 1024)
+    with pytest.raises(UserError, match="which is not there"):
+        models.limits("hf/./nowhere")
+    with pytest.raises(UserError, match="Unknown model"):
+        models.limits("huge")
+
+
 def test_names_are_described():
     for name in (*models.available(), "hf/anything"):
         assert models.describe(name)

@@ -18,9 +18,11 @@ from labo import cli, ranks, tasks
 from labo.errors import UserError
 from labo.experiment import runs, training, translations
 from labo.experiment import trial as trials
-from labo.experiment.judges.translation import by_length
+from labo.experiment.judges import soft_sentences
+from labo.experiment.judges.translation import Translation, by_length
 from labo.metrics.translation import bleu
-from labo.tasks.translation import numbers
+from labo.tasks.translation import models, numbers
+from labo.tasks.translation.pairs import Pairs
 from processes import COUNT, together
 
 PAIRS = 48
@@ -37,7 +39,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"source": str(folder / "a.de"), "target": str(folder / "a.en")}
 
 
-def text_trial(files: dict[str, str], method: str = "labo", **options: Any) -> trials.Trial:
+def text_trial(files: dict[str, Any], method: str = "labo", **options: Any) -> trials.Trial:
     given = {**SMALL, **options.pop("set", {})}
     data = tasks.create("translation", **files).fingerprint()
     return trial(method, task="translation", task_options=dict(files), set=given, epochs=2, data=data, **options)
@@ -201,6 +203,54 @@ def test_patience_ends_a_run_that_gets_no_better(tmp_path, files):
 def test_methods_for_one_label_an_example_are_refused(tmp_path, files, method):
     with pytest.raises(UserError, match=f"Method '{method}' needs .*: it is for one label an example"):
         trials.run(text_trial(files, method), tmp_path / "run")
+
+
+def test_a_line_longer_than_the_network_takes_is_read_up_to_there(trained, files):
+    run = runs.load(trained)
+    known = Pairs(["sieben " * 2000, "sieben"], ["seven", "seven " * 2000])
+    long = run.judge.examples(known)
+    cut = long.cut((1024, 1024))
+    assert cut.features.lengths.tolist() == [1024, long.features.lengths[1]]
+    assert cut.target.lengths.tolist() == [long.target.lengths[0], 1024]
+    assert cut.features[0][-1] == long.features[0][-1]  # the end mark
+    assert torch.equal(cut.target[1], long.target[1][:1024])
+    assert (cut.source_text, cut.target_text) == (known.source, known.target)
+    assert run.judge.tokens(run.model, long, (1.0,))[0] == run.judge.tokens(run.model, cut, (1.0,))[0]
+    assert run.judge.temperature(run.model, long) > 0
+    assert soft_sentences.of(run.model, trials.build_method("labo", {}), cut, run.judge.vocabulary)
+    assert "2 of 2 new pairs have a side longer than the 1,024 pieces" in run.notes(long, "new")[0]
+    assert run.notes(run.splits.test, "test") == ()
+
+
+def test_long_lines_to_validate_and_test_do_not_stop_a_run(tmp_path, files, monkeypatch):
+    monkeypatch.setattr(models, "POSITIONS", 24)
+    lines = {"source": "sieben " * 60 + "\nsieben\n", "target": "seven\n" + "seven " * 60 + "\n"}
+    given = {**files, "max_length": 23}
+    for part in ("validation", "test"):
+        for side, text in lines.items():
+            given[f"{part}_{side}"] = str(tmp_path / f"{part}.{side}")
+            (tmp_path / f"{part}.{side}").write_text(text, encoding="utf-8")
+    task = tasks.create("translation", **given)
+    notes = task.notes(task.splits(0), {"model": "tiny", **SMALL})
+    assert [note.partition(":")[0] for note in notes[-2:]] == [
+        f"2 of 2 {part} pairs have a side longer than the 24 pieces that the network takes"
+        for part in ("validation", "test")
+    ]
+    record = trials.run(text_trial(given, checkpoint="best", curves=True), tmp_path / "run")
+    assert record["metrics"]["nll"] > 0
+    assert trials.run(text_trial(given, tuning=True), tmp_path / "tuning")["validation"]["nll"] > 0
+    with pytest.raises(UserError, match=r"`max_length` to be at most 23, one less than .* 'tiny' takes, but got 24"):
+        trials.run(text_trial({**given, "max_length": 24}), tmp_path / "longer")
+
+
+def test_what_goes_wrong_in_measuring_does_not_cost_the_weights(tmp_path, files, monkeypatch):
+    def broken(*args: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Translation, "at_the_end", broken)
+    with pytest.raises(ZeroDivisionError):
+        trials.run(text_trial(files, set={"steps": 1}), tmp_path / "run")
+    assert load_file(tmp_path / "run" / trials.WEIGHTS)
 
 
 def test_places_of_like_length_make_batches():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,6 +56,8 @@ def evaluate(
     worse = None if asked is None else _shifted(loaded, examples, asked)
     by_beam = {f"  beam {width}": loaded.search_scores(examples, width) for width in widths}
     what = split if data is None else data.name
+    for note in loaded.notes(examples, what):
+        print(note, file=sys.stderr)
     if as_json:
         told = {"run": str(run), "data": what, "metrics": found, "classes": classes}
         told |= {} if worse is None else {"shifted": worse}

@@ -25,8 +25,10 @@ def results(
             return {"held_out": folds.keep(model, held_out, folder)}
         if trial.tuning:
             return {"validation": judge.for_tuning(model, splits.validation)}
+        # First the weights: what goes wrong in measuring shall not cost the training.
+        checkpoint.save_weights(model, folder / WEIGHTS)
         found = judge.at_the_end(model, loss, splits, folder)
     except NoNumbersError:
+        (folder / WEIGHTS).unlink(missing_ok=True)  # a failed run keeps none
         return failed(DivergedError(step, "the trained network gives logits that are no numbers"))
-    checkpoint.save_weights(model, folder / WEIGHTS)
     return {**found, "step": step}

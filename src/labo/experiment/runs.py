@@ -137,6 +137,10 @@ class Run:
         """
         return self.scores(self.examples(split))
 
+    def notes(self, examples: Any, what: str) -> tuple[str, ...]:
+        """Sentences that the user should see beside the scores of examples, which are called `what`."""
+        return self.judge.notes(self.model, examples, what)
+
     def search_scores(self, examples: Any, beam: int) -> dict[str, float]:
         """BLEU and chrF of the translations of examples by a beam of another width."""
         return self.judge.search_scores(self.model.to(self.device), examples, beam)

@@ -125,6 +125,10 @@ class Task(ABC):
     ) -> nn.Module:
         """A network with fresh weights from torch's global generator: forward(features) gives logits (N, C)."""
 
+    def notes(self, splits: Splits, settings: Mapping[str, Any]) -> tuple[str, ...]:
+        """Sentences that the user should see before a network is trained with these settings."""
+        return splits.notes
+
     def augmentation(self, splits: Splits, settings: Mapping[str, Any]) -> Any:
         """What makes of a training batch's (features, labels) those that are trained on; None for themselves."""
         return None

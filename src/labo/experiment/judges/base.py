@@ -58,6 +58,10 @@ class Judge(ABC):
     def scores(self, model: nn.Module, examples: Any, temperature: float) -> dict[str, float]:
         """The measures of any examples, raw and ("…_scaled") at a temperature fitted before."""
 
+    def notes(self, model: nn.Module, examples: Any, what: str) -> tuple[str, ...]:
+        """Sentences that the user should see beside the scores of examples, which are called `what`."""
+        return ()
+
     def examples(self, read: Any) -> Any:
         """What a task's `read_examples` gave, as it is measured."""
         return read

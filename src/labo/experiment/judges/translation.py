@@ -18,8 +18,9 @@ from labo.metrics.translation import TokenScores, bleu, chrf
 from labo.networks import logits_of
 from labo.storage import write_object
 from labo.tasks.translation.decoding import translate
+from labo.tasks.translation.models import limits_of
 from labo.tasks.translation.pairs import Pairs
-from labo.tasks.translation.sentences import Sentences
+from labo.tasks.translation.sentences import Sentences, said_of_cut
 from labo.tasks.translation.vocabulary import Vocabulary
 
 # So many logits, evenly spaced over the validation tokens, tell the temperature.
@@ -32,7 +33,8 @@ class Translation(Judge):
     """A sentence an example.
 
     `settings` may have `beam` and `length_penalty`. Translations of an epoch are greedy: they are quicker, and choose
-    the epoch alone. BLEU and chrF are of plain text against the raw lines, with sacreBLEU's signatures.
+    the epoch alone. BLEU and chrF are of plain text against the raw lines, with sacreBLEU's signatures. Of a side that
+    is longer than the network takes, the beginning is read.
     """
 
     @cached_property
@@ -43,6 +45,10 @@ class Translation(Judge):
     def examples(self, read: Any) -> Any:
         """See `Judge.examples`: pairs of text, encoded."""
         return Sentences.of(read, self.vocabulary) if isinstance(read, Pairs) else read
+
+    def notes(self, model: Any, examples: Any, what: str) -> tuple[str, ...]:
+        """See `Judge.notes`: pairs that are cut."""
+        return said_of_cut(examples, _limits(model), what)
 
     def of_epoch(self, model: nn.Module, examples: Any, *, best: bool) -> tuple[dict[str, float], float]:
         """See `Judge.of_epoch`: the best epoch has the highest BLEU."""
@@ -64,7 +70,8 @@ class Translation(Judge):
         hypotheses = self.translations(model, splits.test)
         metrics, tokens, signatures = self._measured(model, splits.test, hypotheses, temperature)
         translations.write(folder, hypotheses, splits.test.target_text)
-        shown = soft_sentences.of(model, loss.regularizer, splits.validation, self.vocabulary)
+        known = splits.validation.cut(_limits(model))
+        shown = soft_sentences.of(model, loss.regularizer, known, self.vocabulary)
         figures = {"classes": [], "temperature": temperature, "reliability": tokens, "labels": None}
         write_object(folder / "figures.json", {**figures, "sentences": shown})
         return {"metrics": metrics, "signatures": signatures}
@@ -116,7 +123,7 @@ class Translation(Judge):
 
     def temperature(self, model: nn.Module, examples: Any) -> float:
         """The temperature with the least NLL on some tokens of the examples."""
-        total = int(examples.target.lengths.sum())
+        total = int(examples.cut(_limits(model)).target.lengths.sum())
         stride = max(1, -(-total * self.preprocessing["vocabulary_size"] // TEMPERATURE_ELEMENTS))
         kept, seen = [], 0
         for logits, labels in self._logits(model, examples):
@@ -129,6 +136,7 @@ class Translation(Judge):
         """(logits (n, V) float32, labels (n,)) of the tokens of examples, some sentences at a time, on the CPU."""
         device, training = next(model.parameters()).device, model.training
         model.eval()
+        examples = examples.cut(_limits(model))
         budget = max(1, SCORED_ELEMENTS // self.preprocessing["vocabulary_size"])
         try:
             for places in by_length(examples.lengths, budget):
@@ -141,6 +149,10 @@ class Translation(Judge):
                 yield logits, labels[labels >= 0].cpu()
         finally:
             model.train(training)
+
+
+def _limits(model: Any) -> tuple[int | None, int | None]:
+    return limits_of(model.config)
 
 
 def rows(ragged: Any) -> Iterator[Tensor]:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from labo.errors import UserError
-from labo.tasks.translation.models import POSITIONS
+from labo.tasks.translation.models import POSITIONS, limits_of
 
 # Of a batch: pieces of the sources times the beam, padding included.
 BATCH_TOKENS = 16_384
@@ -113,14 +113,15 @@ class _Search:
         return int(self.max_ratio * source) + self.max_more
 
 
-def _positions(model: Any) -> int:
-    """How many pieces the network reads; those that know no bound are given one, as memory grows with its square."""
-    known = ("max_encoder_position_embeddings", "max_position_embeddings")
-    return next((getattr(model.config, name) for name in known if hasattr(model.config, name)), POSITIONS)
+def _positions(model: Any) -> tuple[int, int]:
+    """(pieces read of a source, of a target); those without a bound are given one, as memory grows with its square."""
+    source, target = limits_of(model.config)
+    return source or POSITIONS, target or POSITIONS
 
 
 def _limit(model: nn.Module, search: _Search) -> int:
-    return min(_positions(model), search.max_source or _positions(model))
+    positions, _ = _positions(model)
+    return min(positions, search.max_source or positions)
 
 
 def _prepared(sources: Sequences, model: Any, search: _Search) -> tuple[list[list[int]], int]:
@@ -160,7 +161,7 @@ def _searched(model: Any, read: Sequences, search: _Search) -> list[list[int]]:
     mask = (torch.arange(input_ids.shape[1]) < lengths.unsqueeze(1)).long()
     ranking = {"length_penalty": float(search.length_penalty), "early_stopping": False} if search.beam > 1 else {}
     # The begin mark takes a position; the end mark is one piece more than the translation has.
-    most = min(search.longest(max(map(len, read))) + 1, _positions(model) - 1)
+    most = min(search.longest(max(map(len, read))) + 1, _positions(model)[1] - 1)
     asked = GenerationConfig(
         num_beams=search.beam,
         do_sample=False,

@@ -102,6 +102,39 @@ def build(name: str, preprocessing: Mapping[str, Any], settings: Mapping[str, An
     return _from_preset(_preset(name), preprocessing, settings)
 
 
+def limits(name: str) -> tuple[int | None, int | None]:
+    """(the most pieces of a source, of a target) that the model `name` takes; nothing is built. See `limits_of`.
+
+    Raises:
+        UserError: there is none of this name, or no configuration that can be read.
+
+    Example:
+        >>> limits("tiny")
+        (1024, 1024)
+    """
+    if not name.startswith(_OUTSIDE):
+        _preset(name)
+        return POSITIONS, POSITIONS
+    try:
+        return limits_of(_configuration(name.removeprefix(_OUTSIDE)))
+    except UserError:
+        raise
+    except Exception as error:  # whatever a configuration of anyone's makes Transformers raise
+        raise _unbuildable(name, error) from error
+
+
+def limits_of(config: Any) -> tuple[int | None, int | None]:
+    """(the most pieces of a source, of a target), marks included, that a network of this configuration takes.
+
+    None for a side that knows no bound, as where positions are told by their distance.
+    """
+    found = []
+    for side in ("encoder", "decoder"):
+        names = (f"max_{side}_position_embeddings", "max_position_embeddings")
+        found.append(next((getattr(config, name) for name in names if hasattr(config, name)), None))
+    return found[0], found[1]
+
+
 def decoder_inputs(labels: Tensor, preprocessing: Mapping[str, Any]) -> Tensor:
     """What the decoder reads to give `labels` (N, T): the begin mark, and each label but the last; int64 (N, T).
 
@@ -190,7 +223,7 @@ def _from_transformers(name: str, preprocessing: Mapping[str, Any], settings: Ma
     except UserError:
         raise
     except Exception as error:  # whatever a configuration of anyone's makes Transformers raise
-        raise UserError(f"Model '{name}' is no encoder-decoder that Transformers can build: {_line(error)}") from error
+        raise _unbuildable(name, error) from error
     return _fitted(name, model, preprocessing)
 
 
@@ -223,6 +256,10 @@ def _fitted(name: str, model: Any, preprocessing: Mapping[str, Any]) -> nn.Modul
     if shape != expected:
         raise UserError(f"Expected model '{name}' to give logits of shape {expected} for a sentence, but got {shape}.")
     return model.train()
+
+
+def _unbuildable(name: str, error: Exception) -> UserError:
+    return UserError(f"Model '{name}' is no encoder-decoder that Transformers can build: {_line(error)}")
 
 
 def _line(error: Exception) -> str:

@@ -17,7 +17,7 @@ from labo.tasks.base import Sample, Splits, Task
 from labo.tasks.noise import parse_label_noise
 from labo.tasks.translation import reading
 from labo.tasks.translation.pairs import Pairs, wrong_targets
-from labo.tasks.translation.sentences import Sentences
+from labo.tasks.translation.sentences import Sentences, said_of_cut
 from labo.tasks.translation.vocabulary import BEGIN, END, KINDS, NORMALISATION, PAD, UNKNOWN, Vocabulary
 
 MAX_LENGTH = 128
@@ -125,7 +125,24 @@ class TranslationTask(Task):
         """
         from labo.tasks.translation import models  # pyright: ignore[reportAttributeAccessIssue]
 
-        return models.build(settings["model"], preprocessing, settings)
+        model: Any = models.build(settings["model"], preprocessing, settings)
+        known = [limit for limit in models.limits_of(model.config) if limit is not None]
+        # Training pairs of this length have the end mark too.
+        if known and preprocessing.get("max_length", 0) >= min(known):
+            raise UserError(
+                f"Expected option `max_length` to be at most {min(known) - 1}, one less than the pieces that model "
+                f"'{settings['model']}' takes, but got {preprocessing['max_length']}."
+            )
+        return model
+
+    def notes(self, splits: Splits, settings: Mapping[str, Any]) -> tuple[str, ...]:
+        """See `Task.notes`: pairs that validate or test and are longer than the network takes are counted."""
+        from labo.tasks.translation import models  # pyright: ignore[reportAttributeAccessIssue]
+
+        limits = models.limits(settings["model"])
+        parts: dict[str, Any] = {"validation": splits.validation, "test": splits.test}
+        cut = [note for name, part in parts.items() for note in said_of_cut(part, limits, name)]
+        return (*splits.notes, *cut)
 
     def default_settings(self) -> dict[str, Any]:
         """See `Task.default_settings`: AdamW, a warm-up, then a rate that falls with the square root of the steps.
