@@ -19,6 +19,7 @@ from labo.errors import UserError
 from labo.experiment import runs, training, translations
 from labo.experiment import trial as trials
 from labo.experiment.judges import soft_sentences
+from labo.experiment.judges import translation as judged
 from labo.experiment.judges.translation import Translation, by_length
 from labo.metrics.translation import bleu
 from labo.tasks.translation import models, numbers
@@ -241,6 +242,27 @@ def test_long_lines_to_validate_and_test_do_not_stop_a_run(tmp_path, files, monk
     assert trials.run(text_trial(given, tuning=True), tmp_path / "tuning")["validation"]["nll"] > 0
     with pytest.raises(UserError, match=r"`max_length` to be at most 23, one less than .* 'tiny' takes, but got 24"):
         trials.run(text_trial({**given, "max_length": 24}), tmp_path / "longer")
+
+
+def test_the_temperature_is_of_tokens_evenly_spaced(trained, monkeypatch):
+    """Be they further apart than a batch is long."""
+    run = runs.load(trained)
+    examples, size = run.splits.validation, run.about["preprocessing"]["vocabulary_size"]
+    logits, labels = map(torch.cat, zip(*run.judge._logits(run.model, examples), strict=True))
+    taken: list[torch.Tensor] = []
+    monkeypatch.setattr(judged, "fit_temperature", lambda found, _: taken.append(found) or 1.0)
+    monkeypatch.setattr(judged, "SCORED_ELEMENTS", size * 8)
+    for stride in (1, 3, 40):
+        monkeypatch.setattr(judged, "TEMPERATURE_ELEMENTS", -(-size * len(labels) // stride))
+        run.judge.temperature(run.model, examples)
+        torch.testing.assert_close(taken.pop(), logits[::stride])
+
+
+@pytest.mark.parametrize(("key", "value"), [("beam", 0), ("beam", -1), ("beam", 1.5), ("length_penalty", float("nan"))])
+def test_options_of_the_search_are_seen_to_before_training(files, key, value):
+    with pytest.raises(UserError, match=f"Expected setting `{key}` to be a .* number.*, but got {value}"):
+        text_trial(files, set={key: value})
+    assert text_trial(files, set={"length_penalty": -0.5}).settings["length_penalty"] == -0.5
 
 
 def test_what_goes_wrong_in_measuring_does_not_cost_the_weights(tmp_path, files, monkeypatch):

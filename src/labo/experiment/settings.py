@@ -153,6 +153,8 @@ def _check_training(settings: Mapping[str, Any]) -> None:
         ("patience", -1, True),
         ("start_after", -1, True),
         ("learning_rate", 0, False),
+        ("beam", 0, True),
+        ("length_penalty", -math.inf, False),
     ):
         if key in settings:
             _number(key, settings[key], above=least, whole=whole)
@@ -170,5 +172,5 @@ def _number(key: str, value: Any, *, above: float, whole: bool) -> None:
     fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > above
     if not fits or (whole and value != int(value)):
         kind = "a whole number" if whole else "a finite number"
-        least = "of at least 0" if above < 0 else f"above {above:g}"
-        raise UserError(f"Expected setting `{key}` to be {kind} {least}, but got {value!r}.")
+        least = "" if above == -math.inf else " of at least 0" if above < 0 else f" above {above:g}"
+        raise UserError(f"Expected setting `{key}` to be {kind}{least}, but got {value!r}.")

@@ -127,7 +127,7 @@ class Translation(Judge):
         stride = max(1, -(-total * self.preprocessing["vocabulary_size"] // TEMPERATURE_ELEMENTS))
         kept, seen = [], 0
         for logits, labels in self._logits(model, examples):
-            places = torch.arange(-seen % stride, len(labels), stride)
+            places = torch.arange(len(labels))[-seen % stride :: stride]  # none where the batch ends before the next
             kept.append((logits[places], labels[places]))
             seen += len(labels)
         return fit_temperature(torch.cat([part for part, _ in kept]), torch.cat([part for _, part in kept]))
