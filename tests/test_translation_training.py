@@ -18,7 +18,7 @@ from labo import cli, ranks, tasks
 from labo.errors import UserError
 from labo.experiment import runs, training, translations
 from labo.experiment import trial as trials
-from labo.experiment.judges import soft_sentences
+from labo.experiment.judges import NoNumbersError, soft_sentences
 from labo.experiment.judges import translation as judged
 from labo.experiment.judges.translation import Translation, by_length
 from labo.metrics.translation import bleu
@@ -263,6 +263,19 @@ def test_options_of_the_search_are_seen_to_before_training(files, key, value):
     with pytest.raises(UserError, match=f"Expected setting `{key}` to be a .* number.*, but got {value}"):
         text_trial(files, set={key: value})
     assert text_trial(files, set={"length_penalty": -0.5}).settings["length_penalty"] == -0.5
+
+
+@pytest.mark.parametrize("options", [{"curves": True}, {"checkpoint": "best"}])
+def test_a_network_that_gives_no_numbers_at_the_end_of_an_epoch_is_a_failed_run(tmp_path, files, monkeypatch, options):
+    def diverged(*args: Any) -> None:
+        raise NoNumbersError
+
+    monkeypatch.setattr(Translation, "tokens", diverged)
+    asked = text_trial(files, **options)
+    failed = trials.run(asked, tmp_path / "run")["failed"]
+    assert failed["reason"] == "the network gives logits that are no numbers for the validation split"
+    assert 0 < failed["step"] < 100
+    assert trials.finished(tmp_path / "run")
 
 
 def test_what_goes_wrong_in_measuring_does_not_cost_the_weights(tmp_path, files, monkeypatch):

@@ -21,7 +21,7 @@ from labo import ranks
 from labo.errors import UserError
 from labo.experiment import averaging, checkpoint, feeding, optimization
 from labo.experiment.averaging import Average
-from labo.experiment.judges import Judge
+from labo.experiment.judges import Judge, NoNumbersError
 from labo.experiment.trainer import Augment, RunTrainer
 from labo.experiment.trainer import DivergedError as DivergedError
 from labo.integrations import heads
@@ -192,12 +192,22 @@ class _Watch(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if ranks.first():
-            self._write(state, kwargs["model"], kwargs["optimizer"].param_groups[0]["lr"])
+        rate = kwargs["optimizer"].param_groups[0]["lr"]
+        failure = ranks.shared(lambda: self._failure(state, kwargs["model"], rate))
+        if failure is not None:
+            raise failure
         self._losses, self._nlls = [], []
         if self.settings.get("patience") and ranks.shared(self._lost_patience):
             control.should_training_stop = True
         self._ask_to_save(state, control)
+
+    def _failure(self, state: TrainerState, model: nn.Module, rate: float) -> DivergedError | None:
+        """Write a line of the curve; returned and not raised is what all processes shall end by."""
+        try:
+            self._write(state, model, rate)
+        except DivergedError as failure:
+            return failure
+        return None
 
     def _write(self, state: TrainerState, model: nn.Module, rate: float) -> None:
         """A line of the curve."""
@@ -234,7 +244,12 @@ class _Watch(TrainerCallback):
 
     def _measure(self, model: nn.Module, step: int) -> dict[str, float]:
         best = self.options.checkpoint == "best"
-        measured, value = self.judge.of_epoch(model, self.validation, best=best)
+        try:
+            measured, value = self.judge.of_epoch(model, self.validation, best=best)
+        except NoNumbersError as error:
+            raise DivergedError(
+                step, "the network gives logits that are no numbers for the validation split"
+            ) from error
         if best and value < self._best:
             self._best, self.best_step = value, step
             checkpoint.save_weights(model, self.folder / checkpoint.BEST, value=value, step=step)

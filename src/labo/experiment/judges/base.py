@@ -36,7 +36,11 @@ class Judge(ABC):
 
     @abstractmethod
     def of_epoch(self, model: nn.Module, examples: Any, *, best: bool) -> tuple[dict[str, float], float]:
-        """(what the curve says of the validation split, what the best epoch has least of; with `best` alone)."""
+        """(what the curve says of the validation split, what the best epoch has least of; with `best` alone).
+
+        Raises:
+            NoNumbersError: there is nothing to measure.
+        """
 
     @abstractmethod
     def for_tuning(self, model: nn.Module, examples: Any) -> dict[str, float]:
