@@ -21,6 +21,7 @@ from labo.experiment import trial as trials
 from labo.experiment.judges import NoNumbersError, soft_sentences
 from labo.experiment.judges import translation as judged
 from labo.experiment.judges.translation import Translation, by_length
+from labo.experiment.trainer import RunTrainer
 from labo.metrics.translation import bleu
 from labo.tasks.translation import models, numbers
 from labo.tasks.translation.pairs import Pairs
@@ -157,22 +158,41 @@ def test_two_processes_learn_what_one_does(tmp_path, files):
     close(tmp_path / "both", tmp_path / "alone")
 
 
-def test_a_regularizer_may_begin_later(tmp_path, files):
+def test_a_regularizer_may_begin_later(tmp_path, files, monkeypatch):
     """Before it the run is one of plain cross-entropy, or of label smoothing."""
-    steps = {"steps": 4}
+    monkeypatch.setattr(RunTrainer, "_forget", lambda *args, **options: None)  # the checkpoints of all steps stay
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(share: float) -> None:
+        if share == 1.0:
+            raise StoppedError
+
+    late = {"steps": 4, "start_after": 3}
     runs_of = {
-        "none": text_trial(files, "none", set=steps),
-        "late": text_trial(files, "labo", set={**steps, "start_after": 4}),
-        "smoothing": text_trial(files, "label_smoothing", set=steps),
-        "smoothed": text_trial(files, "labo", set={**steps, "start_after": 4, "start_with": "label_smoothing"}),
-        "soon": text_trial(files, "labo", set={**steps, "start_after": 3}),
+        "none": text_trial(files, "none", set={"steps": 4}, save_seconds=0.0),
+        "late": text_trial(files, "labo", set=late, save_seconds=0.0),
+        "smoothing": text_trial(files, "label_smoothing", set={"steps": 4}, save_seconds=0.0),
+        "smoothed": text_trial(files, "labo", set={**late, "start_with": "label_smoothing"}, save_seconds=0.0),
+        "soon": text_trial(files, "labo", set={"steps": 4, "start_after": 2}, save_seconds=0.0),
     }
+    before = {}
     for name, asked in runs_of.items():
-        trials.run(asked, tmp_path / name)
-    close(tmp_path / "late", tmp_path / "none", 0.0)
-    close(tmp_path / "smoothed", tmp_path / "smoothing", 0.0)
-    first, second = (load_file(tmp_path / name / trials.WEIGHTS) for name in ("soon", "none"))
-    assert any(not torch.equal(first[name], second[name]) for name in first)
+        with pytest.raises(StoppedError):
+            trials.run(asked, tmp_path / name, stop)
+        before[name] = load_file(tmp_path / name / "checkpoints" / "checkpoint-3" / "model.safetensors")
+    for name, other in (("late", "none"), ("smoothed", "smoothing")):
+        assert all(torch.equal(before[name][key], before[other][key]) for key in before[other])
+    assert any(not torch.equal(before["soon"][key], before["none"][key]) for key in before["none"])
+
+
+@pytest.mark.parametrize("start", [4, 5])
+def test_a_regularizer_that_would_never_begin_is_refused(tmp_path, files, start):
+    with pytest.raises(UserError, match=f"`start_after` to be below the 4 steps of this run, .*, but got {start}"):
+        trials.run(text_trial(files, set={"steps": 4, "start_after": start}), tmp_path / "run")
+    with pytest.raises(UserError, match="give `start_after` STEPS with it"):
+        text_trial(files, set={"start_with": "label_smoothing"})
 
 
 def test_the_mean_of_the_last_epochs_is_kept(tmp_path, files, monkeypatch):
@@ -276,6 +296,24 @@ def test_a_network_that_gives_no_numbers_at_the_end_of_an_epoch_is_a_failed_run(
     assert failed["reason"] == "the network gives logits that are no numbers for the validation split"
     assert 0 < failed["step"] < 100
     assert trials.finished(tmp_path / "run")
+
+
+def test_a_run_that_lost_patience_before_a_kill_trains_no_further(tmp_path, files, monkeypatch):
+    asked = text_trial(files, checkpoint="best", set={"patience": 1, "learning_rate": 1e-9}, save_seconds=0.0)
+    asked = trials.Trial(**{**vars(asked), "settings": {**asked.settings, "epochs": 30}})
+    whole = trials.run(asked, tmp_path / "whole")
+
+    def killed(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Translation, "at_the_end", killed)
+        with pytest.raises(KeyboardInterrupt):
+            trials.run(asked, tmp_path / "cut")
+    resumed = trials.run(asked, tmp_path / "cut")
+    assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
+    assert (resumed["metrics"], resumed["step"]) == (whole["metrics"], whole["step"])
+    close(tmp_path / "cut", tmp_path / "whole", 0.0)
 
 
 def test_what_goes_wrong_in_measuring_does_not_cost_the_weights(tmp_path, files, monkeypatch):

@@ -163,6 +163,8 @@ def _check_training(settings: Mapping[str, Any]) -> None:
     for key, choices in CHOICES.items():
         if key in settings and settings[key] not in choices:
             raise unknown(key, settings[key], choices)
+    if settings.get("start_with", "none") != "none" and not settings.get("start_after"):
+        raise UserError("Setting `start_with` says what a run begins with: give `start_after` STEPS with it.")
     for key in SHARES:
         if key in settings and not 0 <= settings[key] < 1:
             raise UserError(f"Expected setting `{key}` to be in [0, 1), but got {settings[key]!r}.")

@@ -67,7 +67,7 @@ def train(
 
     Raises:
         DivergedError: the loss became NaN or infinite.
-        UserError: the checkpoint to continue from is damaged.
+        UserError: the checkpoint to continue from is damaged, or the regularizer would begin after the last step.
     """
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     transformers.utils.logging.set_verbosity_error()
@@ -95,6 +95,8 @@ def train(
             trainer.train(resume_from_checkpoint=str(start) if start else None)
         except UserError as error:
             raise feeding.told(error) from error
+        except _LostPatience:
+            pass  # before the kill that this run goes on from
     if settings.get("average_epochs"):
         model.load_state_dict(averaging.mean(watch.last_epochs))
         return trainer.state.global_step
@@ -166,12 +168,16 @@ class _Watch(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        _require_regularized(self.settings, state.max_steps)
         if not state.global_step:
             return
         history: list[Any] = state.log_history
         self._losses = next((entry[_LOSSES] for entry in reversed(history) if _LOSSES in entry), [])
         if self.options.checkpoint == "best":
             self._best, self.best_step = checkpoint.read_best(self.folder / checkpoint.BEST)
+        # Asked to stop here, the Trainer would do so after another step only, and this run an epoch.
+        if self.settings.get("patience") and ranks.shared(self._lost_patience):
+            raise _LostPatience
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not (state.epoch or 0.0).is_integer():  # else when the epoch has been measured
@@ -254,6 +260,20 @@ class _Watch(TrainerCallback):
             self._best, self.best_step = value, step
             checkpoint.save_weights(model, self.folder / checkpoint.BEST, value=value, step=step)
         return measured
+
+
+class _LostPatience(Exception):  # noqa: N818 (no error: training is over)
+    """A run that is resumed and whose training had come to its end."""
+
+
+def _require_regularized(settings: Mapping[str, Any], steps: int) -> None:
+    """Refuse a regularizer that begins when training is over."""
+    start = settings.get("start_after", 0)
+    if start >= steps:
+        raise UserError(
+            f"Expected setting `start_after` to be below the {steps} steps of this run, or nothing is trained by its "
+            f"method, but got {start}."
+        )
 
 
 def _cut_curve(path: Path, step: int) -> None:
