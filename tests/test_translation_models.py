@@ -134,6 +134,10 @@ def test_configurations_of_transformers(tmp_path, kind):
     assert count(model) < 20_000  # no table is that of the type's own vocabulary
     given = {"input_ids": torch.tensor([[5, 3]]), "decoder_input_ids": torch.tensor([[2, 6, 7]])}
     assert model(**given).logits.shape == (1, 3, 50)
+    (tmp_path / "again.json").write_bytes(models.configuration(model))
+    again: Any = models.build(f"hf/{tmp_path}/again.json", IDS, {"dropout": 0.25})
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again.eval()(**given).logits, model.eval()(**given).logits)
 
 
 @pytest.mark.parametrize(

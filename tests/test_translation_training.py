@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ from labo.metrics.translation import bleu
 from labo.tasks.translation import models, numbers
 from labo.tasks.translation.pairs import Pairs
 from processes import COUNT, together
+from test_translation_models import saved
 
 PAIRS = 48
 SMALL: dict[str, Any] = {"tokens": 60, "learning_rate": 0.01, "beam": 2}
@@ -379,6 +381,36 @@ def test_translate_keeps_the_numbers_of_lines(trained, monkeypatch, capsys):
 def test_commands_that_do_not_fit_are_refused(trained, capsys, arguments, told):
     assert cli.main([str(trained) if part == "RUN" else part for part in arguments]) == 2
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["tsv", "folder"])
+def test_a_run_translates_when_its_data_and_its_networks_configuration_have_gone(
+    tmp_path, files, kind, monkeypatch, capsys
+):
+    pairs = numbers.draw(0, PAIRS, "de", "en")["train"]
+    home = tmp_path / "data"
+    home.mkdir()
+    given: dict[str, Any] = {"data": str(home), "max_length": 40, "source_language": "de", "target_language": "en"}
+    if kind == "tsv":
+        given["data"] = str(home / "mine.tsv")
+        lines = (f"{one}\t{other}\n" for one, other in zip(pairs.source, pairs.target, strict=True))
+        (home / "mine.tsv").write_text("".join(lines), encoding="utf-8")
+    else:
+        for side in ("source", "target"):
+            ending = given[f"{side}_language"]
+            (home / f"train.{ending}").write_bytes(Path(files[side]).read_bytes())
+    model = saved("bart" if kind == "tsv" else "marian", tmp_path / "configuration")
+    trials.run(text_trial(given, set={"steps": 2, "model": model}), tmp_path / "run")
+    before = translate(monkeypatch, capsys, tmp_path / "run", b"sieben\n")
+    assert before.status == 0
+    about = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    assert about["files"] == ["config.json", "sentencepiece.model"]
+    assert str(tmp_path) not in (tmp_path / "run" / "config.json").read_text(encoding="utf-8")
+    shutil.rmtree(home)
+    shutil.rmtree(tmp_path / "configuration")
+    assert translate(monkeypatch, capsys, tmp_path / "run", b"sieben\n").out == before.out
+    assert cli.main(["evaluate", str(tmp_path / "run")]) == 2
+    assert "No such file or folder" in capsys.readouterr().err
 
 
 def test_evaluate_shows_how_bleu_moves_with_the_beam(trained, capsys):

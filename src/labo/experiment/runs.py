@@ -74,7 +74,8 @@ class Run:
         from labo.experiment import checkpoint
 
         try:
-            model = self.task.model(self.classes, self.about["preprocessing"], self.settings)
+            settings = self.task.saved_settings(self.settings, self.folder)
+            model = self.task.model(self.classes, self.about["preprocessing"], settings)
         except KeyError as error:
             raise UserError(f"The {trial.RUN} in '{self.folder}' is damaged: its settings lack {error}.") from error
         weights = checkpoint.read_weights(self.folder / trial.WEIGHTS)

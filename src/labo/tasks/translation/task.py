@@ -21,6 +21,8 @@ from labo.tasks.translation.sentences import Sentences, said_of_cut
 from labo.tasks.translation.vocabulary import BEGIN, END, KINDS, NORMALISATION, PAD, UNKNOWN, Vocabulary
 
 MAX_LENGTH = 128
+# What a run keeps of a network that is no preset.
+CONFIGURATION = "config.json"
 PARTS = ("train", "validation", "test")
 # Of data without a part of their own, so many or a tenth validate and test.
 MOST_DRAWN, LEAST_PAIRS = 1_000, 10
@@ -134,6 +136,20 @@ class TranslationTask(Task):
                 f"'{settings['model']}' takes, but got {preprocessing['max_length']}."
             )
         return model
+
+    def model_files(self, model: Any, settings: Mapping[str, Any]) -> dict[str, bytes]:
+        """See `Task.model_files`: the configuration of a network from elsewhere, which may go or change there."""
+        from labo.tasks.translation import models  # pyright: ignore[reportAttributeAccessIssue]
+
+        return {CONFIGURATION: models.configuration(model)} if settings["model"].startswith(models.OUTSIDE) else {}
+
+    def saved_settings(self, settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+        """See `Task.saved_settings`."""
+        from labo.tasks.translation import models  # pyright: ignore[reportAttributeAccessIssue]
+
+        file = folder / CONFIGURATION
+        outside = str(settings["model"]).startswith(models.OUTSIDE) and file.is_file()
+        return {**settings, "model": f"{models.OUTSIDE}{file.resolve()}"} if outside else dict(settings)
 
     def notes(self, splits: Splits, settings: Mapping[str, Any]) -> tuple[str, ...]:
         """See `Task.notes`: pairs that validate or test and are longer than the network takes are counted."""
