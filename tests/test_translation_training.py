@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
+import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +19,7 @@ from safetensors.torch import load_file
 
 from experiments import trial
 from labo import cli, ranks, tasks
+from labo.cli import translate as lines_of
 from labo.errors import UserError
 from labo.experiment import runs, training, translations
 from labo.experiment import trial as trials
@@ -24,7 +28,7 @@ from labo.experiment.judges import translation as judged
 from labo.experiment.judges.translation import Translation, by_length
 from labo.experiment.trainer import RunTrainer
 from labo.metrics.translation import bleu
-from labo.tasks.translation import models, numbers
+from labo.tasks.translation import decoding, models, numbers
 from labo.tasks.translation.pairs import Pairs
 from processes import COUNT, together
 from test_translation_models import saved
@@ -338,7 +342,7 @@ class Piped:
     """Standard input from bytes."""
 
     def __init__(self, content: bytes) -> None:
-        self.buffer = io.BytesIO(content)
+        self.buffer = io.BufferedReader(io.BytesIO(content))
 
     def isatty(self) -> bool:
         return False
@@ -360,10 +364,67 @@ def test_translate_keeps_the_numbers_of_lines(trained, monkeypatch, capsys):
     assert len(lines) == 6
     assert lines[1] == ""
     assert "Line 3 is not UTF-8 (byte 8)" in found.err
-    assert "1 of 5 sources are longer" in found.err
+    assert "Line 4 is longer than the 1,024 pieces that are read, and was cut." in found.err
     one_by_one = translate(monkeypatch, capsys, trained, content, "--together", "1", "--beam", "2")
     assert one_by_one.out == found.out
     assert translate(monkeypatch, capsys, trained, b"").out == ""
+
+
+def test_the_first_of_many_lines_that_are_cut_is_told(trained, monkeypatch, capsys):
+    monkeypatch.setattr(decoding, "_positions", lambda model: (4, 4))
+    found = translate(
+        monkeypatch, capsys, trained, b"sieben\n" * 2 + b"sieben sieben sieben sieben\n" * 3, "--together", "2"
+    )
+    assert found.err.splitlines() == [
+        "2 lines are longer than the 4 pieces that are read, and were cut; the first is line 3.",
+        "Line 5 is longer than the 4 pieces that are read, and was cut.",
+    ]
+
+
+def test_translations_are_utf_8_whatever_the_locale(trained, monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(Translation, "translated", lambda *args, **options: ["fünf"])
+    monkeypatch.setattr(sys, "stdin", Piped(b"five\n"))
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert cli.main(["translate", str(trained)]) == 0
+    assert written.getvalue().decode() == "fünf\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="whether a pipe can be read is not told there")
+def test_lines_are_taken_as_they_come():
+    read, write = os.pipe()
+    with open(read, "rb") as stream:
+        chunks = lines_of._chunks(stream, 2)
+        os.write(write, b"a\nb")
+        assert next(chunks) == [b"a"]
+        os.write(write, b"c\n\nd\n")
+        assert next(chunks) == [b"bc", b""]
+        assert next(chunks) == [b"d"]
+        os.write(write, b"e")
+        os.close(write)
+        assert list(chunks) == [[b"e"]]
+    assert list(lines_of._chunks(io.BufferedReader(io.BytesIO(b"x\n" * 5)), 2)) == [[b"x", b"x"], [b"x", b"x"], [b"x"]]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="whether a pipe can be read is not told there")
+def test_who_waits_for_a_translation_gets_it_and_may_leave(trained):
+    command = [sys.executable, "-m", "labo", "translate", str(trained)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
+        watch = threading.Timer(60, process.kill)
+        watch.start()
+        for line in (b"sieben\n", b"\n"):
+            process.stdin.write(line)
+            process.stdin.flush()
+            assert process.stdout.readline().endswith(b"\n")
+        process.stdout.close()
+        process.stdin.write(b"sieben\n")
+        process.stdin.close()
+        process.wait()
+        assert process.stderr.read() == b""
+        watch.cancel()
 
 
 @pytest.mark.parametrize(
