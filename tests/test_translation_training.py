@@ -27,7 +27,7 @@ from labo.experiment.judges import NoNumbersError, soft_sentences
 from labo.experiment.judges import translation as judged
 from labo.experiment.judges.translation import Translation, by_length
 from labo.experiment.trainer import RunTrainer
-from labo.metrics.translation import bleu
+from labo.metrics.translation import bleu, signatures
 from labo.tasks.translation import decoding, models, numbers
 from labo.tasks.translation.pairs import Pairs
 from processes import COUNT, together
@@ -479,6 +479,17 @@ def test_evaluate_shows_how_bleu_moves_with_the_beam(trained, capsys):
     found = json.loads(capsys.readouterr().out)
     assert set(found["beams"]) == {"1", "2"}
     assert found["beams"]["2"]["bleu"] == pytest.approx(found["metrics"]["bleu"])
+    signed = json.loads((trained / trials.RECORD).read_text())["signatures"]
+    assert found["signatures"] == signed
+    assert cli.main(["evaluate", str(trained), "--beams", "1"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[-2:] == [f"BLEU: {signed['bleu']}", f"chrF: {signed['chrf']}"]
+
+
+def test_a_tuning_record_has_the_signature_of_what_it_is_chosen_by(tmp_path, files):
+    record = trials.run(text_trial(files, tuning=True, set={"steps": 1}), tmp_path / "run")
+    assert set(record["validation"]) == {"bleu", "nll", "nll_scaled", "ece"}
+    assert record["signatures"] == {"bleu": signatures()["bleu"]}
 
 
 def test_evaluate_on_files_of_ones_own(trained, files, capsys):

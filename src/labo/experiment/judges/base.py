@@ -62,6 +62,10 @@ class Judge(ABC):
     def scores(self, model: nn.Module, examples: Any, temperature: float) -> dict[str, float]:
         """The measures of any examples, raw and ("…_scaled") at a temperature fitted before."""
 
+    def signatures(self) -> dict[str, str]:
+        """How measures were made that others make otherwise, by their names."""
+        return {}
+
     def notes(self, model: nn.Module, examples: Any, what: str) -> tuple[str, ...]:
         """Sentences that the user should see beside the scores of examples, which are called `what`."""
         return ()

@@ -14,7 +14,7 @@ from labo.experiment import translations
 from labo.experiment.judges import soft_sentences
 from labo.experiment.judges.base import Judge, NoNumbersError
 from labo.metrics.temperature import fit_temperature
-from labo.metrics.translation import TokenScores, bleu, chrf
+from labo.metrics.translation import TokenScores, bleu, chrf, signatures
 from labo.networks import logits_of
 from labo.storage import write_object
 from labo.tasks.translation.decoding import translate
@@ -46,6 +46,10 @@ class Translation(Judge):
         """See `Judge.examples`: pairs of text, encoded."""
         return Sentences.of(read, self.vocabulary) if isinstance(read, Pairs) else read
 
+    def signatures(self) -> dict[str, str]:
+        """See `Judge.signatures`: sacreBLEU's."""
+        return signatures()
+
     def notes(self, model: Any, examples: Any, what: str) -> tuple[str, ...]:
         """See `Judge.notes`: pairs that are cut."""
         return said_of_cut(examples, _limits(model), what)
@@ -68,13 +72,13 @@ class Translation(Judge):
         """See `Judge.at_the_end`: the translations of the test split are kept too, with their references."""
         temperature = self.temperature(model, splits.validation)
         hypotheses = self.translations(model, splits.test)
-        metrics, tokens, signatures = self._measured(model, splits.test, hypotheses, temperature)
+        metrics, tokens = self._measured(model, splits.test, hypotheses, temperature)
         translations.write(folder, hypotheses, splits.test.target_text)
         known = splits.validation.cut(_limits(model))
         shown = soft_sentences.of(model, loss.regularizer, known, self.vocabulary)
         figures = {"classes": [], "temperature": temperature, "reliability": tokens, "labels": None}
         write_object(folder / "figures.json", {**figures, "sentences": shown})
-        return {"metrics": metrics, "signatures": signatures}
+        return {"metrics": metrics, "signatures": self.signatures()}
 
     def scores(self, model: nn.Module, examples: Any, temperature: float) -> dict[str, float]:
         """See `Judge.scores`."""
@@ -82,15 +86,13 @@ class Translation(Judge):
 
     def _measured(
         self, model: nn.Module, examples: Any, hypotheses: Sequence[str], temperature: float
-    ) -> tuple[dict[str, float], dict[str, Any], dict[str, str]]:
-        """(metrics, reliability raw and scaled, signatures)."""
-        found = {"bleu": bleu(hypotheses, examples.target_text), "chrf": chrf(hypotheses, examples.target_text)}
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        """(metrics, reliability raw and scaled)."""
+        metrics = {name: score(hypotheses, examples.target_text)[0] for name, score in (("bleu", bleu), ("chrf", chrf))}
         plain, scaled = self.tokens(model, examples, (1.0, temperature))
-        metrics = {name: score for name, (score, _) in found.items()}
         metrics |= {"nll": plain["nll"], "perplexity": plain["perplexity"], "ece": plain["ece"]}
         metrics |= {"nll_scaled": scaled["nll"], "ece_scaled": scaled["ece"], "temperature": temperature}
-        reliability = {"raw": plain["reliability"], "scaled": scaled["reliability"]}
-        return metrics, reliability, {name: signature for name, (_, signature) in found.items()}
+        return metrics, {"raw": plain["reliability"], "scaled": scaled["reliability"]}
 
     def search_scores(self, model: nn.Module, examples: Any, beam: int) -> dict[str, float]:
         """BLEU and chrF of translations by a beam of this width."""
