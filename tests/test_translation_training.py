@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from experiments import trial
 from labo import cli, ranks, tasks
+from labo.cli import options
 from labo.cli import translate as lines_of
 from labo.errors import UserError
 from labo.experiment import runs, training, translations
@@ -513,6 +514,13 @@ def test_a_damaged_vocabulary_is_told(trained, tmp_path, capsys):
     (run / trials.WEIGHTS).write_bytes(weights[: len(weights) // 2])
     assert cli.main(["evaluate", str(run)]) == 2
     assert "are damaged" in capsys.readouterr().err
+
+
+def test_options_that_are_texts_are_read_as_texts():
+    texts = ["source_language=no", "target_language=nan", "validation_source=5", "joint=no", "max_length=40"]
+    assert options.task("translation", texts)[1] == {
+        "source_language": "no", "target_language": "nan", "validation_source": "5", "joint": False, "max_length": 40
+    }  # fmt: skip
 
 
 def test_the_embedded_task_is_registered():

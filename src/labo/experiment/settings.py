@@ -26,8 +26,10 @@ EXTRAS |= {"start_after": 0, "start_with": "none"}
 LENGTHS = ("epochs", "steps")
 
 
-def parse(texts: Iterable[str], option: str = "--set") -> Settings:
+def parse(texts: Iterable[str], option: str = "--set", *, as_text: Sequence[str] = ()) -> Settings:
     """`key=value` texts to settings; values are read as YAML reads them, so 0.1, .inf, inf, true and texts do.
+
+    Those of the keys `as_text` are taken as they stand: `no` is a language there, and false anywhere else.
 
     Raises:
         UserError: a text is not key=value, or a key comes twice.
@@ -44,7 +46,7 @@ def parse(texts: Iterable[str], option: str = "--set") -> Settings:
             raise UserError(f"Expected {option} KEY=VALUE, but got '{text}'.")
         if key in found:
             raise UserError(f"{option} {key} is given twice.")
-        found[key] = _value(value.strip())
+        found[key] = value.strip() if key in as_text else _value(value.strip())
     return found
 
 

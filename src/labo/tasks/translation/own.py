@@ -46,6 +46,8 @@ class Translation(TranslationTask):
         target_language: str | None = None,
         **options: Any,
     ) -> None:
+        _require_texts(source=source, target=target, validation_source=validation_source, data=data)
+        _require_texts(validation_target=validation_target, test_source=test_source, test_target=test_target)
         if (data is None) == (source is None):
             raise UserError(_NEEDED if data is None else "Expected either --data or --source, but got both.")
         data, on_hub = (None, False) if data is None else _named(data, fetch)
@@ -125,6 +127,12 @@ def texts(parts: dict[str, places.Files], codes: tuple[str, str]) -> dict[str, P
             pairs = reading.read_pairs(source, target, codes)
             found[part] = found[part].joined(pairs) if part in found else pairs
     return found
+
+
+def _require_texts(**paths: object) -> None:
+    for option, path in paths.items():
+        if path is not None and not isinstance(path, str):
+            raise UserError(f"Expected option `{option}` to be the path of a file, but got {path!r}.")
 
 
 def _named(data: str, fetch: bool) -> tuple[str, bool]:
