@@ -323,6 +323,25 @@ def test_a_run_that_lost_patience_before_a_kill_trains_no_further(tmp_path, file
     close(tmp_path / "cut", tmp_path / "whole", 0.0)
 
 
+def test_training_pairs_over_the_budget_of_a_batch_are_told(files, tmp_path, capsys):
+    text = ["--source", files["source"], "--target", files["target"], "--steps", "1", "--set", "beam=1"]
+
+    def train(name: str, *more: str) -> str:
+        assert cli.main(["train", *text, "--method", "none", *more, "--output", str(tmp_path / name)]) == 0
+        return capsys.readouterr().err
+
+    assert "training pairs have more than the 8 tokens of a batch, the longest" in train("a", "--set", "tokens=8")
+    assert "tokens of a batch" not in train("b")
+    compared = ["compare", "translation", *text, "--set", "tokens=8", "--methods", "none,labo", "--baseline", "none"]
+    compared += ["--jobs", "1", "--seeds", "1", "--settings-per-method", "1", "--output", str(tmp_path / "c")]
+    assert cli.main(compared) == 0
+    found = capsys.readouterr()
+    assert (found.out + found.err).count("tokens of a batch") == 1
+    for name in ("report.md", "report.html"):
+        page = (tmp_path / "c" / name).read_text(encoding="utf-8")
+        assert "with source a.de, target a.en" in page
+
+
 def test_what_goes_wrong_in_measuring_does_not_cost_the_weights(tmp_path, files, monkeypatch):
     def broken(*args: Any) -> None:
         raise ZeroDivisionError

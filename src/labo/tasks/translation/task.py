@@ -16,6 +16,7 @@ from labo.errors import UserError, unknown
 from labo.tasks.base import Sample, Splits, Task
 from labo.tasks.noise import parse_label_noise
 from labo.tasks.translation import reading
+from labo.tasks.translation.batching import over_budget
 from labo.tasks.translation.pairs import Pairs, wrong_targets
 from labo.tasks.translation.sentences import Sentences, said_of_cut
 from labo.tasks.translation.vocabulary import BEGIN, END, KINDS, NORMALISATION, PAD, UNKNOWN, Vocabulary
@@ -152,13 +153,15 @@ class TranslationTask(Task):
         return {**settings, "model": f"{models.OUTSIDE}{file.resolve()}"} if outside else dict(settings)
 
     def notes(self, splits: Splits, settings: Mapping[str, Any]) -> tuple[str, ...]:
-        """See `Task.notes`: pairs that validate or test and are longer than the network takes are counted."""
+        """See `Task.notes`: pairs longer than a batch or, among those not trained on, than the network takes."""
         from labo.tasks.translation import models  # pyright: ignore[reportAttributeAccessIssue]
 
         limits = models.limits(settings["model"])
+        train: Any = splits.train
         parts: dict[str, Any] = {"validation": splits.validation, "test": splits.test}
+        alone = over_budget(train.lengths, settings["tokens"])
         cut = [note for name, part in parts.items() for note in said_of_cut(part, limits, name)]
-        return (*splits.notes, *cut)
+        return (*splits.notes, *alone, *cut)
 
     def default_settings(self) -> dict[str, Any]:
         """See `Task.default_settings`: AdamW, a warm-up, then a rate that falls with the square root of the steps.
