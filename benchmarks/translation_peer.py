@@ -1,12 +1,13 @@
 """Beside a peer: the same translator trained by `labo` and by Transformers' Seq2SeqTrainer with label smoothing.
 
-    LABO_DATA=FOLDER OMP_NUM_THREADS=1 python benchmarks/translation_peer.py --output results/peer/multi30k-de-en
+    LABO_DATA=FOLDER python benchmarks/translation_peer.py --threads 1 --output results/peer/multi30k-de-en
 
-Both have the network, its first weights, the vocabulary, the pairs, AdamW, the learning rate and its course, label
-smoothing 0.1 and the decoding in common. What differs is each side's own: its loss, its loop and its batches (`labo`: a
-budget of tokens; the peer: a fixed number of sentences grouped by length, as many as `labo` has on average). They train
-one after the other in this process. A line has BLEU on the test part and the training speed in tokens, source and
-target without padding, a second; OUTPUT.jsonl gets the lines as they come, and a side that is there is not run again.
+Both have the network, its first weights, the vocabulary, the pairs, AdamW, which weights decay, the learning rate and
+its course, label smoothing 0.1 and the decoding in common. What differs is each side's own: its loss, its loop and its
+batches (`labo`: a budget of tokens; the peer: a fixed number of sentences grouped by length, as many as `labo` has on
+average). They train one after the other in this process. A line has BLEU on the test part and the training speed in
+tokens, source and target without padding, a second; OUTPUT.jsonl gets the lines as they come, and what is there is not
+run again.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from labo.experiment.judges import judge_of
 from labo.storage import append_line, read_lines
 
 SMOOTHING = 0.1
+# What tells one line from another.
+KEY = ("side", "task", "seed", "epochs", "train_size", "threads")
 
 
 def by_labo(model: Any, loss: Any, splits: Any, settings: dict[str, Any], judge: Any, seed: int, folder: Path) -> None:
@@ -56,6 +59,7 @@ def by_peer(model: Any, loss: Any, splits: Any, settings: dict[str, Any], judge:
     asked = Seq2SeqTrainingArguments(
         output_dir=str(folder),
         num_train_epochs=settings["epochs"],
+        weight_decay=settings["weight_decay"],
         per_device_train_batch_size=size,
         train_sampling_strategy="group_by_length",
         label_smoothing_factor=SMOOTHING,
@@ -69,17 +73,24 @@ def by_peer(model: Any, loss: Any, splits: Any, settings: dict[str, Any], judge:
         seed=seed,
         use_cpu=not torch.cuda.is_available(),
     )
-    kind, options = optimization.optimizer(settings)
-    optimizer = kind(model.parameters(), weight_decay=settings["weight_decay"], **options)
     trainer = Seq2SeqTrainer(
         model=model,
         args=asked,
         train_dataset=Pairs(),
         data_collator=lambda rows: splits.train.__getitems__([row["index"] for row in rows]),
-        optimizers=(optimizer, optimization.schedule(settings, optimizer, steps)),
     )
+    trainer.optimizer_cls_and_kwargs = optimization.optimizer(settings)
+    # By the Trainer's own rule, as on the other side, neither biases nor layer normalisations decay.
+    trainer.lr_scheduler = optimization.schedule(settings, trainer.create_optimizer(), steps)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
+
+
+def told(side: str, asked: argparse.Namespace) -> dict[str, Any]:
+    """What a line says of what is run: `KEY`; a train size of None stands for all pairs."""
+    epochs = asked.epochs or tasks.create(asked.task).default_settings()["epochs"]
+    given = {"side": side, "task": asked.task, "seed": asked.seed, "epochs": epochs}
+    return given | {"train_size": asked.train_size, "threads": asked.threads}
 
 
 def measured(side: str, asked: argparse.Namespace) -> dict[str, Any]:
@@ -97,8 +108,9 @@ def measured(side: str, asked: argparse.Namespace) -> dict[str, Any]:
         {"labo": by_labo, "transformers": by_peer}[side](model, loss, splits, own, judge, asked.seed, Path(folder))
         seconds = time.perf_counter() - began
         found = judge.at_the_end(model, loss, splits, Path(folder))
-    tokens = int(splits.train.features.lengths.sum() + splits.train.target.lengths.sum()) * own["epochs"]
-    line = {"side": side, "task": asked.task, "seed": asked.seed, "epochs": own["epochs"], **found["metrics"]}
+    train: Any = splits.train
+    tokens = int(train.features.lengths.sum() + train.target.lengths.sum()) * own["epochs"]
+    line = {**told(side, asked), **found["metrics"]}
     line |= {"tokens_per_second": tokens / seconds, "training_seconds": seconds, "signatures": found["signatures"]}
     return line | {"command": ["python", "benchmarks/translation_peer.py", *sys.argv[1:]], "on": machine.versions()}
 
@@ -110,21 +122,22 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--train-size", type=int)
+    parser.add_argument("--threads", type=int, default=1, help="of torch, on either side")
     parser.add_argument("--sides", default="labo,transformers")
     parser.add_argument("--output", type=Path, required=True)
     asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
     path = Path(f"{asked.output}.jsonl")
     path.parent.mkdir(parents=True, exist_ok=True)
-    done = {(line["side"], line["seed"]): line for line in read_lines(path)}
+    done = {tuple(line.get(name) for name in KEY): line for line in read_lines(path)}
     for side in asked.sides.split(","):
-        if (side, asked.seed) not in done:
-            line = measured(side, asked)
-            append_line(path, line)
-            done[(side, asked.seed)] = line
-    for (side, seed), line in done.items():
-        print(
-            f"{side}, seed {seed}: BLEU {line['bleu']:.2f}, {line['tokens_per_second']:,.0f} training tokens a second"
-        )
+        key = tuple(told(side, asked).values())
+        if key not in done:
+            done[key] = measured(side, asked)
+            append_line(path, done[key])
+    for key, line in done.items():
+        about = ", ".join(f"{name} {value}" for name, value in zip(KEY, key, strict=True) if value is not None)
+        print(f"{about}: BLEU {line['bleu']:.2f}, {line['tokens_per_second']:,.0f} training tokens a second")
 
 
 if __name__ == "__main__":

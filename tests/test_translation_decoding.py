@@ -124,15 +124,19 @@ def test_a_translation_is_no_longer_than_asked(model, beam):
 
 
 def test_long_sources_are_cut_and_it_is_told(model):
-    notes: list[str] = []
+    told: list[tuple[list[int], int]] = []
+
+    def tell(places: list[int], limit: int) -> None:
+        told.append((places, limit))
+
     long = [4, 5] * 50_000
-    found = translate(model, [long, [4]], beam=1, max_ratio=0, max_more=3, told=notes.append)
-    assert notes == ["1 of 2 sources are longer than the 1,024 pieces that are read, and were cut."]
-    assert found[0] == translate(model, [long[:1023]], beam=1, max_ratio=0, max_more=3, told=notes.append)[0]
-    assert len(notes) == 1
-    short = translate(model, [[4, 5, 6, 6]], max_source=3, told=notes.append)
+    found = translate(model, [long, [4]], beam=1, max_ratio=0, max_more=3, told=tell)
+    assert told == [([0], 1024)]
+    assert found[0] == translate(model, [long[:1023]], beam=1, max_ratio=0, max_more=3, told=tell)[0]
+    assert len(told) == 1
+    short = translate(model, [[4, 5, 6, 6]], max_source=3, told=tell)
     assert short == translate(model, [[4, 5]])
-    assert "than the 3 pieces" in notes[1]
+    assert told[1:] == [([0], 3)]
 
 
 def test_nothing_is_printed(model, capfd):

@@ -134,6 +134,10 @@ def test_configurations_of_transformers(tmp_path, kind):
     assert count(model) < 20_000  # no table is that of the type's own vocabulary
     given = {"input_ids": torch.tensor([[5, 3]]), "decoder_input_ids": torch.tensor([[2, 6, 7]])}
     assert model(**given).logits.shape == (1, 3, 50)
+    (tmp_path / "again.json").write_bytes(models.configuration(model))
+    again: Any = models.build(f"hf/{tmp_path}/again.json", IDS, {"dropout": 0.25})
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again.eval()(**given).logits, model.eval()(**given).logits)
 
 
 @pytest.mark.parametrize(
@@ -153,6 +157,16 @@ def test_configurations_of_transformers(tmp_path, kind):
 def test_what_is_refused(name, ids, settings, told):
     with pytest.raises(UserError, match=told):
         models.build(name, IDS | ids, settings)
+
+
+def test_how_many_pieces_a_network_takes():
+    assert models.limits("transformer_big") == (1024, 1024)
+    assert models.limits("hf/t5") == (None, None)
+    assert models.limits("hf/led") == (16384, 1024)
+    with pytest.raises(UserError, match="which is not there"):
+        models.limits("hf/./nowhere")
+    with pytest.raises(UserError, match="Unknown model"):
+        models.limits("huge")
 
 
 def test_names_are_described():

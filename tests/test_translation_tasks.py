@@ -230,6 +230,10 @@ def test_options_of_ones_own_that_will_not_do(tmp_path: Path):
             "No such file or folder: 'owner/pairs'; a Hugging Face data set of this name is read",
         ),
         ({"data": both, "source_language": "German"}, "`source_language` to be a language code of ISO 639"),
+        (
+            {"source": source, "target": target, "validation_source": 5},
+            "`validation_source` to be the path of a file, but",
+        ),
         ({"source": source, "target": target}, "got 20 and 19: line 20 of '.*a.de' has no partner"),
         ({"source": source, "target": str(tmp_path / "b.en")}, r"No such file: '.*b\.en'"),
         ({"data": both}, "at least 10 pairs to draw a test part from, but got 5"),

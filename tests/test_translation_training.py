@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shutil
+import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,13 +19,20 @@ from safetensors.torch import load_file
 
 from experiments import trial
 from labo import cli, ranks, tasks
+from labo.cli import options
+from labo.cli import translate as lines_of
 from labo.errors import UserError
 from labo.experiment import runs, training, translations
 from labo.experiment import trial as trials
-from labo.experiment.judges.translation import by_length
-from labo.metrics.translation import bleu
-from labo.tasks.translation import numbers
+from labo.experiment.judges import NoNumbersError, soft_sentences
+from labo.experiment.judges import translation as judged
+from labo.experiment.judges.translation import Translation, by_length
+from labo.experiment.trainer import RunTrainer
+from labo.metrics.translation import bleu, signatures
+from labo.tasks.translation import decoding, models, numbers
+from labo.tasks.translation.pairs import Pairs
 from processes import COUNT, together
+from test_translation_models import saved
 
 PAIRS = 48
 SMALL: dict[str, Any] = {"tokens": 60, "learning_rate": 0.01, "beam": 2}
@@ -37,7 +48,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"source": str(folder / "a.de"), "target": str(folder / "a.en")}
 
 
-def text_trial(files: dict[str, str], method: str = "labo", **options: Any) -> trials.Trial:
+def text_trial(files: dict[str, Any], method: str = "labo", **options: Any) -> trials.Trial:
     given = {**SMALL, **options.pop("set", {})}
     data = tasks.create("translation", **files).fingerprint()
     return trial(method, task="translation", task_options=dict(files), set=given, epochs=2, data=data, **options)
@@ -154,22 +165,41 @@ def test_two_processes_learn_what_one_does(tmp_path, files):
     close(tmp_path / "both", tmp_path / "alone")
 
 
-def test_a_regularizer_may_begin_later(tmp_path, files):
+def test_a_regularizer_may_begin_later(tmp_path, files, monkeypatch):
     """Before it the run is one of plain cross-entropy, or of label smoothing."""
-    steps = {"steps": 4}
+    monkeypatch.setattr(RunTrainer, "_forget", lambda *args, **options: None)  # the checkpoints of all steps stay
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(share: float) -> None:
+        if share == 1.0:
+            raise StoppedError
+
+    late = {"steps": 4, "start_after": 3}
     runs_of = {
-        "none": text_trial(files, "none", set=steps),
-        "late": text_trial(files, "labo", set={**steps, "start_after": 4}),
-        "smoothing": text_trial(files, "label_smoothing", set=steps),
-        "smoothed": text_trial(files, "labo", set={**steps, "start_after": 4, "start_with": "label_smoothing"}),
-        "soon": text_trial(files, "labo", set={**steps, "start_after": 3}),
+        "none": text_trial(files, "none", set={"steps": 4}, save_seconds=0.0),
+        "late": text_trial(files, "labo", set=late, save_seconds=0.0),
+        "smoothing": text_trial(files, "label_smoothing", set={"steps": 4}, save_seconds=0.0),
+        "smoothed": text_trial(files, "labo", set={**late, "start_with": "label_smoothing"}, save_seconds=0.0),
+        "soon": text_trial(files, "labo", set={"steps": 4, "start_after": 2}, save_seconds=0.0),
     }
+    before = {}
     for name, asked in runs_of.items():
-        trials.run(asked, tmp_path / name)
-    close(tmp_path / "late", tmp_path / "none", 0.0)
-    close(tmp_path / "smoothed", tmp_path / "smoothing", 0.0)
-    first, second = (load_file(tmp_path / name / trials.WEIGHTS) for name in ("soon", "none"))
-    assert any(not torch.equal(first[name], second[name]) for name in first)
+        with pytest.raises(StoppedError):
+            trials.run(asked, tmp_path / name, stop)
+        before[name] = load_file(tmp_path / name / "checkpoints" / "checkpoint-3" / "model.safetensors")
+    for name, other in (("late", "none"), ("smoothed", "smoothing")):
+        assert all(torch.equal(before[name][key], before[other][key]) for key in before[other])
+    assert any(not torch.equal(before["soon"][key], before["none"][key]) for key in before["none"])
+
+
+@pytest.mark.parametrize("start", [4, 5])
+def test_a_regularizer_that_would_never_begin_is_refused(tmp_path, files, start):
+    with pytest.raises(UserError, match=f"`start_after` to be below the 4 steps of this run, .*, but got {start}"):
+        trials.run(text_trial(files, set={"steps": 4, "start_after": start}), tmp_path / "run")
+    with pytest.raises(UserError, match="give `start_after` STEPS with it"):
+        text_trial(files, set={"start_with": "label_smoothing"})
 
 
 def test_the_mean_of_the_last_epochs_is_kept(tmp_path, files, monkeypatch):
@@ -203,6 +233,125 @@ def test_methods_for_one_label_an_example_are_refused(tmp_path, files, method):
         trials.run(text_trial(files, method), tmp_path / "run")
 
 
+def test_a_line_longer_than_the_network_takes_is_read_up_to_there(trained, files):
+    run = runs.load(trained)
+    known = Pairs(["sieben " * 2000, "sieben"], ["seven", "seven " * 2000])
+    long = run.judge.examples(known)
+    cut = long.cut((1024, 1024))
+    assert cut.features.lengths.tolist() == [1024, long.features.lengths[1]]
+    assert cut.target.lengths.tolist() == [long.target.lengths[0], 1024]
+    assert cut.features[0][-1] == long.features[0][-1]  # the end mark
+    assert torch.equal(cut.target[1], long.target[1][:1024])
+    assert (cut.source_text, cut.target_text) == (known.source, known.target)
+    assert run.judge.tokens(run.model, long, (1.0,))[0] == run.judge.tokens(run.model, cut, (1.0,))[0]
+    assert run.judge.temperature(run.model, long) > 0
+    assert soft_sentences.of(run.model, trials.build_method("labo", {}), cut, run.judge.vocabulary)
+    assert "2 of 2 new pairs have a side longer than the 1,024 pieces" in run.notes(long, "new")[0]
+    assert run.notes(run.splits.test, "test") == ()
+
+
+def test_long_lines_to_validate_and_test_do_not_stop_a_run(tmp_path, files, monkeypatch):
+    monkeypatch.setattr(models, "POSITIONS", 24)
+    lines = {"source": "sieben " * 60 + "\nsieben\n", "target": "seven\n" + "seven " * 60 + "\n"}
+    given = {**files, "max_length": 23}
+    for part in ("validation", "test"):
+        for side, text in lines.items():
+            given[f"{part}_{side}"] = str(tmp_path / f"{part}.{side}")
+            (tmp_path / f"{part}.{side}").write_text(text, encoding="utf-8")
+    task = tasks.create("translation", **given)
+    notes = task.notes(task.splits(0), {"model": "tiny", **SMALL})
+    assert [note.partition(":")[0] for note in notes[-2:]] == [
+        f"2 of 2 {part} pairs have a side longer than the 24 pieces that the network takes"
+        for part in ("validation", "test")
+    ]
+    record = trials.run(text_trial(given, checkpoint="best", curves=True), tmp_path / "run")
+    assert record["metrics"]["nll"] > 0
+    assert trials.run(text_trial(given, tuning=True), tmp_path / "tuning")["validation"]["nll"] > 0
+    with pytest.raises(UserError, match=r"`max_length` to be at most 23, one less than .* 'tiny' takes, but got 24"):
+        trials.run(text_trial({**given, "max_length": 24}), tmp_path / "longer")
+
+
+def test_the_temperature_is_of_tokens_evenly_spaced(trained, monkeypatch):
+    """Be they further apart than a batch is long."""
+    run = runs.load(trained)
+    examples, size = run.splits.validation, run.about["preprocessing"]["vocabulary_size"]
+    logits, labels = map(torch.cat, zip(*run.judge._logits(run.model, examples), strict=True))
+    taken: list[torch.Tensor] = []
+    monkeypatch.setattr(judged, "fit_temperature", lambda found, _: taken.append(found) or 1.0)
+    monkeypatch.setattr(judged, "SCORED_ELEMENTS", size * 8)
+    for stride in (1, 3, 40):
+        monkeypatch.setattr(judged, "TEMPERATURE_ELEMENTS", -(-size * len(labels) // stride))
+        run.judge.temperature(run.model, examples)
+        torch.testing.assert_close(taken.pop(), logits[::stride])
+
+
+@pytest.mark.parametrize(("key", "value"), [("beam", 0), ("beam", -1), ("beam", 1.5), ("length_penalty", float("nan"))])
+def test_options_of_the_search_are_seen_to_before_training(files, key, value):
+    with pytest.raises(UserError, match=f"Expected setting `{key}` to be a .* number.*, but got {value}"):
+        text_trial(files, set={key: value})
+    assert text_trial(files, set={"length_penalty": -0.5}).settings["length_penalty"] == -0.5
+
+
+@pytest.mark.parametrize("options", [{"curves": True}, {"checkpoint": "best"}])
+def test_a_network_that_gives_no_numbers_at_the_end_of_an_epoch_is_a_failed_run(tmp_path, files, monkeypatch, options):
+    def diverged(*args: Any) -> None:
+        raise NoNumbersError
+
+    monkeypatch.setattr(Translation, "tokens", diverged)
+    asked = text_trial(files, **options)
+    failed = trials.run(asked, tmp_path / "run")["failed"]
+    assert failed["reason"] == "the network gives logits that are no numbers for the validation split"
+    assert 0 < failed["step"] < 100
+    assert trials.finished(tmp_path / "run")
+
+
+def test_a_run_that_lost_patience_before_a_kill_trains_no_further(tmp_path, files, monkeypatch):
+    asked = text_trial(files, checkpoint="best", set={"patience": 1, "learning_rate": 1e-9}, save_seconds=0.0)
+    asked = trials.Trial(**{**vars(asked), "settings": {**asked.settings, "epochs": 30}})
+    whole = trials.run(asked, tmp_path / "whole")
+
+    def killed(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Translation, "at_the_end", killed)
+        with pytest.raises(KeyboardInterrupt):
+            trials.run(asked, tmp_path / "cut")
+    resumed = trials.run(asked, tmp_path / "cut")
+    assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
+    assert (resumed["metrics"], resumed["step"]) == (whole["metrics"], whole["step"])
+    close(tmp_path / "cut", tmp_path / "whole", 0.0)
+
+
+def test_training_pairs_over_the_budget_of_a_batch_are_told(files, tmp_path, capsys):
+    text = ["--source", files["source"], "--target", files["target"], "--steps", "1", "--set", "beam=1"]
+
+    def train(name: str, *more: str) -> str:
+        assert cli.main(["train", *text, "--method", "none", *more, "--output", str(tmp_path / name)]) == 0
+        return capsys.readouterr().err
+
+    assert "training pairs have more than the 8 tokens of a batch, the longest" in train("a", "--set", "tokens=8")
+    assert "tokens of a batch" not in train("b")
+    compared = ["compare", "translation", *text, "--set", "tokens=8", "--methods", "none,labo", "--baseline", "none"]
+    compared += ["--jobs", "1", "--seeds", "1", "--settings-per-method", "1", "--output", str(tmp_path / "c")]
+    assert cli.main(compared) == 0
+    found = capsys.readouterr()
+    assert (found.out + found.err).count("tokens of a batch") == 1
+    for name in ("report.md", "report.html"):
+        page = (tmp_path / "c" / name).read_text(encoding="utf-8")
+        assert "with source a.de, target a.en" in page
+
+
+def test_what_goes_wrong_in_measuring_does_not_cost_the_weights(tmp_path, files, monkeypatch):
+    def broken(*args: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Translation, "at_the_end", broken)
+    with pytest.raises(ZeroDivisionError):
+        trials.run(text_trial(files, set={"steps": 1}), tmp_path / "run")
+    assert load_file(tmp_path / "run" / trials.WEIGHTS)
+
+
 def test_places_of_like_length_make_batches():
     found = list(by_length(torch.tensor([5, 1, 4, 9, 2]), 9))
     assert found == [[1, 4], [2], [0], [3]]
@@ -213,7 +362,7 @@ class Piped:
     """Standard input from bytes."""
 
     def __init__(self, content: bytes) -> None:
-        self.buffer = io.BytesIO(content)
+        self.buffer = io.BufferedReader(io.BytesIO(content))
 
     def isatty(self) -> bool:
         return False
@@ -235,10 +384,67 @@ def test_translate_keeps_the_numbers_of_lines(trained, monkeypatch, capsys):
     assert len(lines) == 6
     assert lines[1] == ""
     assert "Line 3 is not UTF-8 (byte 8)" in found.err
-    assert "1 of 5 sources are longer" in found.err
+    assert "Line 4 is longer than the 1,024 pieces that are read, and was cut." in found.err
     one_by_one = translate(monkeypatch, capsys, trained, content, "--together", "1", "--beam", "2")
     assert one_by_one.out == found.out
     assert translate(monkeypatch, capsys, trained, b"").out == ""
+
+
+def test_the_first_of_many_lines_that_are_cut_is_told(trained, monkeypatch, capsys):
+    monkeypatch.setattr(decoding, "_positions", lambda model: (4, 4))
+    found = translate(
+        monkeypatch, capsys, trained, b"sieben\n" * 2 + b"sieben sieben sieben sieben\n" * 3, "--together", "2"
+    )
+    assert found.err.splitlines() == [
+        "2 lines are longer than the 4 pieces that are read, and were cut; the first is line 3.",
+        "Line 5 is longer than the 4 pieces that are read, and was cut.",
+    ]
+
+
+def test_translations_are_utf_8_whatever_the_locale(trained, monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(Translation, "translated", lambda *args, **options: ["fünf"])
+    monkeypatch.setattr(sys, "stdin", Piped(b"five\n"))
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert cli.main(["translate", str(trained)]) == 0
+    assert written.getvalue().decode() == "fünf\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="whether a pipe can be read is not told there")
+def test_lines_are_taken_as_they_come():
+    read, write = os.pipe()
+    with open(read, "rb") as stream:
+        chunks = lines_of._chunks(stream, 2)
+        os.write(write, b"a\nb")
+        assert next(chunks) == [b"a"]
+        os.write(write, b"c\n\nd\n")
+        assert next(chunks) == [b"bc", b""]
+        assert next(chunks) == [b"d"]
+        os.write(write, b"e")
+        os.close(write)
+        assert list(chunks) == [[b"e"]]
+    assert list(lines_of._chunks(io.BufferedReader(io.BytesIO(b"x\n" * 5)), 2)) == [[b"x", b"x"], [b"x", b"x"], [b"x"]]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="whether a pipe can be read is not told there")
+def test_who_waits_for_a_translation_gets_it_and_may_leave(trained):
+    command = [sys.executable, "-m", "labo", "translate", str(trained)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
+        watch = threading.Timer(60, process.kill)
+        watch.start()
+        for line in (b"sieben\n", b"\n"):
+            process.stdin.write(line)
+            process.stdin.flush()
+            assert process.stdout.readline().endswith(b"\n")
+        process.stdout.close()
+        process.stdin.write(b"sieben\n")
+        process.stdin.close()
+        process.wait()
+        assert process.stderr.read() == b""
+        watch.cancel()
 
 
 @pytest.mark.parametrize(
@@ -258,11 +464,52 @@ def test_commands_that_do_not_fit_are_refused(trained, capsys, arguments, told):
     assert told in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["tsv", "folder"])
+def test_a_run_translates_when_its_data_and_its_networks_configuration_have_gone(
+    tmp_path, files, kind, monkeypatch, capsys
+):
+    pairs = numbers.draw(0, PAIRS, "de", "en")["train"]
+    home = tmp_path / "data"
+    home.mkdir()
+    given: dict[str, Any] = {"data": str(home), "max_length": 40, "source_language": "de", "target_language": "en"}
+    if kind == "tsv":
+        given["data"] = str(home / "mine.tsv")
+        lines = (f"{one}\t{other}\n" for one, other in zip(pairs.source, pairs.target, strict=True))
+        (home / "mine.tsv").write_text("".join(lines), encoding="utf-8")
+    else:
+        for side in ("source", "target"):
+            ending = given[f"{side}_language"]
+            (home / f"train.{ending}").write_bytes(Path(files[side]).read_bytes())
+    model = saved("bart" if kind == "tsv" else "marian", tmp_path / "configuration")
+    trials.run(text_trial(given, set={"steps": 2, "model": model}), tmp_path / "run")
+    before = translate(monkeypatch, capsys, tmp_path / "run", b"sieben\n")
+    assert before.status == 0
+    about = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    assert about["files"] == ["config.json", "sentencepiece.model"]
+    assert str(tmp_path) not in (tmp_path / "run" / "config.json").read_text(encoding="utf-8")
+    shutil.rmtree(home)
+    shutil.rmtree(tmp_path / "configuration")
+    assert translate(monkeypatch, capsys, tmp_path / "run", b"sieben\n").out == before.out
+    assert cli.main(["evaluate", str(tmp_path / "run")]) == 2
+    assert "No such file or folder" in capsys.readouterr().err
+
+
 def test_evaluate_shows_how_bleu_moves_with_the_beam(trained, capsys):
     assert cli.main(["evaluate", str(trained), "--beams", "1,2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert set(found["beams"]) == {"1", "2"}
     assert found["beams"]["2"]["bleu"] == pytest.approx(found["metrics"]["bleu"])
+    signed = json.loads((trained / trials.RECORD).read_text())["signatures"]
+    assert found["signatures"] == signed
+    assert cli.main(["evaluate", str(trained), "--beams", "1"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[-2:] == [f"BLEU: {signed['bleu']}", f"chrF: {signed['chrf']}"]
+
+
+def test_a_tuning_record_has_the_signature_of_what_it_is_chosen_by(tmp_path, files):
+    record = trials.run(text_trial(files, tuning=True, set={"steps": 1}), tmp_path / "run")
+    assert set(record["validation"]) == {"bleu", "nll", "nll_scaled", "ece"}
+    assert record["signatures"] == {"bleu": signatures()["bleu"]}
 
 
 def test_evaluate_on_files_of_ones_own(trained, files, capsys):
@@ -286,6 +533,13 @@ def test_a_damaged_vocabulary_is_told(trained, tmp_path, capsys):
     (run / trials.WEIGHTS).write_bytes(weights[: len(weights) // 2])
     assert cli.main(["evaluate", str(run)]) == 2
     assert "are damaged" in capsys.readouterr().err
+
+
+def test_options_that_are_texts_are_read_as_texts():
+    texts = ["source_language=no", "target_language=nan", "validation_source=5", "joint=no", "max_length=40"]
+    assert options.task("translation", texts)[1] == {
+        "source_language": "no", "target_language": "nan", "validation_source": "5", "joint": False, "max_length": 40
+    }  # fmt: skip
 
 
 def test_the_embedded_task_is_registered():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,6 +44,7 @@ def evaluate(
     The temperature is fitted on the validation split, as it is.
     """
     from labo.experiment import runs
+    from labo.report.measures import present
 
     loaded = runs.load(run)
     asked = options.shifts([loaded.about["task"]], shift, severity)
@@ -54,9 +56,13 @@ def evaluate(
     classes = _of_classes(loaded, examples) if loaded.classes and (per_class or as_json) else []
     worse = None if asked is None else _shifted(loaded, examples, asked)
     by_beam = {f"  beam {width}": loaded.search_scores(examples, width) for width in widths}
+    signatures = loaded.judge.signatures()
     what = split if data is None else data.name
+    for note in loaded.notes(examples, what):
+        print(note, file=sys.stderr)
     if as_json:
         told = {"run": str(run), "data": what, "metrics": found, "classes": classes}
+        told |= {"signatures": signatures} if signatures else {}
         told |= {} if worse is None else {"shifted": worse}
         told |= {"beams": {str(w): by_beam[f"  beam {w}"] for w in widths}} if widths else {}
         print(json.dumps(told, indent=1))
@@ -66,6 +72,8 @@ def evaluate(
     rows |= by_beam
     print(scores.table(rows))
     print(f"\ntemperature {found['temperature']:.3f}, fitted on validation")
+    for measure in present(set(signatures)):
+        print(f"{measure.label}: {signatures[measure.key]}")
     if worse is not None:
         severities = worse["severities"]
         told = (

@@ -83,11 +83,12 @@ OWN = ("data", "source", "target", "split", "train_size", "label_noise", "skip_u
 def task(name: str | None, texts: list[str] | None, **options: Any) -> tuple[str, dict[str, Any]]:
     """(task, its options) from what was given; `texts` are KEY=VALUE. Options that were not given are left out."""
     from labo.experiment import settings as flat
+    from labo.tasks.registry import TEXTS
 
     given = {
         key: str(value) if isinstance(value, Path) else value for key, value in options.items() if value is not None
     }
-    for key, value in flat.parse(texts or [], "--option").items():
+    for key, value in flat.parse(texts or [], "--option", as_text=TEXTS).items():
         if key in OWN:
             raise UserError(f"Give --{key.replace('_', '-')} {value} in place of --option {key}={value}.")
         given[key] = value

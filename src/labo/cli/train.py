@@ -101,7 +101,7 @@ def _asked(
         teacher_folder=taught,
         **kept,
     )
-    return asked, made.splits(seed).notes
+    return asked, made.notes(made.splits(seed), settings)
 
 
 def _follow(asked: Trial, folder: Path) -> int:

@@ -24,9 +24,13 @@ def results(
         if held_out is not None:
             return {"held_out": folds.keep(model, held_out, folder)}
         if trial.tuning:
-            return {"validation": judge.for_tuning(model, splits.validation)}
+            validation = judge.for_tuning(model, splits.validation)
+            signed = {name: told for name, told in judge.signatures().items() if name in validation}
+            return {"validation": validation, **({"signatures": signed} if signed else {})}
+        # First the weights: what goes wrong in measuring shall not cost the training.
+        checkpoint.save_weights(model, folder / WEIGHTS)
         found = judge.at_the_end(model, loss, splits, folder)
     except NoNumbersError:
+        (folder / WEIGHTS).unlink(missing_ok=True)  # a failed run keeps none
         return failed(DivergedError(step, "the trained network gives logits that are no numbers"))
-    checkpoint.save_weights(model, folder / WEIGHTS)
     return {**found, "step": step}

@@ -61,7 +61,9 @@ class Plan:
                 build(self._trial(method, 0, settings), self.task, splits)
         self.taught = [name for name in asked.methods if self._needs_teacher(name)]
         self.teacher = flat.resolve(defaults, TEACHER, asked.set)
-        for note in (*splits.notes, *_majority(splits)):
+        tried = (settings for among in self.candidates.values() for settings in among)
+        notes = dict.fromkeys(note for settings in tried for note in self.task.notes(splits, settings))
+        for note in (*notes, *_majority(splits)):
             say(note)
 
     def written(self) -> dict[str, Any]:

@@ -73,10 +73,10 @@ class Run:
         """The trained network."""
         from labo.experiment import checkpoint
 
-        settings = self.settings
-        if settings.get("pretrained"):
-            settings["pretrained"] = False  # the run's own weights come over them
         try:
+            settings = self.task.saved_settings(self.settings, self.folder)
+            if settings.get("pretrained"):
+                settings = {**settings, "pretrained": False}  # the run's own weights come over them
             model = self.task.model(self.classes, self.about["preprocessing"], settings)
         except KeyError as error:
             raise UserError(f"The {trial.RUN} in '{self.folder}' is damaged: its settings lack {error}.") from error
@@ -139,6 +139,10 @@ class Run:
             UserError: as `examples`.
         """
         return self.scores(self.examples(split))
+
+    def notes(self, examples: Any, what: str) -> tuple[str, ...]:
+        """Sentences that the user should see beside the scores of examples, which are called `what`."""
+        return self.judge.notes(self.model, examples, what)
 
     def search_scores(self, examples: Any, beam: int) -> dict[str, float]:
         """BLEU and chrF of the translations of examples by a beam of another width."""

@@ -26,8 +26,10 @@ EXTRAS |= {"start_after": 0, "start_with": "none"}
 LENGTHS = ("epochs", "steps")
 
 
-def parse(texts: Iterable[str], option: str = "--set") -> Settings:
+def parse(texts: Iterable[str], option: str = "--set", *, as_text: Sequence[str] = ()) -> Settings:
     """`key=value` texts to settings; values are read as YAML reads them, so 0.1, .inf, inf, true and texts do.
+
+    Those of the keys `as_text` are taken as they stand: `no` is a language there, and false anywhere else.
 
     Raises:
         UserError: a text is not key=value, or a key comes twice.
@@ -44,7 +46,7 @@ def parse(texts: Iterable[str], option: str = "--set") -> Settings:
             raise UserError(f"Expected {option} KEY=VALUE, but got '{text}'.")
         if key in found:
             raise UserError(f"{option} {key} is given twice.")
-        found[key] = _value(value.strip())
+        found[key] = value.strip() if key in as_text else _value(value.strip())
     return found
 
 
@@ -153,6 +155,8 @@ def _check_training(settings: Mapping[str, Any]) -> None:
         ("patience", -1, True),
         ("start_after", -1, True),
         ("learning_rate", 0, False),
+        ("beam", 0, True),
+        ("length_penalty", -math.inf, False),
     ):
         if key in settings:
             _number(key, settings[key], above=least, whole=whole)
@@ -161,6 +165,8 @@ def _check_training(settings: Mapping[str, Any]) -> None:
     for key, choices in CHOICES.items():
         if key in settings and settings[key] not in choices:
             raise unknown(key, settings[key], choices)
+    if settings.get("start_with", "none") != "none" and not settings.get("start_after"):
+        raise UserError("Setting `start_with` says what a run begins with: give `start_after` STEPS with it.")
     for key in SHARES:
         if key in settings and not 0 <= settings[key] < 1:
             raise UserError(f"Expected setting `{key}` to be in [0, 1), but got {settings[key]!r}.")
@@ -170,5 +176,5 @@ def _number(key: str, value: Any, *, above: float, whole: bool) -> None:
     fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > above
     if not fits or (whole and value != int(value)):
         kind = "a whole number" if whole else "a finite number"
-        least = "of at least 0" if above < 0 else f"above {above:g}"
-        raise UserError(f"Expected setting `{key}` to be {kind} {least}, but got {value!r}.")
+        least = "" if above == -math.inf else " of at least 0" if above < 0 else f" above {above:g}"
+        raise UserError(f"Expected setting `{key}` to be {kind}{least}, but got {value!r}.")

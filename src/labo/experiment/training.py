@@ -21,7 +21,7 @@ from labo import ranks
 from labo.errors import UserError
 from labo.experiment import averaging, checkpoint, feeding, optimization
 from labo.experiment.averaging import Average
-from labo.experiment.judges import Judge
+from labo.experiment.judges import Judge, NoNumbersError
 from labo.experiment.trainer import Augment, RunTrainer
 from labo.experiment.trainer import DivergedError as DivergedError
 from labo.integrations import heads
@@ -67,7 +67,7 @@ def train(
 
     Raises:
         DivergedError: the loss became NaN or infinite.
-        UserError: the checkpoint to continue from is damaged.
+        UserError: the checkpoint to continue from is damaged, or the regularizer would begin after the last step.
     """
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     transformers.utils.logging.set_verbosity_error()
@@ -95,6 +95,8 @@ def train(
             trainer.train(resume_from_checkpoint=str(start) if start else None)
         except UserError as error:
             raise feeding.told(error) from error
+        except _LostPatience:
+            pass  # before the kill that this run goes on from
     # What is measured now is measured as it will be later: in the precision of the weights.
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     if settings.get("average_epochs"):
@@ -168,12 +170,16 @@ class _Watch(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        _require_regularized(self.settings, state.max_steps)
         if not state.global_step:
             return
         history: list[Any] = state.log_history
         self._losses = next((entry[_LOSSES] for entry in reversed(history) if _LOSSES in entry), [])
         if self.options.checkpoint == "best":
             self._best, self.best_step = checkpoint.read_best(self.folder / checkpoint.BEST)
+        # Asked to stop here, the Trainer would do so after another step only, and this run an epoch.
+        if self.settings.get("patience") and ranks.shared(self._lost_patience):
+            raise _LostPatience
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not (state.epoch or 0.0).is_integer():  # else when the epoch has been measured
@@ -194,12 +200,22 @@ class _Watch(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if ranks.first():
-            self._write(state, kwargs["model"], kwargs["optimizer"].param_groups[0]["lr"])
+        rate = kwargs["optimizer"].param_groups[0]["lr"]
+        failure = ranks.shared(lambda: self._failure(state, kwargs["model"], rate))
+        if failure is not None:
+            raise failure
         self._losses, self._nlls = [], []
         if self.settings.get("patience") and ranks.shared(self._lost_patience):
             control.should_training_stop = True
         self._ask_to_save(state, control)
+
+    def _failure(self, state: TrainerState, model: nn.Module, rate: float) -> DivergedError | None:
+        """Write a line of the curve; returned and not raised is what all processes shall end by."""
+        try:
+            self._write(state, model, rate)
+        except DivergedError as failure:
+            return failure
+        return None
 
     def _write(self, state: TrainerState, model: nn.Module, rate: float) -> None:
         """A line of the curve."""
@@ -236,11 +252,30 @@ class _Watch(TrainerCallback):
 
     def _measure(self, model: nn.Module, step: int) -> dict[str, float]:
         best = self.options.checkpoint == "best"
-        measured, value = self.judge.of_epoch(model, self.validation, best=best)
+        try:
+            measured, value = self.judge.of_epoch(model, self.validation, best=best)
+        except NoNumbersError as error:
+            raise DivergedError(
+                step, "the network gives logits that are no numbers for the validation split"
+            ) from error
         if best and value < self._best:
             self._best, self.best_step = value, step
             checkpoint.save_weights(model, self.folder / checkpoint.BEST, value=value, step=step)
         return measured
+
+
+class _LostPatience(Exception):  # noqa: N818 (no error: training is over)
+    """A run that is resumed and whose training had come to its end."""
+
+
+def _require_regularized(settings: Mapping[str, Any], steps: int) -> None:
+    """Refuse a regularizer that begins when training is over."""
+    start = settings.get("start_after", 0)
+    if start >= steps:
+        raise UserError(
+            f"Expected setting `start_after` to be below the {steps} steps of this run, or nothing is trained by its "
+            f"method, but got {start}."
+        )
 
 
 def _cut_curve(path: Path, step: int) -> None:

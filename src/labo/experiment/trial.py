@@ -154,10 +154,11 @@ def _run(trial: Trial, folder: Path, progress: Any) -> dict[str, Any]:
     splits, held_out = folds.cut(splits, trial.fold, trial.seed) if trial.fold else (splits, None)
     model, loss = build(trial, task, splits)
     taught = teaching.teach(trial, loss.regularizer, splits)
-    ranks.shared(lambda: _describe(trial, splits, folder))
+    tuned, _ = flat.split(trial.settings, trial.method)
+    files = {**splits.files, **task.model_files(model, tuned)}
+    ranks.shared(lambda: _describe(trial, splits, files, folder))
     record = {key: trial.identity()[key] for key in ("task", "method", "seed", "settings")}
     options = training.Options(trial.checkpoint, trial.curves, trial.save_seconds)
-    tuned, _ = flat.split(trial.settings, trial.method)
     judge = judge_of(task.kind, splits.preprocessing, splits.files, tuned)
     try:
         step = training.train(
@@ -180,8 +181,8 @@ def _run(trial: Trial, folder: Path, progress: Any) -> dict[str, Any]:
     return record | {"seconds": seconds, "versions": machine.versions()}
 
 
-def _describe(trial: Trial, splits: Any, folder: Path) -> None:
-    """Write down what the run is, and the files that its task needs to read new inputs."""
+def _describe(trial: Trial, splits: Any, files: Mapping[str, bytes], folder: Path) -> None:
+    """Write down what the run is, and the files that its task needs to read new inputs and build its network."""
     from labo import machine, ranks
 
     about = {"classes": splits.classes, "preprocessing": splits.preprocessing, "versions": machine.versions()}
@@ -189,10 +190,10 @@ def _describe(trial: Trial, splits: Any, folder: Path) -> None:
         about["class_counts"] = splits.train.class_counts(splits.size).tolist()
     if ranks.together() > 1:
         about["processes"] = ranks.together()
-    if splits.files:
-        about["files"] = sorted(splits.files)
+    if files:
+        about["files"] = sorted(files)
     write_object(folder / RUN, {**trial.identity(), **about})
-    for name, content in splits.files.items():
+    for name, content in files.items():
         write_bytes(folder / name, content)
 
 

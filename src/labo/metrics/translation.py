@@ -51,6 +51,19 @@ def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, s
     return _scored("chrf", hypotheses, references)
 
 
+def signatures() -> dict[str, str]:
+    """What sacreBLEU says of how `bleu` and `chrf` score, by their names: the same for any text.
+
+    Raises:
+        UserError: sacreBLEU is not there.
+
+    Example:
+        >>> signatures()["bleu"].split("|version")[0]
+        'nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp'
+    """
+    return {name: _scored(name, ["a"], ["a"])[1] for name in METRICS}  # it tells once it has scored
+
+
 def paired_bootstrap(
     baseline: Sequence[str],
     system: Sequence[str],

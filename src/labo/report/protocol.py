@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from labo.report.reading import Recorded
 from labo.report.verdict import LEVEL, Summary, TaskSummary
+from labo.tasks.registry import TEXTS
 
 
 def paragraphs(recorded: Recorded, summary: Summary) -> list[str]:
@@ -200,5 +202,7 @@ def _short(value: Any) -> str:
 
 
 def _without_place(key: str, value: Any) -> str:
-    # A report is shown to others; where the file lay on one machine is no business of theirs.
-    return _short(str(value).replace("\\", "/").rpartition("/")[2] if key == "data" else value)
+    # A report is shown to others; where the file lay on one machine is no business of theirs. A target that is no whole
+    # path is a column, in whose name a slash is one.
+    whole = key in TEXTS and (PurePosixPath(str(value)).is_absolute() or PureWindowsPath(str(value)).is_absolute())
+    return _short(str(value).replace("\\", "/").rpartition("/")[2] if key == "data" or whole else value)

@@ -125,6 +125,18 @@ class Task(ABC):
     ) -> nn.Module:
         """A network with fresh weights from torch's global generator: forward(features) gives logits (N, C)."""
 
+    def model_files(self, model: nn.Module, settings: Mapping[str, Any]) -> Mapping[str, bytes]:
+        """What to save beside a run, by file name, to build its network again where the settings do not say it all."""
+        return {}
+
+    def saved_settings(self, settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+        """The settings that build a run's network again, by what `model_files` left in its folder."""
+        return dict(settings)
+
+    def notes(self, splits: Splits, settings: Mapping[str, Any]) -> tuple[str, ...]:
+        """Sentences that the user should see before a network is trained with these settings."""
+        return splits.notes
+
     def augmentation(self, splits: Splits, settings: Mapping[str, Any]) -> Any:
         """What makes of a training batch's (features, labels) those that are trained on; None for themselves."""
         return None

@@ -16,6 +16,8 @@ _IMAGES = ("data", "fetch", "image_size", "validation_size", "skip_unreadable", 
 _TEXT = ("vocabulary_size", "vocabulary_kind", "joint", "max_length", "max_ratio", *_DRAWN)
 _FILES = ("source", "target", "validation_source", "validation_target", "test_source", "test_target", "data", "fetch")
 _LANGUAGES = ("source_language", "target_language")
+# Options whose values are texts, whatever they look like: `no` is Norwegian, and 5 may be a file.
+TEXTS = (*_LANGUAGES, *(name for name in _FILES if name != "fetch"))
 _CORPORA = {
     "iwslt14": ("IWSLT 2014, talks", ("de-en", "en-de")),
     "iwslt17": ("IWSLT 2017, talks", ("fr-en", "en-fr")),

@@ -36,7 +36,11 @@ class Judge(ABC):
 
     @abstractmethod
     def of_epoch(self, model: nn.Module, examples: Any, *, best: bool) -> tuple[dict[str, float], float]:
-        """(what the curve says of the validation split, what the best epoch has least of; with `best` alone)."""
+        """(what the curve says of the validation split, what the best epoch has least of; with `best` alone).
+
+        Raises:
+            NoNumbersError: there is nothing to measure.
+        """
 
     @abstractmethod
     def for_tuning(self, model: nn.Module, examples: Any) -> dict[str, float]:
@@ -57,6 +61,14 @@ class Judge(ABC):
     @abstractmethod
     def scores(self, model: nn.Module, examples: Any, temperature: float) -> dict[str, float]:
         """The measures of any examples, raw and ("…_scaled") at a temperature fitted before."""
+
+    def signatures(self) -> dict[str, str]:
+        """How measures were made that others make otherwise, by their names."""
+        return {}
+
+    def notes(self, model: nn.Module, examples: Any, what: str) -> tuple[str, ...]:
+        """Sentences that the user should see beside the scores of examples, which are called `what`."""
+        return ()
 
     def examples(self, read: Any) -> Any:
         """What a task's `read_examples` gave, as it is measured."""

@@ -14,12 +14,13 @@ from labo.experiment import translations
 from labo.experiment.judges import soft_sentences
 from labo.experiment.judges.base import Judge, NoNumbersError
 from labo.metrics.temperature import fit_temperature
-from labo.metrics.translation import TokenScores, bleu, chrf
+from labo.metrics.translation import TokenScores, bleu, chrf, signatures
 from labo.networks import logits_of
 from labo.storage import write_object
 from labo.tasks.translation.decoding import translate
+from labo.tasks.translation.models import limits_of
 from labo.tasks.translation.pairs import Pairs
-from labo.tasks.translation.sentences import Sentences
+from labo.tasks.translation.sentences import Sentences, said_of_cut
 from labo.tasks.translation.vocabulary import Vocabulary
 
 # So many logits, evenly spaced over the validation tokens, tell the temperature.
@@ -32,7 +33,8 @@ class Translation(Judge):
     """A sentence an example.
 
     `settings` may have `beam` and `length_penalty`. Translations of an epoch are greedy: they are quicker, and choose
-    the epoch alone. BLEU and chrF are of plain text against the raw lines, with sacreBLEU's signatures.
+    the epoch alone. BLEU and chrF are of plain text against the raw lines, with sacreBLEU's signatures. Of a side that
+    is longer than the network takes, the beginning is read.
     """
 
     @cached_property
@@ -43,6 +45,14 @@ class Translation(Judge):
     def examples(self, read: Any) -> Any:
         """See `Judge.examples`: pairs of text, encoded."""
         return Sentences.of(read, self.vocabulary) if isinstance(read, Pairs) else read
+
+    def signatures(self) -> dict[str, str]:
+        """See `Judge.signatures`: sacreBLEU's."""
+        return signatures()
+
+    def notes(self, model: Any, examples: Any, what: str) -> tuple[str, ...]:
+        """See `Judge.notes`: pairs that are cut."""
+        return said_of_cut(examples, _limits(model), what)
 
     def of_epoch(self, model: nn.Module, examples: Any, *, best: bool) -> tuple[dict[str, float], float]:
         """See `Judge.of_epoch`: the best epoch has the highest BLEU."""
@@ -62,12 +72,13 @@ class Translation(Judge):
         """See `Judge.at_the_end`: the translations of the test split are kept too, with their references."""
         temperature = self.temperature(model, splits.validation)
         hypotheses = self.translations(model, splits.test)
-        metrics, tokens, signatures = self._measured(model, splits.test, hypotheses, temperature)
+        metrics, tokens = self._measured(model, splits.test, hypotheses, temperature)
         translations.write(folder, hypotheses, splits.test.target_text)
-        shown = soft_sentences.of(model, loss.regularizer, splits.validation, self.vocabulary)
+        known = splits.validation.cut(_limits(model))
+        shown = soft_sentences.of(model, loss.regularizer, known, self.vocabulary)
         figures = {"classes": [], "temperature": temperature, "reliability": tokens, "labels": None}
         write_object(folder / "figures.json", {**figures, "sentences": shown})
-        return {"metrics": metrics, "signatures": signatures}
+        return {"metrics": metrics, "signatures": self.signatures()}
 
     def scores(self, model: nn.Module, examples: Any, temperature: float) -> dict[str, float]:
         """See `Judge.scores`."""
@@ -75,15 +86,13 @@ class Translation(Judge):
 
     def _measured(
         self, model: nn.Module, examples: Any, hypotheses: Sequence[str], temperature: float
-    ) -> tuple[dict[str, float], dict[str, Any], dict[str, str]]:
-        """(metrics, reliability raw and scaled, signatures)."""
-        found = {"bleu": bleu(hypotheses, examples.target_text), "chrf": chrf(hypotheses, examples.target_text)}
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        """(metrics, reliability raw and scaled)."""
+        metrics = {name: score(hypotheses, examples.target_text)[0] for name, score in (("bleu", bleu), ("chrf", chrf))}
         plain, scaled = self.tokens(model, examples, (1.0, temperature))
-        metrics = {name: score for name, (score, _) in found.items()}
         metrics |= {"nll": plain["nll"], "perplexity": plain["perplexity"], "ece": plain["ece"]}
         metrics |= {"nll_scaled": scaled["nll"], "ece_scaled": scaled["ece"], "temperature": temperature}
-        reliability = {"raw": plain["reliability"], "scaled": scaled["reliability"]}
-        return metrics, reliability, {name: signature for name, (_, signature) in found.items()}
+        return metrics, {"raw": plain["reliability"], "scaled": scaled["reliability"]}
 
     def search_scores(self, model: nn.Module, examples: Any, beam: int) -> dict[str, float]:
         """BLEU and chrF of translations by a beam of this width."""
@@ -116,11 +125,11 @@ class Translation(Judge):
 
     def temperature(self, model: nn.Module, examples: Any) -> float:
         """The temperature with the least NLL on some tokens of the examples."""
-        total = int(examples.target.lengths.sum())
+        total = int(examples.cut(_limits(model)).target.lengths.sum())
         stride = max(1, -(-total * self.preprocessing["vocabulary_size"] // TEMPERATURE_ELEMENTS))
         kept, seen = [], 0
         for logits, labels in self._logits(model, examples):
-            places = torch.arange(-seen % stride, len(labels), stride)
+            places = torch.arange(len(labels))[-seen % stride :: stride]  # none where the batch ends before the next
             kept.append((logits[places], labels[places]))
             seen += len(labels)
         return fit_temperature(torch.cat([part for part, _ in kept]), torch.cat([part for _, part in kept]))
@@ -129,6 +138,7 @@ class Translation(Judge):
         """(logits (n, V) float32, labels (n,)) of the tokens of examples, some sentences at a time, on the CPU."""
         device, training = next(model.parameters()).device, model.training
         model.eval()
+        examples = examples.cut(_limits(model))
         budget = max(1, SCORED_ELEMENTS // self.preprocessing["vocabulary_size"])
         try:
             for places in by_length(examples.lengths, budget):
@@ -141,6 +151,10 @@ class Translation(Judge):
                 yield logits, labels[labels >= 0].cpu()
         finally:
             model.train(training)
+
+
+def _limits(model: Any) -> tuple[int | None, int | None]:
+    return limits_of(model.config)
 
 
 def rows(ragged: Any) -> Iterator[Tensor]:

@@ -23,7 +23,7 @@ class TokenBatches(Sampler[list[int]]):
     Lengths are rounded up so that only their first four binary digits count (up to 16 not at all, 17 to 18, 33 to 36,
     at most an eighth), and sentences of one rounded length are shuffled. Batches are cut from the sorted rounded
     lengths, which are the same every epoch: so is their number, and a batch has a place in the order that depends on
-    (seed, epoch) alone. A sentence longer than the budget is a batch of its own; `notes` tell how many there are.
+    (seed, epoch) alone. A sentence longer than the budget is a batch of its own; see `over_budget`.
 
     Raises:
         UserError: a budget below 1, or fewer than `least` sentences.
@@ -45,13 +45,6 @@ class TokenBatches(Sampler[list[int]]):
         # One that fits the budget must not be said to exceed it by the rounding.
         self._lengths = np.where(true <= budget, np.minimum(_rounded(true), budget), true)
         self._starts = _cuts(np.sort(self._lengths), budget, least)
-        alone = int((true > budget).sum())
-        self.notes: tuple[str, ...] = ()
-        if alone:
-            self.notes = (
-                f"{alone:,} pairs have more than {budget:,} tokens, the longest {int(true.max()):,}: each is a batch "
-                "of its own.",
-            )
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch the next iteration is; it does not count by itself."""
@@ -67,6 +60,26 @@ class TokenBatches(Sampler[list[int]]):
         ends = np.append(self._starts[1:], len(order))
         for place in draw.permutation(len(self._starts)):
             yield order[self._starts[place] : ends[place]].tolist()
+
+
+def over_budget(lengths: Tensor, budget: int) -> tuple[str, ...]:
+    """What is to be said of pairs that are longer than the budget of a batch: a sentence or none.
+
+    Args:
+        lengths, budget: as in `TokenBatches`.
+
+    Example:
+        >>> import torch
+        >>> over_budget(torch.tensor([3, 9, 17]), 16)
+        ('1 training pairs have more than the 16 tokens of a batch, the longest 17: each is a batch of its own.',)
+    """
+    alone = int((lengths > budget).sum())
+    if not alone:
+        return ()
+    return (
+        f"{alone:,} training pairs have more than the {budget:,} tokens of a batch, the longest "
+        f"{int(lengths.max()):,}: each is a batch of its own.",
+    )
 
 
 def _rounded(lengths: np.ndarray) -> np.ndarray:

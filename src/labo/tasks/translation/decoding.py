@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from labo.errors import UserError
-from labo.tasks.translation.models import POSITIONS
+from labo.tasks.translation.models import POSITIONS, limits_of
 
 # Of a batch: pieces of the sources times the beam, padding included.
 BATCH_TOKENS = 16_384
@@ -30,7 +30,7 @@ def translate(
     max_source: int | None = None,
     batch_tokens: int = BATCH_TOKENS,
     progress: Callable[[int], None] | None = None,
-    told: Callable[[str], None] | None = None,
+    told: Callable[[list[int], int], None] | None = None,
 ) -> list[list[int]]:
     """Translate sources with a network that `models.build` made; an empty source has an empty translation.
 
@@ -50,7 +50,7 @@ def translate(
         batch_tokens: the budget of a batch: its longest source times its sources times the beam. A source that is
             longer than that by itself is a batch.
         progress: called now and then with how many sources more are done.
-        told: called with a sentence where sources were cut.
+        told: called where sources were cut, with the places of these and how many pieces are read of each.
 
     Returns:
         The pieces of each translation, without begin and end marks.
@@ -67,8 +67,7 @@ def translate(
     search = _Search(beam, length_penalty, max_ratio, max_more, max_source, batch_tokens)
     read, cut = _prepared(sources, model, search)
     if cut and told:
-        limit = _limit(model, search)
-        told(f"{cut:,} of {len(read):,} sources are longer than the {limit:,} pieces that are read, and were cut.")
+        told(cut, _limit(model, search))
     found: list[list[int]] = [[] for _ in read]
     empty = sum(not ids for ids in read)
     if empty and progress:
@@ -113,20 +112,22 @@ class _Search:
         return int(self.max_ratio * source) + self.max_more
 
 
-def _positions(model: Any) -> int:
-    """How many pieces the network reads; those that know no bound are given one, as memory grows with its square."""
-    known = ("max_encoder_position_embeddings", "max_position_embeddings")
-    return next((getattr(model.config, name) for name in known if hasattr(model.config, name)), POSITIONS)
+def _positions(model: Any) -> tuple[int, int]:
+    """(pieces read of a source, of a target); those without a bound are given one, as memory grows with its square."""
+    source, target = limits_of(model.config)
+    return source or POSITIONS, target or POSITIONS
 
 
 def _limit(model: nn.Module, search: _Search) -> int:
-    return min(_positions(model), search.max_source or _positions(model))
+    positions, _ = _positions(model)
+    return min(positions, search.max_source or positions)
 
 
-def _prepared(sources: Sequences, model: Any, search: _Search) -> tuple[list[list[int]], int]:
-    """What is read of each source, without its end mark, and how many were cut."""
+def _prepared(sources: Sequences, model: Any, search: _Search) -> tuple[list[list[int]], list[int]]:
+    """What is read of each source, without its end mark, and the places of those that were cut."""
     limit, end, size = _limit(model, search), model.config.eos_token_id, model.get_input_embeddings().num_embeddings
-    read, cut = [], 0
+    read: list[list[int]] = []
+    cut: list[int] = []
     for place, source in enumerate(sources):
         ids = [int(piece) for piece in source]
         if ids and ids[-1] == end:
@@ -134,7 +135,8 @@ def _prepared(sources: Sequences, model: Any, search: _Search) -> tuple[list[lis
         if ids and not 0 <= min(ids) <= max(ids) < size:
             wrong = min(ids) if min(ids) < 0 else max(ids)
             raise UserError(f"Expected pieces from 0 to {size - 1} in source {place}, but got {wrong}.")
-        cut += len(ids) >= limit
+        if len(ids) >= limit:
+            cut.append(place)
         read.append(ids[: limit - 1])
     return read, cut
 
@@ -160,7 +162,7 @@ def _searched(model: Any, read: Sequences, search: _Search) -> list[list[int]]:
     mask = (torch.arange(input_ids.shape[1]) < lengths.unsqueeze(1)).long()
     ranking = {"length_penalty": float(search.length_penalty), "early_stopping": False} if search.beam > 1 else {}
     # The begin mark takes a position; the end mark is one piece more than the translation has.
-    most = min(search.longest(max(map(len, read))) + 1, _positions(model) - 1)
+    most = min(search.longest(max(map(len, read))) + 1, _positions(model)[1] - 1)
     asked = GenerationConfig(
         num_beams=search.beam,
         do_sample=False,

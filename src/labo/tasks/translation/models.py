@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from labo.networks import logits_of
 # The longest sentence, in pieces, that a preset's table of positions is made for.
 POSITIONS = 1024
 DROPOUTS = ("dropout", "attention_dropout", "activation_dropout")
-_OUTSIDE = "hf/"
+OUTSIDE = "hf/"
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def describe(name: str) -> str:
     Raises:
         UserError: there is none of this name.
     """
-    if name.startswith(_OUTSIDE):
+    if name.startswith(OUTSIDE):
         return "a Transformers encoder-decoder with fresh weights, hf/MODEL_TYPE, hf/FOLDER or hf/NAME"
     return _preset(name).summary
 
@@ -97,9 +98,49 @@ def build(name: str, preprocessing: Mapping[str, Any], settings: Mapping[str, An
         value = settings.get(key, 0.0)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
             raise UserError(f"Expected setting `{key}` to be in [0, 1), but got {value!r}.")
-    if name.startswith(_OUTSIDE):
+    if name.startswith(OUTSIDE):
         return _from_transformers(name, preprocessing, settings)
     return _from_preset(_preset(name), preprocessing, settings)
+
+
+def limits(name: str) -> tuple[int | None, int | None]:
+    """(the most pieces of a source, of a target) that the model `name` takes; nothing is built. See `limits_of`.
+
+    Raises:
+        UserError: there is none of this name, or no configuration that can be read.
+
+    Example:
+        >>> limits("tiny")
+        (1024, 1024)
+    """
+    if not name.startswith(OUTSIDE):
+        _preset(name)
+        return POSITIONS, POSITIONS
+    try:
+        return limits_of(_configuration(name.removeprefix(OUTSIDE)))
+    except UserError:
+        raise
+    except Exception as error:  # whatever a configuration of anyone's makes Transformers raise
+        raise _unbuildable(name, error) from error
+
+
+def limits_of(config: Any) -> tuple[int | None, int | None]:
+    """(the most pieces of a source, of a target), marks included, that a network of this configuration takes.
+
+    None for a side that knows no bound, as where positions are told by their distance.
+    """
+    found = []
+    for side in ("encoder", "decoder"):
+        names = (f"max_{side}_position_embeddings", "max_position_embeddings")
+        found.append(next((getattr(config, name) for name in names if hasattr(config, name)), None))
+    return found[0], found[1]
+
+
+def configuration(model: Any) -> bytes:
+    """The whole configuration of a network as a file that hf/FILE.json builds it from again."""
+    found = model.config.to_dict()
+    found.pop("_name_or_path", None)  # where it lay on one machine
+    return (json.dumps(found, indent=1, sort_keys=True) + "\n").encode()
 
 
 def decoder_inputs(labels: Tensor, preprocessing: Mapping[str, Any]) -> Tensor:
@@ -175,7 +216,7 @@ def _from_transformers(name: str, preprocessing: Mapping[str, Any], settings: Ma
     if not preprocessing.get("joint", True) or source != preprocessing["vocabulary_size"]:
         raise UserError(f"Model '{name}' takes one vocabulary for both sides: give joint=true.")
     try:
-        config = _configuration(name.removeprefix(_OUTSIDE))
+        config = _configuration(name.removeprefix(OUTSIDE))
         for key, value in {"vocab_size": source, "forced_bos_token_id": None, **_ids(preprocessing)}.items():
             setattr(config, key, value)
         for key in ("decoder_vocab_size", "src_vocab_size", "tgt_vocab_size"):
@@ -190,7 +231,7 @@ def _from_transformers(name: str, preprocessing: Mapping[str, Any], settings: Ma
     except UserError:
         raise
     except Exception as error:  # whatever a configuration of anyone's makes Transformers raise
-        raise UserError(f"Model '{name}' is no encoder-decoder that Transformers can build: {_line(error)}") from error
+        raise _unbuildable(name, error) from error
     return _fitted(name, model, preprocessing)
 
 
@@ -223,6 +264,10 @@ def _fitted(name: str, model: Any, preprocessing: Mapping[str, Any]) -> nn.Modul
     if shape != expected:
         raise UserError(f"Expected model '{name}' to give logits of shape {expected} for a sentence, but got {shape}.")
     return model.train()
+
+
+def _unbuildable(name: str, error: Exception) -> UserError:
+    return UserError(f"Model '{name}' is no encoder-decoder that Transformers can build: {_line(error)}")
 
 
 def _line(error: Exception) -> str:

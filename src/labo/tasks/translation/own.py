@@ -46,10 +46,13 @@ class Translation(TranslationTask):
         target_language: str | None = None,
         **options: Any,
     ) -> None:
+        _require_texts(source=source, target=target, validation_source=validation_source, data=data)
+        _require_texts(validation_target=validation_target, test_source=test_source, test_target=test_target)
         if (data is None) == (source is None):
             raise UserError(_NEEDED if data is None else "Expected either --data or --source, but got both.")
         data, on_hub = (None, False) if data is None else _named(data, fetch)
-        one_file = data is not None and Path(data).is_file()
+        # By its name where it has gone: a finished run still translates.
+        one_file = data is not None and not on_hub and reading.holds_both(Path(data)) and not Path(data).is_dir()
         self._given = {
             "train": _files("", data if one_file else source, target),
             "validation": _files("validation_", validation_source, validation_target),
@@ -91,6 +94,16 @@ class Translation(TranslationTask):
         return hub.Corpus(self.data)
 
     def _found(self) -> places.Found:
+        """The files on this disk.
+
+        Raises:
+            UserError: `data` is not there, or not all of its parts are told.
+        """
+        if self.data is not None and not Path(self.data).exists():
+            raise UserError(
+                f"No such file or folder: '{self.data}'; a Hugging Face data set of this name is read with the option "
+                "fetch."
+            )
         if self._given["train"]:
             return places.Found({part: [pair] for part, pair in self._given.items() if pair})
         assert self.data is not None
@@ -116,15 +129,17 @@ def texts(parts: dict[str, places.Files], codes: tuple[str, str]) -> dict[str, P
     return found
 
 
+def _require_texts(**paths: object) -> None:
+    for option, path in paths.items():
+        if path is not None and not isinstance(path, str):
+            raise UserError(f"Expected option `{option}` to be the path of a file, but got {path!r}.")
+
+
 def _named(data: str, fetch: bool) -> tuple[str, bool]:
-    """(the path or the name on the hub, whether it is the latter)."""
+    """(the path or the name on the hub, whether it is the latter); whether the path is there is seen in reading."""
     path = Path(data)
     if not path.exists():
-        if not fetch:
-            raise UserError(
-                f"No such file or folder: '{data}'; a Hugging Face data set of this name is read with the option fetch."
-            )
-        return data, True
+        return data, fetch
     if path.is_file() and not reading.holds_both(path):
         raise UserError(f"Expected --data to be a folder, a .tsv or a .parquet file, but got '{data}'.")
     return str(path.resolve()), False

@@ -60,10 +60,21 @@ class Ragged:
 
     def take(self, indices: Tensor) -> Ragged:
         """Those at `indices` (M,), in this order."""
-        lengths = self.lengths[indices]
+        return self._beginnings(self.offsets[:-1][indices], self.lengths[indices])
+
+    def shortened(self, most: int) -> Ragged:
+        """The first `most` of each.
+
+        Example:
+            >>> Ragged.of([[5, 6, 7], [8]]).shortened(2).ids.tolist()
+            [5, 6, 8]
+        """
+        return self._beginnings(self.offsets[:-1], self.lengths.clamp(max=most))
+
+    def _beginnings(self, starts: Tensor, lengths: Tensor) -> Ragged:
         offsets = _offsets(lengths)
         within = torch.arange(int(offsets[-1])) - offsets[:-1].repeat_interleave(lengths)
-        return Ragged(self.ids[self.offsets[:-1][indices].repeat_interleave(lengths) + within], offsets)
+        return Ragged(self.ids[starts.repeat_interleave(lengths) + within], offsets)
 
 
 @dataclass(frozen=True)
@@ -128,6 +139,30 @@ class Sentences(Examples):
         before = None if self.before_noise is None else self.before_noise.take(chosen)
         return Sentences(self.features.take(chosen), self.target.take(chosen), origin, before, source, target)
 
+    def longer(self, limits: tuple[int | None, int | None]) -> int:
+        """How many pairs have a side with more pieces, end mark included, than the limit of (source, target)."""
+        sides = zip((self.features.lengths, self.target.lengths), limits, strict=True)
+        long = torch.zeros(len(self), dtype=torch.bool)
+        for lengths, most in sides:
+            if most is not None:
+                long |= lengths > most
+        return int(long.sum())
+
+    def cut(self, limits: tuple[int | None, int | None]) -> Sentences:
+        """The pairs as a network that takes at most so many pieces of (source, target) reads them; the text stays.
+
+        A source that is cut still ends with the end mark, as in decoding; a target does not, for it goes on there.
+        """
+        if not self.longer(limits):
+            return self
+        source, target = self.features, self.target
+        if limits[0] is not None:
+            source = source.shortened(limits[0])
+            source.ids[source.offsets[1:] - 1] = END
+        if limits[1] is not None:
+            target = target.shortened(limits[1])
+        return replace(self, features=source, target=target)
+
     def filtered(self, max_length: int, max_ratio: float | None = None) -> tuple[Sentences, int, int]:
         """(the pairs to train on, how many are too long, how many too unequal).
 
@@ -151,6 +186,18 @@ def encoded(lines: Sequence[str], vocabulary: Vocabulary, side: Side) -> Ragged:
     for start in range(0, len(lines), _PIECE):
         pieces.append(Ragged.of([*ids, END] for ids in vocabulary.encode(lines[start : start + _PIECE], side)))
     return Ragged.chain(pieces)
+
+
+def said_of_cut(examples: Sentences, limits: tuple[int | None, int | None], what: str) -> tuple[str, ...]:
+    """What is to be said of pairs that a network of these `limits` does not read whole: a sentence or none."""
+    count = examples.longer(limits)
+    if not count:
+        return ()
+    most = " and ".join(f"{limit:,}" for limit in dict.fromkeys(limits) if limit is not None)
+    return (
+        f"{count:,} of {len(examples):,} {what} pairs have a side longer than the {most} pieces that the network "
+        "takes: the rest of it is neither read nor scored as tokens, BLEU and chrF are of the whole reference.",
+    )
 
 
 def _line(place: int) -> str:

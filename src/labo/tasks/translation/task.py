@@ -16,11 +16,14 @@ from labo.errors import UserError, unknown
 from labo.tasks.base import Sample, Splits, Task
 from labo.tasks.noise import parse_label_noise
 from labo.tasks.translation import reading
+from labo.tasks.translation.batching import over_budget
 from labo.tasks.translation.pairs import Pairs, wrong_targets
-from labo.tasks.translation.sentences import Sentences
+from labo.tasks.translation.sentences import Sentences, said_of_cut
 from labo.tasks.translation.vocabulary import BEGIN, END, KINDS, NORMALISATION, PAD, UNKNOWN, Vocabulary
 
 MAX_LENGTH = 128
+# What a run keeps of a network that is no preset.
+CONFIGURATION = "config.json"
 PARTS = ("train", "validation", "test")
 # Of data without a part of their own, so many or a tenth validate and test.
 MOST_DRAWN, LEAST_PAIRS = 1_000, 10
@@ -125,7 +128,40 @@ class TranslationTask(Task):
         """
         from labo.tasks.translation import models  # pyright: ignore[reportAttributeAccessIssue]
 
-        return models.build(settings["model"], preprocessing, settings)
+        model: Any = models.build(settings["model"], preprocessing, settings)
+        known = [limit for limit in models.limits_of(model.config) if limit is not None]
+        # Training pairs of this length have the end mark too.
+        if known and preprocessing.get("max_length", 0) >= min(known):
+            raise UserError(
+                f"Expected option `max_length` to be at most {min(known) - 1}, one less than the pieces that model "
+                f"'{settings['model']}' takes, but got {preprocessing['max_length']}."
+            )
+        return model
+
+    def model_files(self, model: Any, settings: Mapping[str, Any]) -> dict[str, bytes]:
+        """See `Task.model_files`: the configuration of a network from elsewhere, which may go or change there."""
+        from labo.tasks.translation import models  # pyright: ignore[reportAttributeAccessIssue]
+
+        return {CONFIGURATION: models.configuration(model)} if settings["model"].startswith(models.OUTSIDE) else {}
+
+    def saved_settings(self, settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+        """See `Task.saved_settings`."""
+        from labo.tasks.translation import models  # pyright: ignore[reportAttributeAccessIssue]
+
+        file = folder / CONFIGURATION
+        outside = str(settings["model"]).startswith(models.OUTSIDE) and file.is_file()
+        return {**settings, "model": f"{models.OUTSIDE}{file.resolve()}"} if outside else dict(settings)
+
+    def notes(self, splits: Splits, settings: Mapping[str, Any]) -> tuple[str, ...]:
+        """See `Task.notes`: pairs longer than a batch or, among those not trained on, than the network takes."""
+        from labo.tasks.translation import models  # pyright: ignore[reportAttributeAccessIssue]
+
+        limits = models.limits(settings["model"])
+        train: Any = splits.train
+        parts: dict[str, Any] = {"validation": splits.validation, "test": splits.test}
+        alone = over_budget(train.lengths, settings["tokens"])
+        cut = [note for name, part in parts.items() for note in said_of_cut(part, limits, name)]
+        return (*splits.notes, *alone, *cut)
 
     def default_settings(self) -> dict[str, Any]:
         """See `Task.default_settings`: AdamW, a warm-up, then a rate that falls with the square root of the steps.
