@@ -17,6 +17,7 @@ from labo.tasks.base import Sample, Splits, Task
 from labo.tasks.noise import parse_label_noise
 from labo.tasks.translation import reading
 from labo.tasks.translation.batching import over_budget
+from labo.tasks.translation.drawing import Texts, drawn
 from labo.tasks.translation.pairs import Pairs, wrong_targets
 from labo.tasks.translation.sentences import Sentences, said_of_cut
 from labo.tasks.translation.vocabulary import BEGIN, END, KINDS, NORMALISATION, PAD, UNKNOWN, Vocabulary
@@ -25,12 +26,9 @@ MAX_LENGTH = 128
 # What a run keeps of a network that is no preset.
 CONFIGURATION = "config.json"
 PARTS = ("train", "validation", "test")
-# Of data without a part of their own, so many or a tenth validate and test.
-MOST_DRAWN, LEAST_PAIRS = 1_000, 10
 # What cuts words apart in data that others have cut before.
 _CUT, _LOOKED_AT = "@@ ", 1_000
 
-Texts = dict[str, Pairs]
 # The last text read and the last vocabulary, by what they were made with: the seeds of a comparison often share both.
 _TEXTS: dict[str, tuple[Texts, tuple[str, ...]]] = {}
 _VOCABULARIES: dict[str, Vocabulary] = {}
@@ -107,7 +105,7 @@ class TranslationTask(Task):
         """
         texts, notes = self._texts(seed)
         generator = torch.Generator().manual_seed(seed)
-        parts, told = self._drawn(texts, generator)
+        parts, told = drawn(texts, self.train_size, generator)
         vocabulary = self._vocabulary(parts["train"], seed, drawn=bool(told) or self.train_size is not None)
         encoded = {part: Sentences.of(parts[part], vocabulary) for part in PARTS}
         if self.noise:
@@ -238,35 +236,6 @@ class TranslationTask(Task):
     def _key(self, *parts: Any) -> str:
         without = {key: value for key, value in self.options.items() if key != "label_noise"}
         return json.dumps([self.name, without, *parts], sort_keys=True)
-
-    def _drawn(self, texts: Texts, generator: torch.Generator) -> tuple[Texts, list[str]]:
-        """(the three parts, what is to be said of them)."""
-        found, notes = dict(texts), []
-        for part in ("test", "validation"):
-            if part in found:
-                continue
-            count = len(found["train"])
-            if count < LEAST_PAIRS:
-                raise UserError(f"Expected at least {LEAST_PAIRS} pairs to draw a {part} part from, but got {count}.")
-            size = min(MOST_DRAWN, count // 10)
-            order = torch.randperm(count, generator=generator)
-            train, drawn = (
-                found["train"].take(places.sort().values.tolist()) for places in (order[size:], order[:size])
-            )
-            found |= {"train": train, part: drawn}
-            notes.append(f"The data have no {part} part: the seed draws {size:,} pairs.")
-        if "test" not in texts:
-            trained = set(found["train"].source)
-            seen = sum(line in trained for line in found["test"].source)
-            if seen:
-                notes.append(f"{seen:,} of the {len(found['test']):,} test sentences are trained on too.")
-        if self.train_size is not None:
-            count = len(found["train"])
-            if self.train_size > count:
-                raise UserError(f"Expected a train size from 1 to {count} (all there is), but got {self.train_size}.")
-            chosen = torch.randperm(count, generator=generator)[: self.train_size].sort().values
-            found["train"] = found["train"].take(chosen.tolist())
-        return found, notes
 
     def _vocabulary(self, train: Pairs, seed: int, drawn: bool) -> Vocabulary:
         key = self._key(self.fingerprint(), seed if drawn or self.seeded else None)
