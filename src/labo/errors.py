@@ -21,3 +21,10 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
     hint = f"; the nearest is '{near[0]}'" if near else ""
     return UserError(f"Unknown {kind} '{name}'{hint}. Known {kind}s: {', '.join(names)}.")
+
+
+def not_here(data: object) -> UserError:
+    """Data that do not lie on this disk, where the name of a data set on the Hugging Face hub may be meant."""
+    return UserError(
+        f"No such file or folder: '{data}'; a Hugging Face data set of this name is read with the option fetch."
+    )

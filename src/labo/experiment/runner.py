@@ -23,7 +23,7 @@ from labo.experiment.trial import ERROR, Trial
 
 # How often a trial is tried whose process died.
 TRIES = 2
-# So many networks are sure to fit an accelerator side by side, and to keep it busier than one.
+# A guess, measured on none yet: few enough to fit side by side, and more than one, which rarely fills an accelerator.
 ON_ACCELERATOR = 2
 
 

@@ -16,7 +16,7 @@ from labo.tasks.images.sets import PART_NAMES, ImageSet, Part
 
 def pictures_in(folder: Path) -> list[Path]:
     """All pictures in a folder and below it, in the order of their names; what is hidden or no picture is left out."""
-    return sorted(path for path in _walk(folder) if path.name.lower().endswith(ENDINGS))
+    return sorted(path for path in _walk(folder) if _is_picture(path))
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -87,7 +87,7 @@ def class_folders(root: Path, classes: Sequence[str], *, needed: bool) -> tuple[
     unread: list[Path] = []
     for name, label in places.items():
         files = sorted(_walk(root / name)) if name in there else []
-        found = [path for path in files if path.name.lower().endswith(ENDINGS)]
+        found = [path for path in files if _is_picture(path)]
         unread += [path for path in files if path.suffix.lower() in UNREAD_ENDINGS]
         if not found and needed:
             raise UserError(
@@ -102,6 +102,10 @@ def class_folders(root: Path, classes: Sequence[str], *, needed: bool) -> tuple[
         many = "1 file is" if len(unread) == 1 else f"{len(unread)} files are"
         notes.append(f"{many} left out of '{root}', '{unread[0]}' the first: only {', '.join(ENDINGS)} are read.")
     return Part(Files(paths), np.array(labels, np.int64)), notes
+
+
+def _is_picture(path: Path) -> bool:
+    return path.name.lower().endswith(ENDINGS)
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from labo.errors import UserError
+from labo.errors import UserError, not_here
 from labo.tasks.columns import class_index
 from labo.tasks.images import arrays, folders, hub, places
 from labo.tasks.images.encoded import Encoded, Files
@@ -105,7 +105,5 @@ def asked_for(data: str, fetch: bool) -> str:
         UserError: they do not, and were not.
     """
     if not Path(data).exists() and not fetch:
-        raise UserError(
-            f"No such file or folder: '{data}'; a Hugging Face data set of this name is read with the option fetch."
-        )
+        raise not_here(data)
     return data

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from labo.errors import UserError
+from labo.errors import UserError, not_here
 from labo.tasks.images.places import fingerprint
 from labo.tasks.translation import hub, languages, places, reading
 from labo.tasks.translation.pairs import Pairs
@@ -100,10 +100,7 @@ class Translation(TranslationTask):
             UserError: `data` is not there, or not all of its parts are told.
         """
         if self.data is not None and not Path(self.data).exists():
-            raise UserError(
-                f"No such file or folder: '{self.data}'; a Hugging Face data set of this name is read with the option "
-                "fetch."
-            )
+            raise not_here(self.data)
         if self._given["train"]:
             return places.Found({part: [pair] for part, pair in self._given.items() if pair})
         assert self.data is not None
