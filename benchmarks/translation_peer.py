@@ -31,7 +31,7 @@ from labo.storage import append_line, read_lines
 
 SMOOTHING = 0.1
 # What tells one line from another.
-KEY = ("side", "task", "seed", "epochs", "train_size", "threads")
+KEY = ("side", "task", "seed", "epochs", "train_size", "threads", "learning_rate")
 
 
 def by_labo(model: Any, loss: Any, splits: Any, settings: dict[str, Any], judge: Any, seed: int, folder: Path) -> None:
@@ -88,15 +88,16 @@ def by_peer(model: Any, loss: Any, splits: Any, settings: dict[str, Any], judge:
 
 def told(side: str, asked: argparse.Namespace) -> dict[str, Any]:
     """What a line says of what is run: `KEY`; a train size of None stands for all pairs."""
-    epochs = asked.epochs or tasks.create(asked.task).default_settings()["epochs"]
-    given = {"side": side, "task": asked.task, "seed": asked.seed, "epochs": epochs}
-    return given | {"train_size": asked.train_size, "threads": asked.threads}
+    usual = tasks.create(asked.task).default_settings()
+    given = {"side": side, "task": asked.task, "seed": asked.seed, "epochs": asked.epochs or usual["epochs"]}
+    given |= {"train_size": asked.train_size, "threads": asked.threads}
+    return given | {"learning_rate": asked.learning_rate or usual["learning_rate"]}
 
 
 def measured(side: str, asked: argparse.Namespace) -> dict[str, Any]:
     """Train one side; its line."""
     task = tasks.create(asked.task, **({"train_size": asked.train_size} if asked.train_size else {}))
-    given = {"epochs": asked.epochs} if asked.epochs else {}
+    given = {key: told(side, asked)[key] for key in ("epochs", "learning_rate")}
     settings = flat.resolve(task.default_settings(), "label_smoothing", {"epsilon": SMOOTHING, **given})
     splits = task.splits(asked.seed)
     made = trials.Trial(asked.task, "label_smoothing", asked.seed, settings, dict(task.options))
@@ -121,6 +122,7 @@ def main() -> None:
     parser.add_argument("--task", default="multi30k-de-en")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int)
+    parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--train-size", type=int)
     parser.add_argument("--threads", type=int, default=1, help="of torch, on either side")
     parser.add_argument("--sides", default="labo,transformers")

@@ -37,14 +37,15 @@ def test_only_what_is_there_is_not_run_again(peer: Any, tmp_path: Path, monkeypa
     monkeypatch.setattr(peer.torch, "set_num_threads", lambda count: None)
     output = ["--output", str(tmp_path / "found"), "--task", "numbers"]
     others = ([], [], ["--epochs", "2"], ["--train-size", "40"], ["--threads", "2"], ["--seed", "1"])
+    others += (["--learning-rate", "0.001"], ["--learning-rate", "0.002"])
     counts = []
     for other in others:
         monkeypatch.setattr(sys, "argv", ["translation_peer.py", *output, *other])
         peer.main()
         counts.append(len((tmp_path / "found.jsonl").read_text().splitlines()))
-    assert counts == [2, 2, 4, 6, 8, 10]
+    assert counts == [2, 2, 4, 6, 8, 10, 10, 12]
     first = json.loads((tmp_path / "found.jsonl").read_text().splitlines()[0])
-    assert [first[name] for name in peer.KEY] == ["labo", "numbers", 0, 30, None, 1]
+    assert [first[name] for name in peer.KEY] == ["labo", "numbers", 0, 30, None, 1, 1e-3]
 
 
 def test_the_same_weights_decay_on_both_sides(peer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,7 +84,7 @@ def _asked(
     if not 0 <= seed < 2**32:
         raise UserError(f"Expected --seed from 0 to 2**32 - 1, but got {seed}.")
     made = tasks.create(name, **task_options)
-    defaults = made.default_settings()
+    defaults = made.default_settings(given.get("model"))
     flat.check_known(given, defaults, [method])
     settings = flat.resolve(defaults, method, given)
     if teacher is not None and "teacher" not in trial.build_method(method, settings).needs:

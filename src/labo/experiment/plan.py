@@ -48,9 +48,9 @@ class Plan:
     def __init__(self, asked: Comparison, say: Callable[[str], None]) -> None:
         self.asked = asked
         self.task = tasks.create(asked.task, **asked.task_options)
-        defaults = self.task.default_settings()
+        defaults = self.task.default_settings(asked.set.get("model"))
         flat.check_known(asked.set, defaults, asked.methods)
-        count, optimizer = asked.settings_per_method, self.task.optimizer_candidates()
+        count, optimizer = asked.settings_per_method, self.task.optimizer_candidates(asked.set.get("model"))
         self.candidates = {
             method: tuning.candidates(method, count, defaults, optimizer, asked.set) for method in asked.methods
         }

@@ -142,11 +142,11 @@ class Task(ABC):
         return None
 
     @abstractmethod
-    def default_settings(self) -> dict[str, Any]:
-        """Flat settings of the network and of training."""
+    def default_settings(self, model: Any = None) -> dict[str, Any]:
+        """Flat settings of training and of the network: `model`, where it names one, or the task's own."""
 
     @abstractmethod
-    def optimizer_candidates(self) -> tuple[dict[str, Any], ...]:
+    def optimizer_candidates(self, model: Any = None) -> tuple[dict[str, Any], ...]:
         """What `labo compare` may try of the optimizer, {} (the defaults) first."""
 
     @abstractmethod

@@ -47,12 +47,12 @@ class ColumnTask(Task):
         """See `Task.model`."""
         return networks.network(columns.width(preprocessing["columns"]), len(classes), settings)
 
-    def default_settings(self) -> dict[str, Any]:
+    def default_settings(self, model: Any = None) -> dict[str, Any]:
         """See `Task.default_settings`."""
         training = {"epochs": 60, "batch_size": 64, "learning_rate": 2e-3, "weight_decay": 1e-2}
         return {**training, "schedule": "constant", **networks.DEFAULTS}
 
-    def optimizer_candidates(self) -> tuple[dict[str, Any], ...]:
+    def optimizer_candidates(self, model: Any = None) -> tuple[dict[str, Any], ...]:
         """See `Task.optimizer_candidates`."""
         return (
             {},

@@ -74,11 +74,11 @@ class Table(ColumnTask):
         shown = rows.astype(object).where(rows.notna(), "").map(str)
         return [dict(zip(names, values, strict=True)) for values in shown.itertuples(index=False, name=None)]
 
-    def default_settings(self) -> dict[str, Any]:
+    def default_settings(self, model: Any = None) -> dict[str, Any]:
         """See `Task.default_settings`: 60 epochs of a small table, fewer of a large one."""
         rows = len(read_frame(self.path))
         epochs = max(10, round(60 * min(1.0, 5_000 / rows)))
-        return super().default_settings() | {"epochs": epochs, "batch_size": 64 if rows <= 20_000 else 256}
+        return super().default_settings(model) | {"epochs": epochs, "batch_size": 64 if rows <= 20_000 else 256}
 
     def fingerprint(self) -> str:
         """See `Task.fingerprint`."""

@@ -124,7 +124,7 @@ class ImageTask(Task):
         """See `Task.augmentation`: what `settings` say is done to a batch of bytes."""
         return augment.Augmentation(settings, splits.preprocessing["image_size"], len(splits.classes))
 
-    def default_settings(self) -> dict[str, Any]:
+    def default_settings(self, model: Any = None) -> dict[str, Any]:
         """See `Task.default_settings`: SGD with Nesterov's momentum, a short warm-up, then a cosine."""
         length = {"epochs": self.epochs, "batch_size": 128}
         steps = {
@@ -145,7 +145,7 @@ class ImageTask(Task):
             "augment": "standard",
         }
 
-    def optimizer_candidates(self) -> tuple[dict[str, Any], ...]:
+    def optimizer_candidates(self, model: Any = None) -> tuple[dict[str, Any], ...]:
         """See `Task.optimizer_candidates`."""
         return (
             {},

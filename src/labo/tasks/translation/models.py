@@ -23,22 +23,29 @@ OUTSIDE = "hf/"
 
 @dataclass(frozen=True)
 class Preset:
-    """The sizes of a Transformer: `layers` on each side, `width`, `inner` width of the feed-forward layers, `heads`."""
+    """The sizes of a Transformer: `layers` on each side, `width`, `inner` width of the feed-forward layers, `heads`.
+
+    `dropout` and `learning_rate` are what it is usually trained with.
+    """
 
     layers: int
     width: int
     inner: int
     heads: int
     dropout: float
+    learning_rate: float
     summary: str
 
 
 PRESETS: dict[str, Preset] = {
-    "tiny": Preset(2, 128, 512, 4, 0.1, "2 + 2 layers of 128, 0.9M parameters beside the tables, for a CPU"),
-    "transformer_iwslt_de_en": Preset(6, 512, 1024, 4, 0.3, "6 + 6 layers of 512, 31.5M; the field's for IWSLT"),
-    "transformer_base": Preset(6, 512, 2048, 8, 0.1, "6 + 6 layers of 512, 44.1M; Vaswani et al., 2017, base"),
-    "transformer_big": Preset(6, 1024, 4096, 16, 0.3, "6 + 6 layers of 1,024, 176M; Vaswani et al., 2017, big"),
+    "tiny": Preset(2, 128, 512, 4, 0.1, 4e-3, "2 + 2 layers of 128, 0.9M parameters beside the tables, for a CPU"),
+    "transformer_iwslt_de_en": Preset(6, 512, 1024, 4, 0.3, 5e-4, "6 + 6 layers of 512, 31.5M; the field's for IWSLT"),
+    "transformer_base": Preset(6, 512, 2048, 8, 0.1, 5e-4, "6 + 6 layers of 512, 44.1M; Vaswani et al., 2017, base"),
+    "transformer_big": Preset(6, 1024, 4096, 16, 0.3, 5e-4, "6 + 6 layers of 1,024, 176M; Vaswani et al., 2017, big"),
 }
+
+# What any other network is trained with.
+_DROPOUT, _LEARNING_RATE = 0.1, 5e-4
 
 
 def available() -> tuple[str, ...]:
@@ -60,6 +67,19 @@ def describe(name: str) -> str:
     if name.startswith(OUTSIDE):
         return "a Transformers encoder-decoder with fresh weights, hf/MODEL_TYPE, hf/FOLDER or hf/NAME"
     return _preset(name).summary
+
+
+def usual(name: Any) -> tuple[float, float]:
+    """(learning rate, dropout) that the model `name` is trained with unless told; of anything else, 5e-4 and 0.1.
+
+    Source: those of `tiny` are measured (docs/translation.md); the others fairseq's recipes for IWSLT and WMT.
+
+    Example:
+        >>> usual("transformer_iwslt_de_en")
+        (0.0005, 0.3)
+    """
+    preset = PRESETS.get(str(name))
+    return (_LEARNING_RATE, _DROPOUT) if preset is None else (preset.learning_rate, preset.dropout)
 
 
 def build(name: str, preprocessing: Mapping[str, Any], settings: Mapping[str, Any]) -> nn.Module:

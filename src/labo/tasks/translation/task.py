@@ -15,7 +15,7 @@ from torch import nn
 from labo.errors import UserError, unknown
 from labo.tasks.base import Sample, Splits, Task
 from labo.tasks.noise import parse_label_noise
-from labo.tasks.translation import reading
+from labo.tasks.translation import models, reading
 from labo.tasks.translation.batching import over_budget
 from labo.tasks.translation.drawing import Texts, drawn
 from labo.tasks.translation.pairs import Pairs, wrong_targets
@@ -59,6 +59,8 @@ class TranslationTask(Task):
     size: ClassVar[int] = 8_000
     epochs: ClassVar[int] = 20
     tokens: ClassVar[int] = 2_048
+    # The learning rate of `tiny`, where the task wants another than Multi30k.
+    tiny_rate: ClassVar[float | None] = None
     # Whether the seed draws the text itself, not only what is done with it.
     seeded: ClassVar[bool] = False
 
@@ -124,8 +126,6 @@ class TranslationTask(Task):
 
         The classes are the pieces of the target side, which `preprocessing` counts.
         """
-        from labo.tasks.translation import models  # pyright: ignore[reportAttributeAccessIssue]
-
         model: Any = models.build(settings["model"], preprocessing, settings)
         known = [limit for limit in models.limits_of(model.config) if limit is not None]
         # Training pairs of this length have the end mark too.
@@ -138,22 +138,16 @@ class TranslationTask(Task):
 
     def model_files(self, model: Any, settings: Mapping[str, Any]) -> dict[str, bytes]:
         """See `Task.model_files`: the configuration of a network from elsewhere, which may go or change there."""
-        from labo.tasks.translation import models  # pyright: ignore[reportAttributeAccessIssue]
-
         return {CONFIGURATION: models.configuration(model)} if settings["model"].startswith(models.OUTSIDE) else {}
 
     def saved_settings(self, settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         """See `Task.saved_settings`."""
-        from labo.tasks.translation import models  # pyright: ignore[reportAttributeAccessIssue]
-
         file = folder / CONFIGURATION
         outside = str(settings["model"]).startswith(models.OUTSIDE) and file.is_file()
         return {**settings, "model": f"{models.OUTSIDE}{file.resolve()}"} if outside else dict(settings)
 
     def notes(self, splits: Splits, settings: Mapping[str, Any]) -> tuple[str, ...]:
         """See `Task.notes`: pairs longer than a batch or, among those not trained on, than the network takes."""
-        from labo.tasks.translation import models  # pyright: ignore[reportAttributeAccessIssue]
-
         limits = models.limits(settings["model"])
         train: Any = splits.train
         parts: dict[str, Any] = {"validation": splits.validation, "test": splits.test}
@@ -161,13 +155,18 @@ class TranslationTask(Task):
         cut = [note for name, part in parts.items() for note in said_of_cut(part, limits, name)]
         return (*splits.notes, *alone, *cut)
 
-    def default_settings(self) -> dict[str, Any]:
+    def default_settings(self, model: Any = None) -> dict[str, Any]:
         """See `Task.default_settings`: AdamW, a warm-up, then a rate that falls with the square root of the steps.
 
-        `tokens` is the budget of a batch, padding included (see `TokenBatches`); the betas are the Transformer's.
+        `tokens` is the budget of a batch, padding included (see `TokenBatches`); the betas are the Transformer's, the
+        learning rate and the dropout the model's (see `models.usual`).
         Source: Vaswani et al., *Attention Is All You Need*, 2017.
         """
-        optimizer = {"optimizer": "adamw", "learning_rate": 1e-3, "adam_beta1": 0.9, "adam_beta2": 0.98}
+        name = "tiny" if model is None else model
+        learning_rate, dropout = models.usual(name)
+        if name == "tiny" and self.tiny_rate is not None:
+            learning_rate = self.tiny_rate
+        optimizer = {"optimizer": "adamw", "learning_rate": learning_rate, "adam_beta1": 0.9, "adam_beta2": 0.98}
         rate = {"weight_decay": 1e-4, "schedule": "inverse_sqrt", "warmup": 0.1, "precision": "float32"}
         return {
             "epochs": self.epochs,
@@ -175,21 +174,17 @@ class TranslationTask(Task):
             **optimizer,
             **rate,
             "model": "tiny",
-            "dropout": 0.1,
+            "dropout": dropout,
             "beam": 5,
             "length_penalty": 1.0,
         }
 
-    def optimizer_candidates(self) -> tuple[dict[str, Any], ...]:
+    def optimizer_candidates(self, model: Any = None) -> tuple[dict[str, Any], ...]:
         """See `Task.optimizer_candidates`."""
-        return (
-            {},
-            {"learning_rate": 2e-3},
-            {"dropout": 0.3},
-            {"learning_rate": 5e-4},
-            {"learning_rate": 2e-3, "dropout": 0.3},
-            {"weight_decay": 1e-2},
-        )
+        defaults = self.default_settings(model)
+        twice, half = ({"learning_rate": defaults["learning_rate"] * factor} for factor in (2, 0.5))
+        other = {"dropout": 0.1 if defaults["dropout"] >= 0.3 else 0.3}
+        return {}, twice, other, half, twice | other, {"weight_decay": 1e-2}
 
     def read_inputs(self, path: Path, preprocessing: Mapping[str, Any]) -> Any:
         """The sentences to translate, as lines of text: those of a file, or the first column of a .tsv file."""

@@ -171,7 +171,7 @@ class Numbers(TranslationTask):
 
     name = "numbers"
     seeded = True
-    size, epochs, tokens = 160, 30, 256
+    size, epochs, tokens, tiny_rate = 160, 30, 256, 1e-3
 
     def __init__(
         self,
