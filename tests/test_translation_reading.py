@@ -199,7 +199,10 @@ def test_numbers_are_different_and_their_tests_stay():
 
 
 def test_language_codes():
-    assert languages.checked("sr_Latn", "source_language") == "sr_Latn"
-    for wrong in ("German", "xx", "d", "", 4):
+    for right in ("sr_Latn", "deu", "gsw", "no", "iw"):
+        assert languages.checked(right, "source_language") == right
+    endings = ("de", "no", "tl", "in", "sh", "xx", "txt", "deu", "")
+    assert [languages.of_ending(end) for end in endings] == ["de", "no", "tl", *[None] * 6]
+    for wrong in ("German", "xx", "xyz", "de-", "x-private", "d", "", 4):
         with pytest.raises(UserError, match="Expected option `source_language` to be a language code of ISO 639"):
             languages.checked(wrong, "source_language")

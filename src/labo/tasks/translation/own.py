@@ -176,5 +176,4 @@ def _languages(files: tuple[Path, Path | None] | None, source: str | None, targe
 
 
 def _ending(path: Path) -> str | None:
-    end = path.name.removesuffix(".gz").rpartition(".")[2]
-    return end if languages.is_code(end) and end in languages.TWO_LETTERS else None
+    return languages.of_ending(path.name.removesuffix(".gz").rpartition(".")[2])
