@@ -166,7 +166,20 @@ def test_the_model_sees_bytes_in_training_and_prediction(folder: Path, monkeypat
     assert model(batch["features"]).shape == (3, 10)
     assert prediction.predict(model, splits.test.features).shape == (200, 10)
     assert set(model.state_dict()) == {"mean", "deviation", "network.1.weight", "network.1.bias"}
-    assert task.optimizer_candidates()[0] == {}
+
+
+@pytest.mark.parametrize(
+    ("model", "optimizer", "learning_rate", "weight_decay"),
+    [(None, "sgd", 0.1, 5e-4), ("resnet18", "sgd", 0.1, 5e-4), ("vit_small", "adamw", 1.25e-4, 0.05)],
+)
+def test_the_model_decides_how_it_is_trained(model: Any, optimizer: str, learning_rate: float, weight_decay: float):
+    task = tasks.create("cifar10")
+    usual, tried = task.default_settings(model), task.optimizer_candidates(model)
+    found = tuple(usual[key] for key in ("optimizer", "learning_rate", "weight_decay"))
+    assert found == (optimizer, learning_rate, weight_decay)
+    half, more = {"learning_rate": learning_rate / 2}, {"weight_decay": weight_decay * 2}
+    most = {"weight_decay": weight_decay * 4}
+    assert tried == ({}, half, more, {"learning_rate": learning_rate * 2}, half | more, most)
 
 
 def test_new_pictures(folder: Path, tmp_path: Path):
