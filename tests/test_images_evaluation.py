@@ -236,6 +236,23 @@ def test_runs_without_weights_are_told_of(labo: Run, copied: Path):
     assert "has kept its weights" in err.splitlines()[-1]
 
 
+def test_a_run_that_was_trained_anew_is_measured_anew(labo: Run, copied: Path):
+    asked = ("report", copied, "--shift", "contrast", "--severity", 5)
+    assert labo(*asked)[0] == 0
+    lines = storage.read_lines(copied / "shift.jsonl")
+    home = copied / "image" / "labo"
+    shutil.copy(home / "0" / trials.WEIGHTS, home / "1" / trials.WEIGHTS)
+    assert "3 of 4 trials are recorded already" in labo(*asked)[2]
+    again = storage.read_lines(copied / "shift.jsonl")
+    assert again[:4] == lines
+    assert [(line["method"], line["seed"]) for line in again[4:]] == [("labo", 1)]
+    assert again[4]["weights"] == lines[1]["weights"] != lines[3]["weights"]
+    # Lines of a version that did not write down the weights count.
+    older = [{key: value for key, value in line.items() if key != "weights"} for line in lines]
+    (copied / "shift.jsonl").write_text("".join(json.dumps(line) + "\n" for line in older))
+    assert "4 of 4 trials are recorded already" in labo(*asked)[2]
+
+
 def test_compare_measures_after_its_trials(labo: Run, copied: Path, data: Path):
     asked = ["compare", "image", "--data", data, "--methods", "label_smoothing,labo", "--seeds", 2, "--jobs", 1]
     asked += ["--settings-per-method", 1, "--epochs", 2, "--set", "width=4", "--option", "validation_size=9"]

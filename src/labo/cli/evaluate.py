@@ -30,9 +30,7 @@ def evaluate(
     per_class: Annotated[bool, typer.Option("--per-class", help="Also the scores of each class, the worst first.")] = (
         False
     ),
-    beams: Annotated[
-        str | None, typer.Option(help="Translations: also BLEU with these beams, such as 1,5,20.", show_default=False)
-    ] = None,
+    beams: options.Beams = None,
     shift: options.Shift = None,
     severity: options.Severity = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, the scores of each class included.")] = False,
@@ -48,7 +46,7 @@ def evaluate(
 
     loaded = runs.load(run)
     asked = options.shifts([loaded.about["task"]], shift, severity)
-    widths = _beams(loaded, beams)
+    widths = options.beams([loaded.about["task"]], beams)
     if per_class and not loaded.classes:
         raise UserError(f"Task '{loaded.about['task']}' has no classes: leave --per-class out.")
     examples = loaded.examples(split) if data is None else loaded.examples_in(data, target)
@@ -89,18 +87,6 @@ def _of_classes(loaded: Run, examples: Any) -> list[dict[str, Any]]:
 
     found = class_scores(loaded.logits(examples.features), examples.target, temperature=loaded.temperature)
     return [{"class": name, **entry} for name, entry in zip(loaded.classes, found, strict=True)]
-
-
-def _beams(loaded: Run, text: str | None) -> list[int]:
-    """The widths of beams that were asked for."""
-    if text is None:
-        return []
-    if loaded.task.kind != "translation":
-        raise UserError(f"Task '{loaded.about['task']}' is no translation: leave --beams out.")
-    widths = [part.strip() for part in text.split(",") if part.strip()]
-    if not widths or not all(width.isdecimal() and int(width) > 0 for width in widths):
-        raise UserError(f"Expected --beams to be whole numbers above 0, separated by commas, but got '{text}'.")
-    return [int(width) for width in widths]
 
 
 def _shifted(loaded: Run, examples: Any, asked: Any) -> dict[str, Any]:

@@ -73,6 +73,12 @@ Shift = Annotated[
     ),
 ]
 Severity = Annotated[int | None, typer.Option(help="How much worse, 1 to 5.", show_default="the mean over all five")]
+Beams = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WIDTHS", help="Translations: also BLEU with beams of these widths, such as 1,5,20.", show_default=False
+    ),
+]
 Run = Annotated[Path, typer.Argument(help="The folder of a finished run.", show_default=False)]
 
 
@@ -135,6 +141,20 @@ def shifts(tasks: Sequence[str], shift: str | None, severity: int | None) -> Any
     from labo.experiment.shifts import asked
 
     return asked(tasks, shift, severity)
+
+
+def beams(tasks: Sequence[str], text: str | None) -> list[int]:
+    """The widths that --beams asks of the tasks that are translations; none where nothing is asked."""
+    if text is None:
+        return []
+    from labo.tasks import kind
+
+    if not any(kind(task) == "translation" for task in tasks):
+        raise UserError(f"Task '{tasks[0]}' is no translation: leave --beams out.")
+    widths = [part.strip() for part in text.split(",") if part.strip()]
+    if not widths or not all(width.isdecimal() and int(width) > 0 for width in widths):
+        raise UserError(f"Expected --beams to be whole numbers above 0, separated by commas, but got '{text}'.")
+    return list(dict.fromkeys(map(int, widths)))
 
 
 def known_checkpoint(name: str) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,7 +13,9 @@ from labo.errors import UserError
 
 if TYPE_CHECKING:
     from labo.experiment.bootstrap import Run
+    from labo.experiment.progress import Progress
     from labo.experiment.runner import Job
+    from labo.experiment.shifts import Asked
     from labo.report.reading import Recorded
 
 
@@ -23,57 +26,83 @@ def report(
     ] = None,
     shift: options.Shift = None,
     severity: options.Severity = None,
+    beams: options.Beams = None,
     no_samples: options.NoSamples = False,
 ) -> None:
     """The verdict on recorded trials.
 
-    Prints it, and writes report.html, report.md and figures/ into DIR. With --shift, every finished run whose weights
-    are kept in DIR is measured first, once: what shift.jsonl has is not measured again.
+    Prints it, and writes report.html, report.md and figures/ into DIR. With --shift or --beams, every finished run
+    whose weights are kept in DIR is measured first, once: what shift.jsonl or beams.jsonl has is not measured again.
     """
-    tell(directory, baseline=baseline, no_samples=no_samples, shift=shift, severity=severity)
+    tell(directory, baseline=baseline, no_samples=no_samples, shift=shift, severity=severity, beams=beams)
 
 
 def tell(
-    directory: Path, *, baseline: str | None, no_samples: bool, shift: str | None = None, severity: int | None = None
+    directory: Path,
+    *,
+    baseline: str | None,
+    no_samples: bool,
+    shift: str | None = None,
+    severity: int | None = None,
+    beams: str | None = None,
 ) -> None:
     """Build the report of a folder and print its verdict.
 
-    Before that its runs are measured on shifted inputs, if asked, and translators by the paired bootstrap, once.
+    Before that its runs are measured on shifted inputs or with other beams, if asked, and translators by the paired
+    bootstrap, once.
     """
     from rich.console import Console
 
     from labo.report import build, summarize
+    from labo.report.reading import read
     from labo.report.tables import console
 
-    pairs = _measure(directory, shift, severity)
+    recorded = read(directory)
+    # What cannot be measured is told before anything is.
+    asked, widths = options.shifts(recorded.tasks, shift, severity), options.beams(recorded.tasks, beams)
+    if asked is not None:
+        _shift(recorded, asked)
+    if widths:
+        _search(recorded, widths)
     _resample(directory, baseline)
+    pairs = None if asked is None else asked.pairs
     page = build(directory, baseline=baseline, samples=not no_samples, shifts=pairs)
     Console(highlight=False).print(console(summarize(directory, baseline, shifts=pairs)))
     print(f"\nReport: {page}")
 
 
-def _measure(directory: Path, shift: str | None, severity: int | None) -> Any:
-    """Measure the runs of a comparison on shifted inputs; the (kind, severity) pairs, None where nothing is asked."""
-    from labo.report.reading import read
-
-    recorded = read(directory)
-    asked = options.shifts(list(dict.fromkeys(str(record["task"]) for record in recorded.records)), shift, severity)
-    if asked is None:
-        return None
+def _shift(recorded: Recorded, asked: Asked) -> None:
+    """Measure the runs of a comparison on shifted inputs."""
+    from labo import tasks
     from labo.experiment import shifts
+
+    fit, folder = {name for name in recorded.tasks if tasks.shifts(name)}, recorded.directory
+    _measure(recorded, fit, shifts.SHIFTS, lambda jobs, watcher: shifts.measure(folder, jobs, asked, watcher))
+
+
+def _search(recorded: Recorded, widths: Sequence[int]) -> None:
+    """Measure the translators of a comparison with beams of some widths."""
+    from labo import tasks
+    from labo.experiment import beams
+
+    fit, folder = {name for name in recorded.tasks if tasks.kind(name) == "translation"}, recorded.directory
+    _measure(recorded, fit, beams.BEAMS, lambda jobs, watcher: beams.measure(folder, jobs, widths, watcher))
+
+
+def _measure(recorded: Recorded, fit: set[str], file: str, measure: Callable[[list[Job], Progress], None]) -> None:
+    """Measure the finished runs of the tasks that `fit`; if there are none, `file` has to be there from before."""
     from labo.experiment.progress import Progress
 
-    jobs, without = _jobs(recorded)
+    jobs, without = _jobs(recorded, fit)
     with Progress() as progress:
         if without:
             progress.say(f"{without} finished runs are not here with their weights, and are not measured.")
         if jobs:
-            shifts.measure(directory, jobs, asked, progress)
-    if not jobs and not (directory / shifts.SHIFTS).exists():
+            measure(jobs, progress)
+    if not jobs and not (recorded.directory / file).exists():
         raise UserError(
-            f"No run in '{directory}' has kept its weights (TASK/METHOD/SEED/model.safetensors) to measure."
+            f"No run in '{recorded.directory}' has kept its weights (TASK/METHOD/SEED/model.safetensors) to measure."
         )
-    return asked.pairs
 
 
 def _resample(directory: Path, baseline: str | None) -> None:
@@ -113,16 +142,15 @@ def _translators(recorded: Recorded, of_text: set[str]) -> list[Run]:
     return found
 
 
-def _jobs(recorded: Recorded) -> tuple[list[Job], int]:
-    """(the finished runs that can be measured, how many of them are without weights)."""
-    from labo import tasks
+def _jobs(recorded: Recorded, fit: set[str]) -> tuple[list[Job], int]:
+    """(the finished runs of the tasks that `fit` and that have weights, how many have none)."""
     from labo.experiment.runner import Job
     from labo.experiment.trial import WEIGHTS, Trial
 
     found, without = [], 0
     for record in recorded.records:
         trial = Trial(str(record["task"]), str(record["method"]), record["seed"], {})
-        if record.get("failed") or not tasks.shifts(trial.task):
+        if record.get("failed") or trial.task not in fit:
             continue
         folder = recorded.run_folder(trial.task, trial.method, trial.seed)
         if folder is not None and (folder / WEIGHTS).is_file():

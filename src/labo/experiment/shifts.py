@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from labo import machine, tasks
+from labo import tasks
 from labo.errors import UserError, unknown
-from labo.experiment import lock, runs
+from labo.experiment import afterwards, runs
+from labo.experiment.afterwards import Measurement
 from labo.experiment.compare import Watcher
 from labo.experiment.runner import Job
 from labo.experiment.shift_lines import SEVERITIES, SHIFTS, measured
-from labo.storage import append_line, drop_cut_line, read_lines
 from labo.tasks.base import no_shifts
 
 # kind -> severity, as JSON has it -> scores
@@ -92,50 +90,6 @@ def _mean(found: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 
 def measure(folder: Path, jobs: Sequence[Job], asked: Asked, watcher: Watcher) -> None:
-    """Measure the runs of a comparison, and add a line for each to its shift.jsonl; what is there is not done again.
-
-    Args:
-        folder: of the comparison.
-        jobs: its finished trials and the folders where they keep their weights.
-        asked: what is measured, where a line does not have it.
-        watcher: is told how it goes.
-
-    Raises:
-        UserError: a run is damaged, its data have changed, or another process holds the folder.
-    """
-    with lock.hold(folder):
-        if drop_cut_line(folder / SHIFTS):
-            watcher.say(
-                f"The last line of '{folder / SHIFTS}' was cut short and is dropped; its run is measured again."
-            )
-        known = measured(read_lines(folder / SHIFTS))
-        left = []
-        for job in jobs:
-            have = known.get((job.trial.task, job.trial.method, job.trial.seed), {})
-            if pairs := [pair for pair in asked.pairs if pair not in have]:
-                left.append((job, pairs))
-        watcher.begin(len(jobs), len(jobs) - len(left))
-        watcher.phase("measuring shifted inputs")
-        examples = _LastExamples()
-        for job, pairs in left:
-            began = time.monotonic()
-            run = runs.load(job.folder)
-            found = scores(run, examples.of(run), pairs, lambda share, job=job: watcher.share(job, share))
-            line = {"task": job.trial.task, "method": job.trial.method, "seed": job.trial.seed, "scores": found}
-            line |= {"seconds": round(time.monotonic() - began, 3), "versions": machine.versions()}
-            append_line(folder / SHIFTS, line)
-            watcher.finished(job, line)
-
-
-class _LastExamples:
-    """The test examples of the run before, for the next one if it has the same: methods share those of a seed."""
-
-    def __init__(self) -> None:
-        self.key, self.found = "", None
-
-    def of(self, run: runs.Run) -> Any:
-        key = json.dumps([run.about[name] for name in ("task", "task_options", "data", "seed")])
-        if key != self.key:
-            self.found = None  # let go of it before the next is made
-            self.key, self.found = key, run.examples("test")
-        return self.found
+    """Measure the runs of a comparison, with a line for each in its shift.jsonl; see `afterwards.measure`."""
+    wanted = Measurement(SHIFTS, "measuring shifted inputs", asked.pairs, measured, scores)
+    afterwards.measure(folder, jobs, wanted, watcher)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from labo.report import bootstrap, protocol, sentences, shifts, suspects
+from labo.report import beams, bootstrap, protocol, sentences, shifts, suspects
 from labo.report.gallery import Group
 from labo.report.html import document, pairs, table
 from labo.report.measures import p_text
@@ -51,7 +51,7 @@ def _task(recorded: Recorded, task: TaskSummary, groups: Sequence[Group], sample
     if differences:
         parts += [f"<h3>Paired differences to {escape(task.baseline)}</h3>", differences]
         parts.append(f'<p class="caption">{escape(differences_note(task))}</p>')
-    parts += [*_shifted(recorded, task), *_bootstrap(recorded, task)]
+    parts += [*_shifted(recorded, task), *_bootstrap(recorded, task), *_beams(recorded, task)]
     for place, group in enumerate(groups):
         parts += _group(group)
         parts += sentences.section(recorded, task) if place == 0 and samples and task.main.of_text else []
@@ -114,6 +114,15 @@ def _bootstrap(recorded: Recorded, task: TaskSummary) -> list[str]:
         return [*parts, f'<p class="missing">{told}</p>']
     rows = [[*map(escape, row)] for row in found[1]]
     return [*parts, table(found[0], rows, "Paired bootstrap"), f'<p class="caption">{told}</p>']
+
+
+def _beams(recorded: Recorded, task: TaskSummary) -> list[str]:
+    found = beams.table(recorded, task)
+    if found is None:
+        return []
+    rows = [[*map(escape, row)] for row in found[1]]
+    parts = [f"<h3>{escape(beams.TITLE)}</h3>", table(found[0], rows, beams.TITLE)]
+    return [*parts, f'<p class="caption">{escape(beams.sentence())}</p>']
 
 
 def _group(group: Group) -> list[str]:

@@ -23,6 +23,11 @@ class Recorded:
     comparison: dict[str, Any] = field(default_factory=dict)
     shifted: dict[str, tuple[tuple[str, int], ...]] = field(default_factory=dict)
 
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks of the records, in the order they first came."""
+        return list(dict.fromkeys(str(record["task"]) for record in self.records))
+
     def run_folder(self, task: str, method: str, seed: int) -> Path | None:
         """The folder of one trial, or None where there is none (or the names would lead out of the directory)."""
         folder = self.directory / task / method / str(seed)

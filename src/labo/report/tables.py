@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from labo.report import bootstrap, protocol, shifts
+from labo.report import beams, bootstrap, protocol, shifts
 from labo.report.gallery import Group
 from labo.report.measures import Measure, p_text
 from labo.report.reading import Recorded
@@ -50,7 +50,7 @@ def markdown(recorded: Recorded, summary: Summary, pictures: dict[str, list[Grou
     parts += ["\n".join(f"- {_escape(overall.sentence)}" for overall in summary.overall)] if summary.overall else []
     for task in summary.tasks:
         parts += [f"## {_escape(task.task)}", sentences(task), leaderboard(task), differences(task)]
-        parts += [*_shifted(recorded, task), *_bootstrap(recorded, task)]
+        parts += [*_shifted(recorded, task), *_bootstrap(recorded, task), *_beams(recorded, task)]
         for group in pictures.get(task.task, []):
             parts += [f"### {group.title}", *_figures(group), _escape(group.missing)]
         settings = _settings(recorded, task.task)
@@ -183,6 +183,13 @@ def _bootstrap(recorded: Recorded, task: TaskSummary) -> list[str]:
     found = bootstrap.table(recorded, task)
     rows = [[*map(_escape, row)] for row in found[1]] if found else []
     return [f"### {bootstrap.TITLE}", _table(found[0], rows) if found else "", bootstrap.sentence(recorded, task)]
+
+
+def _beams(recorded: Recorded, task: TaskSummary) -> list[str]:
+    found = beams.table(recorded, task)
+    if found is None:
+        return []
+    return [f"### {beams.TITLE}", _table(found[0], [[*map(_escape, row)] for row in found[1]]), beams.sentence()]
 
 
 def _figures(group: Group) -> list[str]:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from labo.tasks.registry import available, create, describe, options, shifts
+from labo.tasks.registry import available, create, describe, kind, options, shifts
 
-__all__ = ["available", "create", "describe", "options", "shifts"]
+__all__ = ["available", "create", "describe", "kind", "options", "shifts"]

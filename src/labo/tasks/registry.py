@@ -107,6 +107,11 @@ def shifts(name: str) -> tuple[str, ...]:
     return _class(name).shifts
 
 
+def kind(name: str) -> str:
+    """Which kind of task this is: "classification" or "translation"; imports the task."""
+    return _class(name).kind
+
+
 def create(name: str, **options: Any) -> Task:
     """The task `name`; options that are None count as not given.
 
