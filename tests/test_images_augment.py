@@ -268,7 +268,7 @@ def test_other_batches_are_refused():
 def test_without_kornia_it_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "kornia.augmentation.auto", None)
     for settings in NEEDS_KORNIA:
-        with pytest.raises(UserError, match=r"needs kornia 0.9 or newer, .* pip install 'torch-labo\[image\]'"):
+        with pytest.raises(UserError, match=r"needs kornia 0.9 or newer, .* the extra `image` has it"):
             Augmentation(settings, SIZE, CLASSES)
     for settings in PLAIN:
         Augmentation(settings, SIZE, CLASSES)(*batch())

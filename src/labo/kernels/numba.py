@@ -30,7 +30,7 @@ SHARE_OF_THREAD = 2**18
 def refusal() -> str | None:
     """Why this machine cannot run the Numba kernels; None where it can."""
     if importlib.util.find_spec("numba") is None:
-        return "the package `numba` is not installed (pip install 'torch-labo[numba]')"
+        return "the package `numba` is not installed (the extra `numba` has it)"
     return None
 
 

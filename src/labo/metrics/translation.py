@@ -211,7 +211,7 @@ def _metric(name: str) -> Any:
         from sacrebleu.metrics.bleu import BLEU
         from sacrebleu.metrics.chrf import CHRF
     except ImportError as error:
-        raise UserError("Scoring translations needs sacreBLEU: pip install 'torch-labo[text]'.") from error
+        raise UserError("Scoring translations needs sacreBLEU, which the extra `text` has.") from error
     # Text that looks as if it were in tokens is scored as it is, without a warning.
     return BLEU(force=True) if name == "bleu" else CHRF()
 

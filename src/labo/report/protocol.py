@@ -10,6 +10,9 @@ from labo.report.reading import Recorded
 from labo.report.verdict import LEVEL, Summary, TaskSummary
 from labo.tasks.registry import TEXTS
 
+# Tasks whose data never bring a test part; those of the others may.
+_WITHOUT_PARTS = ("digits", "table")
+
 
 def paragraphs(recorded: Recorded, summary: Summary) -> list[str]:
     """The protocol in plain sentences; what the folder does not tell is not claimed."""
@@ -121,9 +124,12 @@ def _trials(summary: Summary, *, split_given: bool) -> str:
     drawn, overlap = "the split, ", " What trains or validates on one seed tests on another, for every method alike."
     if split_given:
         drawn = overlap = ""
-    elif all(task.main.of_text for task in summary.tasks):
-        drawn = "the split where the corpus brings none, "
-        overlap = " Where it is drawn, what trains or validates on one seed tests on another, for every method alike."
+    elif not all(task.task in _WITHOUT_PARTS for task in summary.tasks):
+        drawn = "the parts that the data do not bring, "
+        overlap = (
+            " Where the test part is drawn, what trains or validates on one seed tests on another, for every method "
+            "alike."
+        )
     return (
         f"Trials. One trial is one method on one seed with its chosen settings. A seed draws {drawn}the initialisation "
         "and the order of the examples, the same for every method. The test split is read once per trial." + overlap

@@ -90,9 +90,7 @@ def kornia() -> Any:
     Raises:
         UserError: they do not import, or are older than 0.9, whose RandAugment turns half of the rotations off.
     """
-    needed = (
-        "This augmentation needs kornia 0.9 or newer, {}: pip install 'torch-labo[image]' under Python 3.11 or newer."
-    )
+    needed = "This augmentation needs kornia 0.9 or newer, {}; the extra `image` has it under Python 3.11 or newer."
     try:
         import kornia
         import kornia.augmentation.auto
