@@ -82,3 +82,18 @@ def test_labels_of_your_own_are_checked():
         labo.label_regularized_cross_entropy(Z, Y, torch.zeros(2, 4), alpha=0.1)
     with pytest.raises(ValueError, match=r"`labels`.*sum to 1"):
         labo.label_regularized_cross_entropy(Z, Y, torch.zeros(2, 3), alpha=0.1)
+
+
+def test_a_prior_does_not_widen_the_result():
+    prior = torch.full((5, 3), 1 / 3)
+    for solved in (labo.optimal_labels, labo.inner_value):
+        with pytest.raises(ValueError, match="argument `prior` to broadcast over the rows"):
+            solved(torch.zeros(3), beta=2.0, prior=prior)
+    assert labo.optimal_labels(torch.zeros(5, 3), beta=2.0, prior=prior).shape == (5, 3)
+
+
+@pytest.mark.parametrize("impl", ["auto", *labo.implementations()])
+def test_a_prior_on_another_device_is_told_by_every_implementation(impl):
+    prior = torch.full((5,), 0.2, device="meta")
+    with pytest.raises(ValueError, match="argument `prior` on cpu"):
+        labo.labo_cross_entropy(torch.zeros(2, 5), torch.tensor([0, 1]), prior=prior, impl=impl)

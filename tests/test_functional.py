@@ -214,3 +214,49 @@ def test_labels_of_your_own():
     expected = 0.7 * F.cross_entropy(z, y, reduction="none") + 0.3 * F.cross_entropy(z, q.detach(), reduction="none")
     torch.testing.assert_close(mine, torch.where(y == -100, 0, expected))
     assert torch.autograd.grad(mine.sum(), q, allow_unused=True)[0] is None
+
+
+def test_beta_and_prior_stay_in_the_graph_where_alpha_is_zero():
+    beta = torch.tensor(2.0, requires_grad=True)
+    prior = torch.full((4,), 0.25, requires_grad=True)
+    loss = labo_cross_entropy(torch.randn(2, 4), torch.tensor([0, 3]), alpha=0.0, beta=beta, prior=prior)
+    for slope in torch.autograd.grad(loss, (beta, prior)):
+        assert torch.equal(slope, torch.zeros_like(slope))
+
+
+def test_an_empty_batch_with_a_strength_for_each_row(impl):
+    logits = torch.zeros(0, 5, requires_grad=True)
+    loss = labo_cross_entropy(
+        logits, torch.zeros(0, dtype=torch.long), alpha=torch.zeros(0), beta=torch.ones(0), impl=impl
+    )
+    assert loss == 0
+    assert torch.autograd.grad(loss, logits)[0].shape == (0, 5)
+
+
+@pytest.mark.parametrize("as_tensor", [False, True])
+@pytest.mark.parametrize("prior", [None, torch.tensor([0.1, 0.2, 0.3, 0.3, 0.1])])
+def test_the_smallest_betas_are_hard_labels(impl, as_tensor, prior):
+    logits = 30 * torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+    logits.requires_grad_()
+    target = torch.arange(6) % 5
+    hard = torch.nn.functional.one_hot(logits.argmax(-1), 5).float()
+    expected = labo.label_regularized_cross_entropy(logits, target, hard, alpha=0.5)
+    (slope,) = torch.autograd.grad(expected, logits)
+    for beta in (1e-30, 1e-37, 1e-39, 1e-300):
+        given = torch.tensor(beta).clamp(min=1e-45) if as_tensor else beta
+        found = labo_cross_entropy(logits, target, alpha=0.5, beta=given, prior=prior, impl=impl)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(torch.autograd.grad(found, logits)[0], slope)
+
+
+def test_the_slope_in_beta_of_a_belief_far_from_the_prior():
+    logits = torch.tensor([400.0, 0.0, 0.0], dtype=torch.float64)
+    prior = torch.tensor([1e-37, 0.5, 0.5], dtype=torch.float64)
+    slopes = []
+    for dtype in (torch.float64, torch.float32):
+        beta = torch.tensor(2.0, dtype=dtype, requires_grad=True)
+        value = labo.inner_value(logits.to(dtype), beta=beta, prior=prior.to(dtype))
+        slopes.append(torch.autograd.grad(value, beta)[0].double())
+    # q* is all but one-hot, so KL(q* || prior) is -log 1e-37
+    assert slopes[0].item() == pytest.approx(37 * math.log(10), rel=1e-6)
+    torch.testing.assert_close(slopes[1], slopes[0], rtol=1e-5, atol=0)

@@ -176,3 +176,16 @@ def test_the_module_is_the_function():
     hidden, weight, bias, target = layer()
     found = labo.LinearLABOLoss(alpha=0.3, beta=3.0)(hidden, weight, target, bias)
     torch.testing.assert_close(found, labo_cross_entropy(hidden @ weight.T + bias, target, alpha=0.3, beta=3.0))
+
+
+def test_second_derivatives_do_not_see_what_an_ignored_row_holds():
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(4, 3, generator=generator), torch.randn(5, 3, generator=generator).requires_grad_()
+    target = torch.tensor([0, -100, 2, 1])
+    found = []
+    for held in (math.nan, 0.0):
+        hidden[1] = held
+        (slope,) = torch.autograd.grad(linear_labo_cross_entropy(hidden, weight, target), weight, create_graph=True)
+        found.append(torch.autograd.grad(slope.square().sum(), weight)[0])
+    assert found[1].abs().sum() > 0
+    assert torch.equal(*found)

@@ -162,3 +162,37 @@ def test_the_family_compiles():
     found, names = compiled(criterion, logits, TARGET)
     assert names
     torch.testing.assert_close(found, criterion(logits, TARGET))
+
+
+@pytest.mark.parametrize("impl", ["auto", *labo.implementations()])
+@pytest.mark.parametrize("wrong", [-1, 5, 2**40])
+@pytest.mark.parametrize("linear", [True, False])
+def test_a_target_that_is_no_class_is_no_write_beside_the_buffer(impl, wrong, linear):
+    target = torch.tensor([0, wrong, 2])
+    logits, head = torch.randn(3, 5, requires_grad=True), torch.eye(5)
+
+    def loss(z: torch.Tensor) -> torch.Tensor:
+        return (
+            linear_labo_cross_entropy(z, head, target, impl=impl)
+            if linear
+            else labo_cross_entropy(z, target, impl=impl)
+        )
+
+    try:
+        found, _ = compiled(loss, logits)
+    except (IndexError, RuntimeError, ValueError):
+        return
+    assert found.isnan()  # as Triton's kernels, which cannot raise, tell it
+
+
+def test_the_gradient_from_above_keeps_its_precision():
+    logits = torch.randn(8, 5, generator=torch.Generator().manual_seed(0)).bfloat16().requires_grad_()
+    target, scale = torch.arange(8) % 5, 1 / 3
+
+    def loss(z: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return labo_cross_entropy(z, target, reduction="sum")
+
+    whole = torch.autograd.grad(loss(logits), logits)[0]
+    found = torch.autograd.grad(compiled(loss, logits)[0] * scale, logits)[0]
+    assert torch.equal(found, (whole.double() * torch.tensor(scale).double()).bfloat16())

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from labo import LabelRegularizedLoss, regularizers
+from labo import LabelRegularizedLoss, LABOLoss, regularizers
 from labo.errors import UserError
 from labo.regularizers import registry
 from labo.regularizers.base import BATCH
@@ -428,7 +428,20 @@ def test_a_name_may_fix_options():
         ("labo[prior=unigram", "NAME"),
         ("labo[alpha=1,alpha=2]", "NAME"),
         ("labo[gamma=1]", "labo option"),
+        ("labo[alpha=2]", "argument `alpha` to be in"),
+        ("labo[beta=wide]", "argument `beta`"),
         ("nothing[a=1]", "method"),
     ):
         with pytest.raises(UserError, match=told):
             regularizers.create(name)
+
+
+def test_a_learnt_prior_is_a_parameter():
+    prior = torch.nn.Parameter(torch.full((4,), 0.25))
+    for made in (LABOLoss(prior=prior), regularizers.create("labo", prior=prior)):
+        assert list(made.parameters()) == [prior]
+        loss = LabelRegularizedLoss(made) if isinstance(made, regularizers.Regularizer) else made
+        loss(torch.randn(3, 4), torch.tensor([0, 1, 2])).backward()
+        assert prior.grad is not None
+        prior.grad = None
+    assert list(LABOLoss(prior=torch.full((4,), 0.25)).parameters()) == []

@@ -1,4 +1,4 @@
-"""Training with label regularization, and LABO: labels learnt by a bi-level problem with a closed-form inner loop."""
+"""Training with label regularization, and LABO: soft labels that solve the inner problem of a bi-level one."""
 
 from __future__ import annotations
 

@@ -7,14 +7,23 @@ from torch import Tensor
 
 from labo import checks, kernels, last_layer
 from labo import reduction as _reduction
+from labo.inner import inner_value, optimal_labels
 from labo.kernels import autograd, operators, reference
 from labo.kernels.linear import Head
 from labo.kernels.options import Options
 from labo.reduction import Rows
 
-__all__ = ["label_regularized_cross_entropy", "labo_cross_entropy", "linear_labo_cross_entropy"]
+__all__ = [
+    "inner_value",
+    "label_regularized_cross_entropy",
+    "labo_cross_entropy",
+    "linear_labo_cross_entropy",
+    "optimal_labels",
+]
 
 VALUES = ("inner", "plugin")
+# A smaller beta is taken for this one: q* is the largest class's either way, and logits divided by it stay finite.
+LEAST_BETA = 1e-30
 
 
 def labo_cross_entropy(
@@ -175,6 +184,7 @@ def row_options(
     """The options of the loss beside rows: what broadcasts over the rows as (N,)."""
     prior = rows.distribution("prior", prior)
     weight = rows.weight if rows.has_probabilities else None
+    beta = beta.clamp(min=LEAST_BETA) if isinstance(beta, Tensor) else max(beta, LEAST_BETA)
     return Options(rows.per_row("alpha", alpha), rows.per_row("beta", beta), prior, weight, value)
 
 

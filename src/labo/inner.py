@@ -80,6 +80,8 @@ def _as_rows(
     checks.probabilities("prior", prior, logits.shape[dim] if logits.dim() else 0)
     checks.positive("beta", beta)
     rows = working(logits).movedim(dim, -1)
+    if prior is not None:
+        checks.broadcasts("prior", prior[..., 0], rows.shape[:-1])
     return rows, over_rows("beta", beta, rows), prior, checks.result_dtype(logits)
 
 
@@ -182,11 +184,15 @@ def _divergence(log_ratio: Tensor, r: Tensor) -> Tensor:
     small = w.abs() < 0.1
     s = torch.where(small, w, 0.0)
     series = s * s * (1 / 2 + s * (1 / 3 + s * (1 / 8 + s * (1 / 30 + s * (1 / 144 + s * (1 / 840 + s / 5760))))))
-    v = torch.where(small, 1.0, w)
-    # exp(v) * v is 0, not NaN, far below; far above, r * exp(v) = q stays bounded where r does not underflow.
+    # Far above, exp(w) alone would overflow where q = r * exp(w) does not, and r * phi is q * (w - 1) + r.
+    large = w > 10.0
+    above = torch.where(large, w, 0.0)
+    v = torch.where(small | large, 1.0, w)
+    # exp(v) * v is 0, not NaN, far below.
     plain = torch.exp(v) * v - torch.expm1(v)
     phi = torch.where(small, series, torch.where(v < -80.0, 1.0, plain))
-    return (r * phi).sum(-1, keepdim=True)
+    beyond = torch.exp(above + _log(r)) * (above - 1) + r
+    return torch.where(large, beyond, r * phi).sum(-1, keepdim=True)
 
 
 class _InnerValue(torch.autograd.Function):

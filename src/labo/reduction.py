@@ -62,7 +62,10 @@ class Rows:
         """None and (C,) as they are; classes-last distributions that broadcast over the result's shape as (N, C)."""
         classes = self.raw.shape[-1]
         checks.probabilities(name, value, classes)
-        if value is None or value.dim() == 1:
+        if value is None:
+            return value
+        checks.same_device(name, value, self.raw)
+        if value.dim() == 1:
             return value
         checks.broadcasts(name, value[..., 0], self.shape)
         return value.expand(*self.shape, classes).reshape(-1, classes)

@@ -62,7 +62,10 @@ class TrainerLoss:
         self.head: Head | None = None
 
     def __call__(self, outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """The loss of a model's outputs: logits (…, C) and labels (…), or (N, C, d1, …) and (N, d1, …)."""
+        """The loss of a model's outputs: logits (…, C) and labels (…), or (N, C, d1, …) and (N, d1, …).
+
+        Where both fit, as for C = d1, classes are last; with probabilities as labels they are last always.
+        """
         if labels is None:
             raise ValueError("Expected the batch to have `labels`, but it has none.")
         logits = logits_of(outputs)

@@ -38,8 +38,9 @@ def suits(options: Options) -> bool:
         return False  # with the prior itself as label no sum of its exponentials is taken
     if isinstance(options.beta, Tensor):
         return bool((options.beta * options.alpha <= LARGEST_FACTOR).all())
-    alpha = float(options.alpha.max()) if isinstance(options.alpha, Tensor) else options.alpha
-    return options.beta == math.inf or alpha * options.beta <= LARGEST_FACTOR
+    if options.beta == math.inf or options.beta <= LARGEST_FACTOR:  # alpha is at most 1
+        return True
+    return bool((torch.as_tensor(options.alpha) * options.beta <= LARGEST_FACTOR).all())
 
 
 def solve(

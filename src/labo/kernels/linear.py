@@ -122,7 +122,9 @@ class _LinearLoss(torch.autograd.Function):
         rest = (None,) * 6
         if torch.is_grad_enabled():
             inputs = [tensor for tensor, needed in zip((hidden, weight, bias), ctx.wanted, strict=True) if needed]
-            found = iter(_again(inputs, linear(hidden, weight, bias), target, shares, grad, ctx.options))
+            # What a row that counts nothing holds, such as NaN, is in no product.
+            logits = linear(torch.where((shares != 0).unsqueeze(-1), hidden, 0.0), weight, bias)
+            found = iter(_again(inputs, logits, target, shares, grad, ctx.options))
             return *(next(found) if needed else None for needed in ctx.wanted), *rest
         made, ctx.made = ctx.made, None
         if ctx.per_row or waits(hidden) or made is None:

@@ -253,6 +253,10 @@ def sweep(logits, target, shares, strengths, prior, gradient, out, losses, done)
                     out[n, k] = 0
             continue
         own = target[n]
+        if not 0 <= own < classes:  # which is not looked for in a compiled graph; the reference tells it
+            done[n] = False
+            left += 1
+            continue
         at = n if strengths.shape[1] > 1 else np.uint64(0)
         alpha, beta = strengths[0, at], strengths[1, at]
         top, fine, masked = _top(logits, n)

@@ -36,11 +36,15 @@ def row_losses(
     """
     rows = inner.working(logits)
     data, mass = data_term(rows, target, weight)
-    if not isinstance(alpha, Tensor) and alpha == 0:
+    if not isinstance(alpha, Tensor) and alpha == 0 and not _learnt(beta, prior):
         return data
     beta_rows = inner.over_rows("beta", beta, rows)
     term = inner.value_of_rows(rows, beta_rows, prior) if value == "inner" else _plugin(rows, beta_rows, prior)
     return mix(data, term if mass is None else term * mass, alpha)
+
+
+def _learnt(*options: float | Tensor | None) -> bool:
+    return any(isinstance(option, Tensor) and option.requires_grad for option in options)
 
 
 def solve(

@@ -109,7 +109,11 @@ def _on(device: torch.device) -> Iterator[None]:
 
 def _per_row(value: float | Tensor, logits: Tensor) -> Tensor:
     # A scalar is a tensor of stride 0, so that a schedule of alpha or beta compiles nothing anew.
-    return torch.as_tensor(value, dtype=torch.float32, device=logits.device).detach().expand(logits.shape[0])
+    if isinstance(value, Tensor):
+        value = value.detach().to(logits.device, torch.float32)
+    else:  # filled on the device: a copy to it would wait
+        value = torch.full((), value, dtype=torch.float32, device=logits.device)
+    return value.expand(logits.shape[0])
 
 
 def tile(classes: int) -> tuple[int, int]:

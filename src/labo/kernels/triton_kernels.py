@@ -153,6 +153,14 @@ def _sum_rows(
 
 
 @triton.jit
+def _chosen(logits, rows, target, live, classes, row_stride, class_stride):
+    """The logits of the targets; NaN for a target that is no class, which is not looked for in a compiled graph."""
+    known = (target >= 0) & (target < classes)
+    found = tl.load(logits + rows * row_stride + target * class_stride, mask=live & known, other=0.0).to(tl.float32)
+    return tl.where(live & (known == 0), float("nan"), found)
+
+
+@triton.jit
 def _losses(top, z, best, labels, mass, pull, chosen, share, alpha, inverse, beta, prior, limit: tl.constexpr):
     """Each row's share of the loss from its sums; `chosen` are the logits of the targets."""
     empty = z == 0.0
@@ -214,7 +222,7 @@ def whole_rows(
     top, z, best, labels, mass, pull = _sum_rows(
         logits, prior, rows, live, inverse, beta, 0, classes, classes, row_stride, class_stride, limit, together, block
     )
-    chosen = tl.load(logits + rows * row_stride + target * class_stride, mask=live, other=0.0).to(tl.float32)
+    chosen = _chosen(logits, rows, target, live, classes, row_stride, class_stride)
     loss = _losses(top, z, best, labels, mass, pull, chosen, share, alpha, inverse, beta, prior, limit)
     tl.store(losses + rows, loss, mask=inside)
     if slopes is not None:
@@ -280,7 +288,7 @@ def combine(
     _store_sums(totals + rows, tl.num_programs(0).to(tl.int64), top, z, best, labels, mass, pull)
     target = tl.load(targets + rows)
     live = share != 0.0
-    chosen = tl.load(logits + rows * row_stride + target * class_stride, mask=live, other=0.0).to(tl.float32)
+    chosen = _chosen(logits, rows, target, live, classes, row_stride, class_stride)
     loss = _losses(top, z, best, labels, mass, pull, chosen, share, alpha, inverse, beta, prior, limit)
     tl.store(losses + rows, loss)
 

@@ -26,7 +26,8 @@ class LabelSmoothing(SoftLabelRegularizer):
     * "torch": labels are 1 / C everywhere, the gold class included; what `F.cross_entropy(label_smoothing=)` does.
     * "fairseq": labels are 1 / (C - 1) on the other classes. epsilon_torch = epsilon_fairseq * C / (C - 1).
     * "joeynmt": labels are 1 / (C - 2) on the classes that are neither gold nor padding, the loss is the divergence
-      KL(smoothed || p), and rows whose target is the padding class count 0.
+      KL(smoothed || p), and the loss of rows whose target is the padding class is 0. A mean counts such rows unless
+      they are ignored: give the loss ignore_index=padding_index, or have -100 there.
 
     Args:
         epsilon: smoothing mass in [0, 1].

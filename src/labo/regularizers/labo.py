@@ -71,7 +71,10 @@ class LABO(Regularizer):
         self.beta = beta
         self.value = value
         self._asked = prior if isinstance(prior, str) else None
-        self.register_buffer("prior", given)
+        if given is not None and given.requires_grad:
+            self.prior = given  # a parameter, learnt as alpha and beta are
+        else:
+            self.register_buffer("prior", given)
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -92,7 +95,7 @@ class LABO(Regularizer):
     def as_labo(self, rows: Rows) -> Options:
         """Itself."""
         self.require()
-        return functional.row_options(rows, self.alpha, self.beta, self.prior, self.value)
+        return functional.row_options(rows, self.alpha, self.beta, self._beside(rows.raw), self.value)
 
     def losses(self, rows: Rows) -> Tensor:
         """See `Regularizer.losses`."""
@@ -102,7 +105,11 @@ class LABO(Regularizer):
         """The optimal label q* of each row, (N, C)."""
         self.require()
         logits = inner.working(rows.logits)
-        return inner.labels_of_rows(logits, inner.over_rows("beta", self.beta, logits), self.prior)
+        return inner.labels_of_rows(logits, inner.over_rows("beta", self.beta, logits), self._beside(logits))
+
+    def _beside(self, logits: Tensor) -> Tensor | None:
+        """The prior where the logits are: class counts may come after the module was moved."""
+        return None if self.prior is None else self.prior.to(logits.device)
 
     def options(self) -> dict[str, Any]:
         """See `Regularizer.options`."""

@@ -101,7 +101,10 @@ def create(name: str, **options: Any) -> Regularizer:
             if not known:
                 raise UserError(f"Method '{name}' has no options, but got '{option}'.")
             raise unknown(f"{name} option", option, known)
-    return member(**options)
+    try:
+        return member(**options)
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error)) from error
 
 
 def candidates(name: str) -> tuple[dict[str, Any], ...]:
