@@ -13,6 +13,7 @@ import pytest
 
 HOME = Path(__file__).parents[1]
 PAGES = sorted([*HOME.glob("*.md"), *(HOME / "docs").glob("*.md")])
+LINKED = sorted([*HOME.glob("*.md"), *(HOME / "docs").rglob("*.md"), *(HOME / "results").rglob("*.md")])
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -59,7 +60,7 @@ def test_there_are_commands_and_code_to_check():
     assert {"README.md", "choosing.md", "write-your-own.md"} <= {page.name for page in WITH_CODE}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(HOME)))
 def test_links_lead_somewhere(page: Path):
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
