@@ -247,6 +247,9 @@ def test_the_smallest_betas_are_hard_labels(impl, as_tensor, prior):
         found = labo_cross_entropy(logits, target, alpha=0.5, beta=given, prior=prior, impl=impl)
         torch.testing.assert_close(found, expected)
         torch.testing.assert_close(torch.autograd.grad(found, logits)[0], slope)
+        torch.testing.assert_close(labo.optimal_labels(logits, beta=given, prior=prior), hard)
+        best = -torch.log_softmax(logits, -1).amax(-1)
+        torch.testing.assert_close(labo.inner_value(logits, beta=given, prior=prior), best)
 
 
 def test_the_slope_in_beta_of_a_belief_far_from_the_prior():

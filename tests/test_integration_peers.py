@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,11 @@ def loss_of(**options: Any) -> TrainerLoss:
 
 
 def by_hand(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    return labo.labo_cross_entropy(logits.flatten(0, 1), labels.flatten(), alpha=0.3, beta=2.0).item()
+    rows, target = logits.flatten(0, 1), labels.flatten()
+    found = labo.labo_cross_entropy(rows, target, alpha=0.3, beta=2.0).item()
+    for alpha, beta in ((0.0, 2.0), (0.3, math.inf)):  # which other losses would not be taken for it
+        assert abs(labo.labo_cross_entropy(rows, target, alpha=alpha, beta=beta).item() - found) > 0.01
+    return found
 
 
 def first_logged(trainer: Any) -> float:
@@ -50,8 +55,9 @@ def first_logged(trainer: Any) -> float:
 
 def test_seq2seq_trainer(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "max_position_embeddings": 32}
-    marks = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0, "dropout": 0.0}
+    marks = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0, "dropout": 0.0, "init_std": 1.0}
     settings: dict[str, Any] = {**sizes, **marks, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    torch.manual_seed(0)
     model = MarianMTModel(MarianConfig(vocab_size=len(WORDS), **settings))
     rows = [{"input_ids": [2, 3, 1], "labels": [3, 2, 4, 1][: 2 + place % 3]} for place in range(4)]
     collator = DataCollatorForSeq2Seq(tokenizer, model=model)
@@ -71,7 +77,8 @@ def test_trl(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     settings: dict[str, Any] = {**sizes, "num_key_value_heads": 2, "pad_token_id": 0, "eos_token_id": 1}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(WORDS), bos_token_id=1, **settings))
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(WORDS), bos_token_id=1, initializer_range=1.0, **settings))
     texts = ["a b c", "c b a a b", "b", "c c"]
     arguments = trl.SFTConfig(output_dir=str(tmp_path), bf16=False, **ONE_STEP)
     trainer = trl.SFTTrainer(

@@ -436,7 +436,7 @@ def test_a_name_may_fix_options():
             regularizers.create(name)
 
 
-def test_a_learnt_prior_is_a_parameter():
+def test_a_prior_that_is_a_parameter_stays_one():
     prior = torch.nn.Parameter(torch.full((4,), 0.25))
     for made in (LABOLoss(prior=prior), regularizers.create("labo", prior=prior)):
         assert list(made.parameters()) == [prior]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from labo import cli, report, storage
-from labo.experiment import beams, runs
+from labo.experiment import beams, runs, shift_lines
 from labo.experiment import trial as trials
 from labo.experiment.beam_lines import BEAMS, measured
 from test_report_translation import BASELINE, record, write
@@ -72,6 +73,20 @@ def test_damaged_lines_tell_nothing() -> None:
     good = {"task": "t", "method": "m", "seed": 0, "scores": {"5": {"bleu": 1.0}}}
     bad = [{**good, "scores": scores} for scores in (None, [1], {"x": {"bleu": 1}}, {"2": {}}, {"2": {"bleu": "nan"}})]
     assert measured([good, *bad, {"task": "t"}]) == {("t", "m", 0): {5: 1.0}}
+
+
+def test_what_other_weights_scored_is_not_shown_beside_those_of_now() -> None:
+    def line(weights: str | None, **bleu: float) -> dict[str, Any]:
+        scores = {width.removeprefix("w"): {"bleu": value} for width, value in bleu.items()}
+        found = {"task": "t", "method": "m", "seed": 0, "scores": scores}
+        return found if weights is None else {**found, "weights": weights}
+
+    before, now = line("x", w1=1.0, w20=2.0), line("y", w1=3.0)
+    assert measured([before, now]) == {("t", "m", 0): {1: 3.0}}
+    assert measured([before, line("x", w5=4.0)]) == {("t", "m", 0): {1: 1.0, 20: 2.0, 5: 4.0}}
+    assert measured([line(None, w1=1.0), now, line("y", w5=2.0)]) == {("t", "m", 0): {1: 3.0, 5: 2.0}}
+    shift = [{**each, "scores": {"blur": {width: {"accuracy": 0.5}}}} for each, width in ((before, "1"), (now, "2"))]
+    assert list(shift_lines.measured(shift)[("t", "m", 0)]) == [("blur", 2)]
 
 
 @pytest.mark.parametrize("widths", ["0", "1,x", "", "-1", "2.5"])

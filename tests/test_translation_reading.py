@@ -199,7 +199,7 @@ def test_numbers_are_different_and_their_tests_stay():
 
 
 def test_language_codes():
-    for right in ("sr_Latn", "deu", "gsw", "no", "iw"):
+    for right in ("sr_Latn", "deu", "ger", "ber", "gsw", "tok", "no", "sh"):
         assert languages.checked(right, "source_language") == right
     endings = ("de", "no", "tl", "in", "sh", "xx", "txt", "deu", "")
     assert [languages.of_ending(end) for end in endings] == ["de", "no", "tl", *[None] * 6]

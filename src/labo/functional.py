@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from labo import checks, kernels, last_layer
+from labo import checks, inner, kernels, last_layer
 from labo import reduction as _reduction
 from labo.inner import inner_value, optimal_labels
 from labo.kernels import autograd, operators, reference
@@ -22,8 +22,6 @@ __all__ = [
 ]
 
 VALUES = ("inner", "plugin")
-# A smaller beta is taken for this one: q* is the largest class's either way, and logits divided by it stay finite.
-LEAST_BETA = 1e-30
 
 
 def labo_cross_entropy(
@@ -184,7 +182,7 @@ def row_options(
     """The options of the loss beside rows: what broadcasts over the rows as (N,)."""
     prior = rows.distribution("prior", prior)
     weight = rows.weight if rows.has_probabilities else None
-    beta = beta.clamp(min=LEAST_BETA) if isinstance(beta, Tensor) else max(beta, LEAST_BETA)
+    beta = inner.at_least(beta)
     return Options(rows.per_row("alpha", alpha), rows.per_row("beta", beta), prior, weight, value)
 
 

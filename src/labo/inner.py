@@ -25,6 +25,9 @@ from labo.oracle import solve
 
 __all__ = ["inner_value", "optimal_labels", "solve"]
 
+# A smaller beta is taken for this one: q* is the largest class's either way, and logits divided by it stay finite.
+LEAST_BETA = 1e-30
+
 
 def optimal_labels(logits: Tensor, *, beta: float | Tensor, prior: Tensor | None = None, dim: int = -1) -> Tensor:
     """The label q* = softmax(logits / beta + log prior) that solves the inner problem.
@@ -92,11 +95,17 @@ def working(tensor: Tensor) -> Tensor:
 
 def over_rows(name: str, value: float | Tensor, rows: Tensor) -> Tensor:
     """`value` as a (…, 1) tensor beside `rows` (…, C)."""
+    value = at_least(value)
     if not isinstance(value, Tensor):
         return torch.full((1,) * rows.dim(), value, dtype=rows.dtype, device=rows.device)
     checks.same_device(name, value, rows)
     checks.broadcasts(name, value, rows.shape[:-1])
     return value.to(rows.dtype).expand(rows.shape[:-1]).unsqueeze(-1)
+
+
+def at_least(beta: float | Tensor) -> float | Tensor:
+    """`beta`, or `LEAST_BETA` where it is smaller."""
+    return beta.clamp(min=LEAST_BETA) if isinstance(beta, Tensor) else max(beta, LEAST_BETA)
 
 
 def value_of_rows(rows: Tensor, beta: Tensor, prior: Tensor | None) -> Tensor:

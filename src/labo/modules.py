@@ -39,7 +39,10 @@ class _LABOOptions(nn.Module):
         _refuse(unknown)
         functional.check_options(alpha, beta, prior, reduction, value, impl)
         self.register_buffer("weight", weight)
-        self._hold("prior", prior)
+        if isinstance(prior, nn.Parameter):
+            self.prior = prior
+        else:
+            self.register_buffer("prior", prior)
         self._hold("alpha", alpha)
         self._hold("beta", beta)
         self.ignore_index = ignore_index
@@ -47,8 +50,8 @@ class _LABOOptions(nn.Module):
         self.value = value
         self.impl = impl
 
-    def _hold(self, name: str, value: float | Tensor | None) -> None:
-        if value is None or (isinstance(value, Tensor) and not value.requires_grad):
+    def _hold(self, name: str, value: float | Tensor) -> None:
+        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and not value.requires_grad:
             self.register_buffer(name, value)
         else:
             setattr(self, name, value)

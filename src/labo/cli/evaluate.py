@@ -41,6 +41,7 @@ def evaluate(
     before and after temperature scaling; of a translator BLEU, chrF, and NLL and calibration of the target's tokens.
     The temperature is fitted on the validation split, as it is.
     """
+    from labo.experiment import beams as searches
     from labo.experiment import runs
     from labo.report.measures import present
 
@@ -53,7 +54,7 @@ def evaluate(
     found = loaded.scores(examples)
     classes = _of_classes(loaded, examples) if loaded.classes and (per_class or as_json) else []
     worse = None if asked is None else _shifted(loaded, examples, asked)
-    by_beam = {f"  beam {width}": loaded.search_scores(examples, width) for width in widths}
+    by_beam = searches.scores(loaded, examples, widths)
     signatures = loaded.judge.signatures()
     what = split if data is None else data.name
     for note in loaded.notes(examples, what):
@@ -62,12 +63,12 @@ def evaluate(
         told = {"run": str(run), "data": what, "metrics": found, "classes": classes}
         told |= {"signatures": signatures} if signatures else {}
         told |= {} if worse is None else {"shifted": worse}
-        told |= {"beams": {str(w): by_beam[f"  beam {w}"] for w in widths}} if widths else {}
+        told |= {"beams": by_beam} if by_beam else {}
         print(json.dumps(told, indent=1))
         return
     name = f"{loaded.about['method']}, {what}"
     rows = {name: found} if worse is None else {f"{name}, clean": found, **_indented(worse["means"])}
-    rows |= by_beam
+    rows |= _indented({f"beam {width}": found for width, found in by_beam.items()})
     print(scores.table(rows))
     print(f"\ntemperature {found['temperature']:.3f}, fitted on validation")
     for measure in present(set(signatures)):

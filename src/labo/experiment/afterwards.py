@@ -12,13 +12,12 @@ from typing import Any
 from labo import machine
 from labo.experiment import lock, runs
 from labo.experiment.compare import Watcher
+from labo.experiment.run_lines import Run
 from labo.experiment.runner import Job
 from labo.experiment.trial import WEIGHTS
 from labo.storage import append_line, drop_cut_line, read_lines
 from labo.tasks.files import digest
 
-# (task, method, seed)
-Key = tuple[str, str, int]
 Tell = Callable[[float], None]
 
 
@@ -37,7 +36,7 @@ class Measurement:
     file: str
     phase: str
     wanted: Sequence[Any]
-    known: Callable[[Iterable[Mapping[str, Any]]], Mapping[Key, Mapping[Any, Any]]]
+    known: Callable[[Iterable[Mapping[str, Any]]], Mapping[Run, Mapping[Any, Any]]]
     find: Callable[[runs.Run, Any, Sequence[Any], Tell], Any]
 
 
@@ -80,7 +79,7 @@ def measure(folder: Path, jobs: Sequence[Job], asked: Measurement, watcher: Watc
             watcher.finished(job, line)
 
 
-def _key(job: Job) -> Key:
+def _key(job: Job) -> Run:
     return job.trial.task, job.trial.method, job.trial.seed
 
 

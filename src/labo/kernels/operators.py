@@ -75,6 +75,11 @@ def _loss(
     return (losses.sum() if total else losses), _or_nothing(made, logits)
 
 
+def _times(made: Tensor, grad: Tensor) -> Tensor:
+    """Their product, rounded once."""
+    return (made.to(grad.dtype) * grad).to(made.dtype)
+
+
 def _or_nothing(made: Tensor | None, like: Tensor) -> Tensor:
     return like.new_empty(0) if made is None else made.contiguous()
 
@@ -93,7 +98,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     logits, target, shares, *options, made = ctx.saved_tensors
     if ctx.gradient:
-        slopes = made * grad  # of no dimension, so that it keeps its precision and `made` its dtype
+        slopes = _times(made, grad)
     else:
         slopes = _loss(logits, target, shares * grad, *options, ctx.value, ctx.impl, ctx.total, True)[1]
     return slopes, *(None,) * 10
@@ -143,7 +148,7 @@ def _backward_linear(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None,
     made = [hidden_made, weight_made, bias_made]
     wanted = [bool(needed) for needed in ctx.needs_input_grad[:3]]
     if all(there or not needed for there, needed in zip(ctx.needs, wanted, strict=True)):
-        made = [x * grad for x in made]
+        made = [_times(x, grad) for x in made]
     else:
         hidden, head, bias, target, shares, *options = tensors
         made = _linear(hidden, head, bias, target, shares * grad, *options, ctx.value, ctx.impl, ctx.total, wanted)[1:]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from labo import functional, inner
 from labo.errors import unknown
@@ -71,8 +71,8 @@ class LABO(Regularizer):
         self.beta = beta
         self.value = value
         self._asked = prior if isinstance(prior, str) else None
-        if given is not None and given.requires_grad:
-            self.prior = given  # a parameter, learnt as alpha and beta are
+        if isinstance(given, nn.Parameter):
+            self.prior = given
         else:
             self.register_buffer("prior", given)
 

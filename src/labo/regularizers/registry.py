@@ -104,7 +104,9 @@ def create(name: str, **options: Any) -> Regularizer:
     try:
         return member(**options)
     except (TypeError, ValueError) as error:
-        raise UserError(str(error)) from error
+        if not own:
+            raise
+        raise UserError(f"Method '{name}': {error}") from error
 
 
 def candidates(name: str) -> tuple[dict[str, Any], ...]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from labo.experiment.beam_lines import BEAMS, measured
+from labo.report.cells import cell
 from labo.report.measures import MEASURES
 from labo.report.reading import Recorded
-from labo.report.verdict import TaskSummary, estimate
+from labo.report.verdict import TaskSummary
 from labo.storage import read_lines
 
 TITLE = "How BLEU moves with the beam"
@@ -35,8 +36,8 @@ def table(recorded: Recorded, task: TaskSummary) -> tuple[list[str], list[list[s
     rows = []
     for method, runs in known.items():
         if runs:
-            cells = [_cell([found[width] for found in runs]) for width in widths]
-            gaps = [_cell([found[widths[-1]] - found[widths[0]] for found in runs], signed=True)]
+            cells = [cell(_BLEU, [found[width] for found in runs]) for width in widths]
+            gaps = [cell(_BLEU, [found[widths[-1]] - found[widths[0]] for found in runs], signed=True)]
             rows.append([method, str(len(runs)), *cells, *(gaps if len(widths) > 1 else [])])
     gap = [f"{widths[-1]} minus {widths[0]}"] if len(widths) > 1 else []
     return ["Method", "Seeds", *(f"Beam {width}" for width in widths), *gap], rows
@@ -49,9 +50,3 @@ def sentence() -> str:
         "a wider search, which finds translations that the network thinks likelier, scores lower, what the network "
         "thinks likely is not what is right."
     )
-
-
-def _cell(values: list[float], *, signed: bool = False) -> str:
-    found = estimate(dict(enumerate(values)))
-    spread = _BLEU.spread(found.half_width)
-    return (_BLEU.signed if signed else _BLEU.value)(found.mean) + (f" ± {spread}" if spread else "")

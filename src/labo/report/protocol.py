@@ -10,7 +10,7 @@ from labo.report.reading import Recorded
 from labo.report.verdict import LEVEL, Summary, TaskSummary
 from labo.tasks.registry import TEXTS
 
-# Tasks whose data never bring a test part; those of the others may.
+# Tasks whose data bring no test part (but by a table's split column, which is looked at before); others may.
 _WITHOUT_PARTS = ("digits", "table")
 
 

@@ -7,10 +7,12 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
-from labo.experiment.shift_lines import SEVERITIES, SHIFTS, Pairs, Run, measured
+from labo.experiment.run_lines import Run
+from labo.experiment.shift_lines import SEVERITIES, SHIFTS, Pairs, measured
+from labo.report.cells import cell
 from labo.report.measures import MEASURES, number
 from labo.report.reading import Recorded
-from labo.report.verdict import TaskSummary, estimate
+from labo.report.verdict import TaskSummary
 from labo.storage import read_lines
 
 _ACCURACY, _SHIFTED = MEASURES["accuracy"], MEASURES["accuracy_shifted"]
@@ -56,7 +58,9 @@ def table(recorded: Recorded, task: TaskSummary) -> tuple[list[str], list[list[s
         for kind in kinds:
             of_kind = [pair for pair in pairs if pair[0] == kind]
             columns.append({seed: fmean(found[seed][pair] for pair in of_kind) for seed in seeds})
-        rows.append([summary.method, str(len(seeds)), *map(_cell, columns), _cell(seeds)])
+        rows.append(
+            [summary.method, str(len(seeds)), *(cell(_ACCURACY, column.values()) for column in (*columns, seeds))]
+        )
     return (["Method", "Seeds", "Clean", *(kind.capitalize() for kind in kinds), "Shifted"], rows) if rows else None
 
 
@@ -104,9 +108,3 @@ def _with_mean(
     if not metrics or not pairs or not all(pair in known for pair in pairs):
         return record
     return {**record, "metrics": {**metrics, _SHIFTED.key: fmean(known[pair] for pair in pairs)}}
-
-
-def _cell(values: dict[int, float]) -> str:
-    found = estimate(values)
-    spread = _ACCURACY.spread(found.half_width)
-    return _ACCURACY.value(found.mean) + (f" ± {spread}" if spread else "")

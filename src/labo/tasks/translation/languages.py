@@ -7,23 +7,31 @@ import re
 from labo.errors import UserError
 
 # A region or a script may follow, as in pt-BR and zh_Hans.
-_CODE = re.compile(r"[a-z]{2,3}([-_][A-Za-z0-9]{2,8})*")
-# Withdrawn from ISO 639-1: still codes, but `train.in` and `train.sh` are files of another kind.
-_WITHDRAWN = frozenset({"bh", "in", "iw", "ji", "jw", "mo", "sh"})
+_CODE = re.compile(r"([a-z]{2,3})([-_][A-Za-z0-9]{2,8})*")
+# A withdrawn code that is still known; `train.sh` is a file of another kind.
+_NO_ENDINGS = frozenset({"sh"})
 
 
 def is_code(text: str) -> bool:
-    """Whether this is a code of ISO 639, of two or three letters, that the registry of language tags has.
+    """Whether this is a code of ISO 639, of two or three letters, of a language or a family of them.
 
-    Source: the IANA language subtag registry, as the package langcodes has it.
+    Source: ISO 639-1, -2, -3 and -5, as the package pycountry has them.
 
     Example:
         >>> [is_code(text) for text in ("de", "pt-BR", "gsw", "xx", "xyz")]
         [True, True, True, False, False]
     """
-    import langcodes
+    import pycountry
 
-    return _CODE.fullmatch(text) is not None and langcodes.tag_is_valid(text)
+    found = _CODE.fullmatch(text)
+    if found is None:
+        return False
+    code = found.group(1)
+    if len(code) == 2:
+        return pycountry.languages.get(alpha_2=code) is not None
+    languages, families = pycountry.languages, pycountry.language_families
+    known = languages.get(alpha_3=code), languages.get(bibliographic=code), families.get(alpha_3=code)
+    return any(each is not None for each in known)
 
 
 def of_ending(text: str) -> str | None:
@@ -33,7 +41,7 @@ def of_ending(text: str) -> str | None:
         >>> of_ending("de"), of_ending("txt"), of_ending("in")
         ('de', None, None)
     """
-    return text if len(text) == 2 and text not in _WITHDRAWN and is_code(text) else None
+    return text if len(text) == 2 and text not in _NO_ENDINGS and is_code(text) else None
 
 
 def checked(text: object, option: str) -> str:

@@ -72,7 +72,7 @@ def describe(name: str) -> str:
 def usual(name: Any) -> tuple[float, float]:
     """(learning rate, dropout) that the model `name` is trained with unless told; of anything else, 5e-4 and 0.1.
 
-    Source: those of `tiny` are measured (docs/translation.md); the others fairseq's recipes for IWSLT and WMT.
+    Source: the rate of `tiny` is measured (docs/translation.md); the others are fairseq's recipes for IWSLT and WMT.
 
     Example:
         >>> usual("transformer_iwslt_de_en")
