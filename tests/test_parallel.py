@@ -93,7 +93,9 @@ def test_a_failure_is_told_once_whoever_meets_it(tmp_path, guilty):
     found = together(run_command, tmp_path, {"LABO_TEST_STOP": guilty}, *asked)
     assert [each[0] for each in found] == [2, 2], found
     assert [each[1] for each in found] == ["", ""]
-    assert "".join(each[2] for each in found).strip() == "labo: Stopped at step 5."
+    told = [line for each in found for line in each[2].splitlines() if line.strip()]
+    # A slow machine tells after ten seconds how far it is.
+    assert [line for line in told if not line.startswith("training: ")] == ["labo: Stopped at step 5."]
 
 
 def test_other_commands_are_refused(tmp_path):
