@@ -97,8 +97,9 @@ def told(side: str, asked: argparse.Namespace) -> dict[str, Any]:
 def measured(side: str, asked: argparse.Namespace) -> dict[str, Any]:
     """Train one side; its line."""
     task = tasks.create(asked.task, **({"train_size": asked.train_size} if asked.train_size else {}))
-    given = {key: told(side, asked)[key] for key in ("epochs", "learning_rate")}
-    settings = flat.resolve(task.default_settings(), "label_smoothing", {"epsilon": SMOOTHING, **given})
+    line = told(side, asked)
+    given = {"epsilon": SMOOTHING, **{key: line[key] for key in ("epochs", "learning_rate")}}
+    settings = flat.resolve(task.default_settings(), "label_smoothing", given)
     splits = task.splits(asked.seed)
     made = trials.Trial(asked.task, "label_smoothing", asked.seed, settings, dict(task.options))
     model, loss = trials.build(made, task, splits)
@@ -111,7 +112,7 @@ def measured(side: str, asked: argparse.Namespace) -> dict[str, Any]:
         found = judge.at_the_end(model, loss, splits, Path(folder))
     train: Any = splits.train
     tokens = int(train.features.lengths.sum() + train.target.lengths.sum()) * own["epochs"]
-    line = {**told(side, asked), **found["metrics"]}
+    line |= found["metrics"]
     line |= {"tokens_per_second": tokens / seconds, "training_seconds": seconds, "signatures": found["signatures"]}
     return line | {"command": ["python", "benchmarks/translation_peer.py", *sys.argv[1:]], "on": machine.versions()}
 

@@ -23,7 +23,7 @@ from labo.experiment.judges.translation import Translation
 from labo.metrics.translation import signatures
 from labo.tasks.translation import decoding, numbers
 from test_translation_models import saved
-from translators import PAIRS, text_trial, two_files
+from translators import PAIRS, text_trial, trained_in, two_files
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +33,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, files: dict[str, str]) -> Path:
-    folder = tmp_path_factory.mktemp("run") / "labo"
-    trials.run(text_trial(files, curves=True), folder)
-    return folder
+    return trained_in(tmp_path_factory.mktemp("run"), files)
 
 
 class Piped:

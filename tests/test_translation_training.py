@@ -22,7 +22,7 @@ from labo.metrics.translation import bleu
 from labo.tasks.translation import models
 from labo.tasks.translation.pairs import Pairs
 from processes import COUNT, together
-from translators import SMALL, close, curve, text_trial, two_files
+from translators import SMALL, close, curve, text_trial, trained_in, two_files
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +32,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, files: dict[str, str]) -> Path:
-    folder = tmp_path_factory.mktemp("run") / "labo"
-    trials.run(text_trial(files, curves=True), folder)
-    return folder
+    return trained_in(tmp_path_factory.mktemp("run"), files)
 
 
 def test_a_record_has_scores_signatures_and_translations(trained):

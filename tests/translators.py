@@ -32,6 +32,12 @@ def text_trial(files: dict[str, Any], method: str = "labo", **options: Any) -> t
     return trial(method, task="translation", task_options=dict(files), set=given, epochs=2, data=data, **options)
 
 
+def trained_in(folder: Path, files: dict[str, str]) -> Path:
+    """A finished run of LABO, with its curve."""
+    trials.run(text_trial(files, curves=True), folder / "labo")
+    return folder / "labo"
+
+
 def close(mine: Path, theirs: Path, tolerance: float = 1e-6) -> None:
     first, second = (load_file(folder / trials.WEIGHTS) for folder in (mine, theirs))
     for name, value in second.items():

@@ -16,7 +16,6 @@ from labo.experiment.run_lines import Run
 from labo.experiment.runner import Job
 from labo.experiment.trial import WEIGHTS
 from labo.storage import append_line, drop_cut_line, read_lines
-from labo.tasks.files import digest
 
 Tell = Callable[[float], None]
 
@@ -54,6 +53,8 @@ def measure(folder: Path, jobs: Sequence[Job], asked: Measurement, watcher: Watc
     Raises:
         UserError: a run is damaged, its data have changed, or another process holds the folder.
     """
+    from labo.tasks.files import digest  # which imports pandas, and scoring one run has no need of it
+
     path = folder / asked.file
     with lock.hold(folder):
         if drop_cut_line(path):

@@ -51,7 +51,7 @@ def _order(task: TaskSummary) -> list[str]:
 
 
 def _picture(figure: object, name: str, description: str) -> Picture:
-    return Picture(name, render(figure, name, description), description)  # type: ignore[arg-type]
+    return Picture(name, render(figure, name, description), description)  # type: ignore[arg-type] (matplotlib's figure, not imported for its type)
 
 
 def _seeds(task: TaskSummary, prefix: str) -> Group:

@@ -97,12 +97,7 @@ def _differences(task: TaskSummary) -> str:
 
 
 def _shifted(recorded: Recorded, task: TaskSummary) -> list[str]:
-    found = shifts.table(recorded, task)
-    if found is None:
-        return []
-    rows = [[*map(escape, row)] for row in found[1]]
-    parts = ["<h3>Accuracy on shifted pictures</h3>", table(found[0], rows, "Accuracy on shifted pictures")]
-    return [*parts, f'<p class="caption">{escape(shifts.sentence(recorded, task.task))}</p>']
+    return _afterwards(shifts.TITLE, shifts.table(recorded, task), shifts.sentence(recorded, task.task))
 
 
 def _bootstrap(recorded: Recorded, task: TaskSummary) -> list[str]:
@@ -117,12 +112,15 @@ def _bootstrap(recorded: Recorded, task: TaskSummary) -> list[str]:
 
 
 def _beams(recorded: Recorded, task: TaskSummary) -> list[str]:
-    found = beams.table(recorded, task)
+    return _afterwards(beams.TITLE, beams.table(recorded, task), beams.sentence())
+
+
+def _afterwards(title: str, found: tuple[list[str], list[list[str]]] | None, told: str) -> list[str]:
+    """What was measured after the trials: a title, a table and what it tells; nothing where nothing was."""
     if found is None:
         return []
     rows = [[*map(escape, row)] for row in found[1]]
-    parts = [f"<h3>{escape(beams.TITLE)}</h3>", table(found[0], rows, beams.TITLE)]
-    return [*parts, f'<p class="caption">{escape(beams.sentence())}</p>']
+    return [f"<h3>{escape(title)}</h3>", table(found[0], rows, title), f'<p class="caption">{escape(told)}</p>']
 
 
 def _group(group: Group) -> list[str]:

@@ -50,7 +50,7 @@ def pooled_bins(files: Sequence[dict[str, Any]], which: str) -> Bins:
                 else [None]
             )
             if None not in values and values[2]:
-                pooled.setdefault(index, []).append((values[0], values[1], values[2]))  # type: ignore[arg-type]
+                pooled.setdefault(index, []).append((values[0], values[1], values[2]))  # type: ignore[arg-type] (no None)
     merged = []
     for index in sorted(pooled):
         total = sum(count for *_, count in pooled[index])

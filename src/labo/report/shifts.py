@@ -15,6 +15,7 @@ from labo.report.reading import Recorded
 from labo.report.verdict import TaskSummary
 from labo.storage import read_lines
 
+TITLE = "Accuracy on shifted pictures"
 _ACCURACY, _SHIFTED = MEASURES["accuracy"], MEASURES["accuracy_shifted"]
 
 

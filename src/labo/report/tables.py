@@ -170,11 +170,7 @@ def _in_a_terminal(task: TaskSummary) -> list[Measure]:
 
 
 def _shifted(recorded: Recorded, task: TaskSummary) -> list[str]:
-    found = shifts.table(recorded, task)
-    if found is None:
-        return []
-    rows = [[*map(_escape, row)] for row in found[1]]
-    return ["### Accuracy on shifted pictures", _table(found[0], rows), shifts.sentence(recorded, task.task)]
+    return _afterwards(shifts.TITLE, shifts.table(recorded, task), shifts.sentence(recorded, task.task))
 
 
 def _bootstrap(recorded: Recorded, task: TaskSummary) -> list[str]:
@@ -186,10 +182,13 @@ def _bootstrap(recorded: Recorded, task: TaskSummary) -> list[str]:
 
 
 def _beams(recorded: Recorded, task: TaskSummary) -> list[str]:
-    found = beams.table(recorded, task)
+    return _afterwards(beams.TITLE, beams.table(recorded, task), beams.sentence())
+
+
+def _afterwards(title: str, found: tuple[list[str], list[list[str]]] | None, told: str) -> list[str]:
     if found is None:
         return []
-    return [f"### {beams.TITLE}", _table(found[0], [[*map(_escape, row)] for row in found[1]]), beams.sentence()]
+    return [f"### {title}", _table(found[0], [[*map(_escape, row)] for row in found[1]]), told]
 
 
 def _figures(group: Group) -> list[str]:

@@ -127,13 +127,11 @@ class ImageTask(Task):
     def default_settings(self, model: Any = None) -> dict[str, Any]:
         """See `Task.default_settings`: SGD with Nesterov's momentum, a short warm-up, then a cosine.
 
-        A vision transformer has AdamW and its rates instead, for a batch of 128.
-        Source: Touvron et al., *Training data-efficient image transformers*, ICML 2021.
+        A model may have its own instead (see `models.usual`).
         """
         length = {"epochs": self.epochs, "batch_size": 128}
         steps = {"optimizer": "sgd", "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
-        if model == "vit_small":
-            steps |= {"optimizer": "adamw", "learning_rate": 5e-4 * 128 / 512, "weight_decay": 0.05}
+        steps |= models.usual(model)
         rate = {"precision": "float32", "schedule": "cosine", "warmup": 0.05}
         return {
             **length,

@@ -29,6 +29,11 @@ _PREFIXES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "timm/": ("outside:from_timm", ("pretrained", "dropout"), "a model of timm, timm/NAME"),
 }
 
+# What a model is trained with, where that is not what its task says.
+_TRAINED: dict[str, dict[str, Any]] = {
+    "vit_small": {"optimizer": "adamw", "learning_rate": 5e-4 * 128 / 512, "weight_decay": 0.05},
+}
+
 
 def available() -> tuple[str, ...]:
     """The names of all models; beside them are wrn-DEPTH-WIDTH, hf/NAME_OR_PATH and timm/NAME.
@@ -43,6 +48,18 @@ def available() -> tuple[str, ...]:
 def describe(name: str) -> str:
     """What a model is, in one line; imports nothing."""
     return _home(name)[2]
+
+
+def usual(name: Any) -> dict[str, Any]:
+    """The settings of training that are the model's own, for batches of 128; the others are its task's.
+
+    Source: Touvron et al., *Training data-efficient image transformers*, ICML 2021.
+
+    Example:
+        >>> usual("vit_small")["optimizer"], usual("resnet18")
+        ('adamw', {})
+    """
+    return dict(_TRAINED.get(str(name), {}))
 
 
 def build(name: str, classes: int, image_size: int, settings: Mapping[str, Any]) -> nn.Module:
