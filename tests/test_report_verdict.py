@@ -16,7 +16,16 @@ from labo import report
 from labo.errors import UserError
 from labo.report import tables
 from labo.report.reading import Recorded
-from labo.report.verdict import BASELINE, BETTER, NOT_COMPARED, NOT_TOLD, WORSE, MethodSummary, summarize_records
+from labo.report.verdict import (
+    BASELINE,
+    BETTER,
+    NOT_COMPARED,
+    NOT_TOLD,
+    WORSE,
+    MethodSummary,
+    Summary,
+    summarize_records,
+)
 
 
 def record(method: str, seed: int, accuracy: float | None, task: str = "digits", **more: float) -> dict:
@@ -32,8 +41,8 @@ def trials(task: str = "digits", /, **methods: Sequence[float | None]) -> list[d
     ]
 
 
-def of(summary: object, method: str, task: int = 0) -> MethodSummary:
-    return next(found for found in summary.tasks[task].methods if found.method == method)  # type: ignore[attr-defined]
+def of(summary: Summary, method: str, task: int = 0) -> MethodSummary:
+    return next(found for found in summary.tasks[task].methods if found.method == method)
 
 
 def test_mean_and_interval_by_hand() -> None:

@@ -150,7 +150,7 @@ def test_class_weights_are_right_undivided_and_refused_divided():
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (lambda: TrainerLoss(labo.LABOLoss()), "to be a LabelRegularizedLoss, but got LABOLoss"),  # type: ignore[arg-type]
+        (lambda: TrainerLoss(labo.LABOLoss()), "to be a LabelRegularizedLoss, but got LABOLoss"),  # type: ignore[arg-type] (meant)
         (lambda: TrainerLoss(LabelRegularizedLoss(regularizers.create("none"), reduction="sum")), "reduction 'mean'"),
         (lambda: TrainerLoss(LabelRegularizedLoss(regularizers.create("none"), ignore_index=0)), "ignore_index -100"),
         (lambda: TrainerLoss(loss())(torch.zeros(1, 2), None), "`labels`"),
