@@ -22,10 +22,11 @@ _SECTIONS = ("Args", "Needs", "When", "Raises", "Source", "Example")
 def page(name: str, picture: bool) -> str:
     """The page of a member in Markdown; `picture` says whether there is one of its labels."""
     found = regularizers.describe(name)
+    defaults = regularizers.describe(name, {"prior": "memory"}).defaults | found.defaults
     text, sections = _parts(regularizers.document(name).partition("\n\n")[2])
     lines = [f"# {name}", "", f"{found.summary[0].upper()}{found.summary[1:]}.", "", text]
     if "Args" in sections:
-        lines += ["", "## Options", "", *_options(sections["Args"], found.defaults)]
+        lines += ["", "## Options", "", *_options(sections["Args"], defaults)]
     for title, key in (("What it needs from training", "Needs"), ("When to use it", "When")):
         if key in sections:
             lines += ["", f"## {title}", "", sections[key][0].upper() + sections[key][1:]]
@@ -101,7 +102,8 @@ def main() -> None:
             figure = heatmap.label_map(name, labels[name], classes, heatmap.common_reach([labels[name]]))
             svg = standalone(render(figure, name, f"Labels of {name}"))
             (target / "figures" / f"{name}.svg").write_text(svg, encoding="utf-8")
-        (target / f"{name}.md").write_text(page(name, name in labels), encoding="utf-8")
+        known = (target / "figures" / f"{name}.svg").exists()  # perhaps of an earlier comparison
+        (target / f"{name}.md").write_text(page(name, known), encoding="utf-8")
     (target / "README.md").write_text(index(), encoding="utf-8")
 
 

@@ -35,6 +35,10 @@ OPTIONS += [
     ("acls", {"margin": 1.0}),
     ("labo", {"prior": "unigram", "alpha": 0.3}),
     ("labo", {"prior": [0.1, 0.2, 0.3, 0.2, 0.2], "alpha": 0.3, "value": "plugin"}),
+    ("labo", {"prior": "memory"}),
+    ("labo", {"prior": "memory", "epsilon": 0.0}),
+    ("labo", {"prior": "memory", "beta": 4.0, "alpha": 0.5, "epsilon": 0.0}),
+    ("labo", {"prior": "memory", "beta": 4.0, "alpha": 0.5, "top": 2}),
 ]
 every = pytest.mark.parametrize(("name", "options"), OPTIONS, ids=lambda value: str(value).replace("'", ""))
 
@@ -228,7 +232,7 @@ def test_its_options_make_it_again(name, options):
     assert known.options().items() >= options.items() or name == "labo"
     again = regularizers.create(name, **known.options())
     assert again.options() == known.options()
-    assert set(known.options()) == set(regularizers.describe(name).defaults)
+    assert set(known.options()) == set(regularizers.describe(name, options).defaults)
 
 
 @every

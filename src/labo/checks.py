@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
+from torch.autograd import forward_ad
 
 from labo.errors import UserError
 
@@ -36,6 +37,11 @@ def traced(*tensors: Tensor) -> bool:
         _functorch.is_functorch_wrapped_tensor(t) or t.device.type == "meta" or isinstance(t, FakeTensor)
         for t in tensors
     )
+
+
+def plain(tensor: Tensor) -> bool:
+    """Whether a tensor's values can be looked at and nothing but backward differentiation is asked for."""
+    return not traced(tensor) and not transformed() and forward_ad.unpack_dual(tensor).tangent is None
 
 
 def require(condition: Tensor, message: str, *sources: Tensor) -> None:
@@ -88,6 +94,12 @@ def finite_positive(name: str, value: float) -> None:
     """A finite number above 0, no tensor."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise UserError(f"Expected argument `{name}` to be a finite number above 0, but got {value!r}.")
+
+
+def count(name: str, value: int) -> None:
+    """How many there are of something: a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"Expected argument `{name}` to be a whole number of at least 1, but got {value!r}.")
 
 
 def floating(name: str, value: Tensor) -> None:

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from labo import checks, functional, last_layer
 from labo import reduction as _reduction
 from labo.errors import UserError
+from labo.errors import unknown as unknown_name
 from labo.kernels.linear import Head
 from labo.regularizers.base import Regularizer, data_losses
+from labo.regularizers.labo import LABO
 
 __all__ = ["LABOLoss", "LabelRegularizedLoss", "LinearLABOLoss"]
 
@@ -80,7 +82,11 @@ class LABOLoss(_LABOOptions):
 
     Args:
         weight: (C,) class weights, first as in `nn.CrossEntropyLoss`.
-        alpha, beta, prior, ignore_index, reduction, value, impl: as in `labo.labo_cross_entropy`.
+        alpha, beta, prior, ignore_index, reduction, value, impl: as in `labo.labo_cross_entropy`. With prior="memory"
+            each example's label is learnt in the run: alpha is 0.8 and beta inf unless given, and the loss is called
+            with the `indices` of the batch's examples in the training data.
+        examples: how many training examples there are, with prior="memory".
+        sharpness, decay, epsilon, top: of the memory, as in `labo.regularizers.create("labo", prior="memory")`.
 
     Raises:
         ValueError, TypeError: an option is out of range; `label_smoothing` is refused with a word on beta.
@@ -89,11 +95,84 @@ class LABOLoss(_LABOOptions):
         >>> import torch
         >>> LABOLoss(alpha=0.1, beta=2.0)(torch.zeros(2, 4), torch.tensor([0, 3]))
         tensor(1.3863)
+        >>> criterion = LABOLoss(prior="memory", examples=50)
+        >>> criterion(torch.zeros(2, 4), torch.tensor([0, 3]), indices=torch.tensor([17, 42]))
+        tensor(1.3863)
     """
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """The loss of logits (C), (N, C) or (N, C, d1, …)."""
-        return functional.labo_cross_entropy(input, target, **self.options())
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        *,
+        alpha: float | Tensor | None = None,
+        beta: float | Tensor | None = None,
+        prior: Tensor | str | None = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        value: str = "inner",
+        impl: str = "auto",
+        examples: int | None = None,
+        sharpness: float | None = None,
+        decay: float | None = None,
+        epsilon: float | None = None,
+        top: int | None = None,
+        **unknown: Any,
+    ) -> None:
+        own = {"sharpness": sharpness, "decay": decay, "epsilon": epsilon, "top": top}
+        own = {name: option for name, option in own.items() if option is not None}
+        member, given = None, None
+        if isinstance(prior, str):
+            member = _with_memory(prior, impl, examples, {"alpha": alpha, "beta": beta, "value": value, **own})
+        else:
+            given = prior
+            for name in (*own, *([] if examples is None else ["examples"])):
+                raise ValueError(f'Expected argument `{name}` with prior="memory" alone.')
+        usual = LABO.defaults({} if member is None else {"prior": "memory"})
+        super().__init__(
+            weight,
+            alpha=usual["alpha"] if alpha is None else alpha,
+            beta=usual["beta"] if beta is None else beta,
+            prior=given,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            value=value,
+            impl=impl,
+            **unknown,
+        )
+        self.member = member
+
+    def forward(self, input: Tensor, target: Tensor, *, indices: Tensor | None = None) -> Tensor:
+        """The loss of logits (C), (N, C) or (N, C, d1, …).
+
+        With prior="memory" `indices` are the places in the training data of the targets, and of their shape; in
+        evaluation mode (`.eval()`) they may be left out, and then the loss is the plain cross-entropy.
+        """
+        if self.member is None:
+            if indices is not None:
+                raise TypeError('Expected no `indices` without prior="memory".')
+            return functional.labo_cross_entropy(input, target, **self.options())
+        known = {} if indices is None else {"indices": indices}
+        rows = rows_with(self.member, input, target, self.weight, self.ignore_index, known, training=self.training)
+        return _reduction.reduce(
+            row_losses(self.member, rows, training=self.training), rows, self.reduction, checks.result_dtype(input)
+        )
+
+    def extra_repr(self) -> str:
+        """alpha, beta and whatever differs from the defaults."""
+        return super().extra_repr() if self.member is None else f"prior='memory', {super().extra_repr()}"
+
+
+def _with_memory(prior: str, impl: str, examples: int | None, options: dict[str, Any]) -> LABO:
+    """LABO with a memory of so many examples."""
+    if prior != "memory":
+        raise unknown_name("prior", prior, ("memory",))
+    if impl not in ("auto", "reference"):
+        raise UserError(f'impl={impl!r} has no prior="memory": take impl="auto".')
+    if examples is None:
+        raise UserError('Expected argument `examples` with prior="memory": how many training examples there are.')
+    member = LABO(prior=prior, **options)
+    member.provide(examples=examples)
+    return member
 
 
 class LinearLABOLoss(_LABOOptions):
@@ -229,19 +308,38 @@ class LabelRegularizedLoss(nn.Module):
         return last_layer.reduced(input, head, rows, options, reduction, count=count)
 
     def _losses(self, rows: _reduction.Rows) -> Tensor:
-        if not self.training and self.regularizer.untold(rows.given):
-            return data_losses(rows)[0]
-        options = self.regularizer.as_labo(rows)  # one definition, masked classes included
-        return self.regularizer.losses(rows) if options is None else functional.labo_losses(rows, options)
+        return row_losses(self.regularizer, rows, training=self.training)
 
     def _refuse_weights(self) -> None:
         if self.weight is not None:
             raise ValueError("Expected no class weights with a count of examples.")
 
     def _rows(self, input: Tensor, target: Tensor, batch: dict[str, Any]) -> _reduction.Rows:
-        self.regularizer.require(batch if self.training else None)
-        rows = _reduction.as_rows(input, target, self.weight, self.ignore_index)
-        return replace(rows, given=batch) if batch else rows
+        return rows_with(self.regularizer, input, target, self.weight, self.ignore_index, batch, training=self.training)
+
+
+def rows_with(
+    regularizer: Regularizer,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    batch: dict[str, Any],
+    *,
+    training: bool,
+) -> _reduction.Rows:
+    """The rows of a batch with what is told of it, which has to be all that the member needs in training."""
+    regularizer.require(batch if training else None)
+    rows = _reduction.as_rows(input, target, weight, ignore_index)
+    return replace(rows, given=batch) if batch else rows
+
+
+def row_losses(regularizer: Regularizer, rows: _reduction.Rows, *, training: bool) -> Tensor:
+    """A member's loss of each row, (N,); in evaluation plain cross-entropy where it lacks something of the batch."""
+    if not training and regularizer.untold(rows.given):
+        return data_losses(rows)[0]
+    options = regularizer.as_labo(rows)  # one definition, masked classes included
+    return regularizer.losses(rows) if options is None else functional.labo_losses(rows, options)
 
 
 def no_linear_form(regularizer: Regularizer) -> UserError:

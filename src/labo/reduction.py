@@ -129,6 +129,8 @@ def check_reduction(reduction: str) -> None:
 
 def total_and_count(losses: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
     """The sum of the row losses (N,), class weights and mask applied, and what "mean" divides it by."""
+    if rows.kept is None and (rows.weight is None or rows.has_probabilities):  # the common case, in few operations
+        return losses.sum(), losses.new_full((), len(losses))
     share = shares(rows, losses.dtype)
     return _weigh(losses, share).sum(), share.sum()
 

@@ -85,9 +85,9 @@ def read_config(path: Path) -> Settings:
     return {key: _value(value) if isinstance(value, str) else value for key, value in content.items()}
 
 
-def method_options(method: str) -> dict[str, Any]:
-    """The options of a method with their defaults."""
-    return regularizers.describe(method).defaults
+def method_options(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a method with their defaults, which may depend on options that are `given`."""
+    return regularizers.describe(method, given).defaults
 
 
 def resolve(defaults: Mapping[str, Any], method: str, *given: Mapping[str, Any]) -> Settings:
@@ -99,7 +99,7 @@ def resolve(defaults: Mapping[str, Any], method: str, *given: Mapping[str, Any])
     Raises:
         UserError: a value is of the wrong kind or out of range.
     """
-    options = method_options(method)
+    options = method_options(method, {key: value for layer in given for key, value in layer.items()})
     settings = {**defaults, **options}
     for layer in given:
         for key, value in layer.items():
@@ -114,7 +114,7 @@ def resolve(defaults: Mapping[str, Any], method: str, *given: Mapping[str, Any])
 
 def check_known(given: Mapping[str, Any], defaults: Mapping[str, Any], methods: Sequence[str]) -> None:
     """Refuse keys that nothing in the run has."""
-    known = {*defaults, *LENGTHS, *EXTRAS}.union(*(method_options(method) for method in methods))
+    known = {*defaults, *LENGTHS, *EXTRAS}.union(*(method_options(method, given) for method in methods))
     for key in given:
         if key not in known:
             raise unknown("setting", key, known)
@@ -124,7 +124,7 @@ def check_known(given: Mapping[str, Any], defaults: Mapping[str, Any], methods: 
 
 def split(settings: Mapping[str, Any], method: str) -> tuple[Settings, Settings]:
     """(settings of the training, options of the method)."""
-    names = method_options(method)
+    names = method_options(method, settings)
     training = {key: value for key, value in settings.items() if key not in names}
     return training, {key: value for key, value in settings.items() if key in names}
 

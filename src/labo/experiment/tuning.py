@@ -37,7 +37,7 @@ def candidates(
         UserError: there are fewer than `count` different ones.
     """
     found: list[Settings] = []
-    for varied, options in itertools.product(optimizer, regularizers.candidates(method)):
+    for varied, options in itertools.product(optimizer, regularizers.candidates(method, fixed)):
         settings = flat.resolve(defaults, method, options, varied, fixed)
         if settings not in found:
             found.append(settings)

@@ -6,6 +6,7 @@ Whatever a member remembers is in its state_dict, so that a resumed run is the r
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from labo.errors import UserError
 from labo.kernels import reference
 from labo.kernels.options import Options
 from labo.reduction import Rows
+from labo.regularizers.late_buffers import LateBuffers
 
 # What training can give a regularizer once, before the first batch, and how a user of a plain loop gives it.
 ONCE: dict[str, str] = {
@@ -44,7 +46,7 @@ BATCH: dict[str, str] = {
 NEEDS = {**ONCE, **BATCH}
 
 
-class Regularizer(nn.Module, ABC):
+class Regularizer(LateBuffers, ABC):
     """The base of the family.
 
     A member sets `name`, `summary`, `paper`, `year` and `candidates`, takes its options as keyword-only arguments,
@@ -59,9 +61,20 @@ class Regularizer(nn.Module, ABC):
     # Whether some of its terms are constant for the gradient: then it is not that of the value.
     has_constants: ClassVar[bool] = False
     # Whether its gradient is p - (1 - strength) * target - strength * labels.
-    pulls_to_labels: ClassVar[bool] = True
+    pulls_to_labels: bool = True
     # Whether adding the same number to all logits of a row changes nothing, as it changes nothing in the prediction.
     shift_invariant: ClassVar[bool] = True
+
+    @classmethod
+    def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The options beside those `given`, with their defaults, where some depend on others; all that it has."""
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+    @classmethod
+    def candidates_with(cls, given: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+        """What `labo compare` may try of the options, where some are `given`."""
+        return cls.candidates
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -133,21 +146,6 @@ class Regularizer(nn.Module, ABC):
     def options(self) -> dict[str, Any]:
         """The options that it was made with, JSON-able unless tensors were given."""
         return {}
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
-        # A buffer that training fills later is None until then; a saved one is taken as it comes.
-        for name, mine in [*self._buffers.items(), *self._parameters.items()]:
-            saved = state_dict.get(prefix + name)
-            if saved is None:
-                continue
-            if mine is not None and mine.shape != saved.shape:
-                raise UserError(
-                    f"The saved `{name}` of method '{self.name}' has the shape {tuple(saved.shape)}, but here it has "
-                    f"{tuple(mine.shape)}: it was saved for other classes or examples."
-                )
-            if mine is None and name in self._buffers:
-                self._buffers[name] = torch.empty_like(saved)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 class SoftLabelRegularizer(Regularizer):

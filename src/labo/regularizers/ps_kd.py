@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from labo import inner, ranks
+from labo import checks, inner, ranks
 from labo.errors import UserError
 from labo.kernels import reference
 from labo.reduction import Rows
@@ -62,9 +62,7 @@ class ProgressiveDistillation(SoftLabelRegularizer):
     def provide(self, **given: Any) -> None:
         """Take the numbers of training examples and of epochs."""
         for name in ("examples", "epochs"):
-            value = given.get(name, 1)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UserError(f"Expected argument `{name}` to be a whole number of at least 1, but got {value!r}.")
+            checks.count(name, given.get(name, 1))
         super().provide(**given)
 
     def losses(self, rows: Rows) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,7 @@ _HOMES: dict[str, str] = {
     "focal": "labo.regularizers.focal:Focal",
     "poly1": "labo.regularizers.focal:Poly1",
     "bootstrapping": "labo.regularizers.bootstrapping:Bootstrapping",
+    "elr": "labo.regularizers.elr:EarlyLearningRegularization",
     "labo": "labo.regularizers.labo:LABO",
 }
 _REGISTERED: dict[str, type[Regularizer]] = {}
@@ -94,7 +96,7 @@ def create(name: str, **options: Any) -> Regularizer:
         0.3
     """
     member, own = _variant(name)
-    known = _defaults(member)
+    known = _known(member)
     options = {**own, **options}
     for option in options:
         if option not in known:
@@ -109,20 +111,23 @@ def create(name: str, **options: Any) -> Regularizer:
         raise UserError(f"Method '{name}': {error}") from error
 
 
-def candidates(name: str) -> tuple[dict[str, Any], ...]:
-    """The option settings that `labo compare` tries for a member, the first ones first."""
+def candidates(name: str, given: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], ...]:
+    """The option settings that `labo compare` tries for a member, the first ones first.
+
+    They may depend on options that are `given`: with prior="memory" LABO has others.
+    """
     member, own = _variant(name)
     found: list[dict[str, Any]] = []
-    for options in member.candidates:
+    for options in member.candidates_with({**own, **(given or {})}):
         if (candidate := {**options, **own}) not in found:
             found.append(candidate)
     return tuple(found)
 
 
-def describe(name: str) -> Description:
-    """Summary, source, needs and default options of a member."""
+def describe(name: str, given: Mapping[str, Any] | None = None) -> Description:
+    """Summary, source, needs and default options of a member; which options it has may depend on those `given`."""
     member, own = _variant(name)
-    defaults = {**_defaults(member), **own}
+    defaults = {**member.defaults({**own, **(given or {})}), **own}
     return Description(name, member.summary, member.paper, member.year, create(name).needs, defaults)
 
 
@@ -141,9 +146,10 @@ def costs() -> dict[str, dict[str, dict[str, str]]]:
     return found
 
 
-def _defaults(member: type[Regularizer]) -> dict[str, Any]:
+def _known(member: type[Regularizer]) -> list[str]:
+    """The options that it may be made with."""
     parameters = inspect.signature(member.__init__).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    return [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
 
 
 def _variant(name: str) -> tuple[type[Regularizer], dict[str, Any]]:
@@ -159,8 +165,8 @@ def _variant(name: str) -> tuple[type[Regularizer], dict[str, Any]]:
         own[option.strip()] = _value(value.strip())
     member = _member(base)
     for option in own:
-        if option not in _defaults(member):
-            raise unknown(f"{base} option", option, _defaults(member))
+        if option not in _known(member):
+            raise unknown(f"{base} option", option, _known(member))
     return member, own
 
 

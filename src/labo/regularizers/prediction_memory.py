@@ -1,0 +1,203 @@
+"""What a network has said of every training example: a running average of its predictions."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from labo import checks, ranks
+from labo.errors import UserError
+from labo.reduction import Rows
+from labo.regularizers.late_buffers import LateBuffers
+
+# With more classes than this, the `TOP` largest entries of each distribution are kept.
+MAX_WHOLE_CLASSES = 256
+TOP = 16
+_UNSEEN = -1
+_MAX_INT16 = 2**15 - 1
+
+
+class Kept(NamedTuple):
+    """The entries of some distributions that are kept: `mass` (N, k) float32 at `classes` (N, k), and what is left.
+
+    `rest` (N,) is the mass of all other classes together.
+    """
+
+    mass: Tensor
+    classes: Tensor
+    rest: Tensor
+
+
+class PredictionMemory(LateBuffers):
+    """m <- decay * m + (1 - decay) * p for each example, at each of its visits.
+
+    With at most `MAX_WHOLE_CLASSES` classes all of m is kept, else its `top` largest entries and the mass of the rest,
+    which is read as spread evenly; both in half precision. An example's place is its index in the training data. Of an
+    example that comes twice in one batch the last prediction counts. Processes that train together keep the same
+    memory: each adds what all of them saw.
+
+    The label of each example is remembered too, and an example that comes with another label is refused: then the
+    memory is of other data, or the indices do not follow the data.
+
+    Args:
+        method: the name of the method, for errors.
+        decay: in [0, 1).
+        top: how many entries of m to keep; None for all or `TOP`, by the number of classes.
+        from_zeros: whether m starts as zeros, and not as the uniform distribution.
+    """
+
+    values: Tensor | None  # (examples + 1, k) float16; the last row takes what is written for ignored rows
+    classes: Tensor | None  # (examples + 1, k) int16 or int32; None where all classes are kept
+    rest: Tensor | None  # (examples + 1,) float16; None where all classes are kept
+    labels: Tensor | None  # (examples + 1,) int32
+
+    def __init__(self, method: str, *, decay: float, top: int | None = None, from_zeros: bool = False) -> None:
+        super().__init__()
+        if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 <= decay < 1:
+            raise UserError(f"Expected argument `decay` to be in [0, 1), but got {decay!r}.")
+        if top is not None and (isinstance(top, bool) or not isinstance(top, int) or top < 1):
+            raise UserError(f"Expected argument `top` to be a whole number of at least 1, but got {top!r}.")
+        self.name = method
+        self.decay, self.top, self.from_zeros = decay, top, from_zeros
+        for name in ("values", "classes", "rest", "labels"):
+            self.register_buffer(name, None)
+
+    def prepare(self, examples: int, rows: Rows) -> None:
+        """Make the memory of so many examples, if it is not there, and refuse one of other examples or classes."""
+        size = rows.raw.shape[-1]
+        kept = self._kept(size)
+        if self.values is None:
+            self._allocate(examples, size, kept, rows.raw.device)
+        assert self.values is not None
+        assert self.labels is not None
+        if self.values.device != rows.raw.device:
+            self.to(rows.raw.device)
+        known = (len(self.values) - 1, self.values.shape[1], self.classes is None)
+        if known != (examples, kept, kept == size):
+            raise UserError(
+                f"Method '{self.name}' remembers {known[0]} examples with {known[1]} entries each, but this training "
+                f"has {examples} with {kept}: its memory is of other data."
+            )
+
+    def _kept(self, classes: int) -> int:
+        """How many entries of a distribution are kept."""
+        wanted = self.top if self.top is not None else classes if classes <= MAX_WHOLE_CLASSES else TOP
+        return min(wanted, classes)
+
+    def _allocate(self, examples: int, size: int, kept: int, device: torch.device) -> None:
+        start = 0.0 if self.from_zeros else 1 / size
+        self.values = torch.full((examples + 1, kept), start, dtype=torch.float16, device=device)
+        self.labels = torch.full((examples + 1,), _UNSEEN, dtype=torch.int32, device=device)
+        if kept < size:
+            numbers = torch.int16 if size <= _MAX_INT16 else torch.int32
+            self.classes = torch.arange(kept, dtype=numbers, device=device).repeat(examples + 1, 1)
+            rest = 0.0 if self.from_zeros else 1 - kept / size
+            self.rest = torch.full((examples + 1,), rest, dtype=torch.float16, device=device)
+
+    def places(self, rows: Rows, examples: int) -> Tensor:
+        """The place of each row, (N,) int64; the scratch row for ignored rows.
+
+        Raises:
+            UserError: `indices` are no whole numbers, do not fit the rows, or are not those of training examples.
+        """
+        places = torch.as_tensor(rows.given["indices"])
+        if places.dtype.is_floating_point or places.dtype in (torch.bool, torch.complex64, torch.complex128):
+            raise UserError(f"Expected `indices` to be whole numbers, but got {places.dtype}.")
+        if places.numel() != len(rows.raw) or (places.dim() > 1 and places.shape != rows.shape):
+            raise UserError(
+                f"Expected `indices` to be {len(rows.raw)} whole numbers, one for each target, but got shape "
+                f"{tuple(places.shape)}."
+            )
+        places = places.reshape(-1).to(rows.raw.device).long()
+        if rows.kept is not None:
+            places = torch.where(rows.kept, places, examples)
+        self._check_range(places, examples, rows.kept)
+        return places
+
+    def _check_range(self, places: Tensor, examples: int, kept: Tensor | None) -> None:
+        if checks.traced(places) or not len(places):
+            return
+        limit = examples if kept is None else examples + 1
+        sentence = f"Expected `indices` of {examples} training examples, but got {{}}."
+        if places.device.type != "cpu":
+            checks.require((places >= 0) & (places < limit), sentence.format("others"))
+            return
+        low, high = places.aminmax()
+        wrong = low.item() if low.item() < 0 else high.item()
+        if not 0 <= wrong < limit:
+            raise UserError(
+                sentence.format(f"{wrong}: the memory cannot grow") if wrong > 0 else sentence.format(wrong)
+            )
+
+    def check_labels(self, places: Tensor, rows: Rows) -> None:
+        """Refuse examples whose label is another one than at their last visit; remember those of new ones."""
+        assert self.labels is not None
+        if rows.has_probabilities or checks.traced(places):
+            return
+        known, target = self.labels.index_select(0, places), rows.target.to(torch.int32)
+        on_cpu = places.device.type == "cpu"
+        if on_cpu and torch.equal(known, target) and ranks.together() == 1:
+            return
+        if rows.kept is not None:
+            target = torch.where(rows.kept, target, _UNSEEN)
+        other = (known != target) & (known != _UNSEEN)
+        if on_cpu and bool(other.any()):
+            at = int(other.nonzero()[0, 0])
+            raise UserError(
+                f"Method '{self.name}' remembers example {int(places[at])} with label {int(known[at])}, but now it has "
+                f"label {int(target[at])}: its memory is of other data, or `indices` do not follow the data."
+            )
+        if not on_cpu:
+            checks.require(~other, f"Method '{self.name}' remembers examples with other labels.")
+        self.labels[ranks.gathered(places)] = ranks.gathered(target)
+
+    def kept(self, places: Tensor) -> Kept:
+        """The kept entries of m at `places` (N,), of a memory that does not keep all classes."""
+        assert self.values is not None
+        assert self.classes is not None
+        assert self.rest is not None
+        return Kept(self.values[places].float(), self.classes[places].long(), self.rest[places].float())
+
+    def distributions(self, places: Tensor, classes: int) -> Tensor:
+        """The distributions m at `places` (N,), as (N, C) float32."""
+        assert self.values is not None
+        if self.classes is None:
+            return self.values.index_select(0, places).float()
+        mass, at, rest = self.kept(places)
+        each = rest / max(1, classes - mass.shape[1])
+        return each.unsqueeze(-1).expand(-1, classes).scatter(-1, at, mass)
+
+    def remember(self, places: Tensor, before: Tensor, p: Tensor, rows: Rows) -> None:
+        """Take predictions p (N, C) of the examples at `places`, whose m was `before`, (N, C)."""
+        after = torch.lerp(p, before, self.decay).float()
+        if self.classes is None:
+            self.write(places, Kept(after, places, places), rows)
+        else:
+            assert self.values is not None
+            mass, at = after.topk(self.values.shape[1])
+            self.write(places, Kept(mass, at, (after.sum(-1) - mass.sum(-1)).clamp(min=0)), rows)
+
+    def write(self, places: Tensor, new: Kept, rows: Rows) -> None:
+        """Put `new` entries at `places`; what other processes saw too."""
+        assert self.values is not None
+        written = [(self.values, new.mass.to(torch.float16))]
+        if self.classes is not None and self.rest is not None:
+            written += [(self.classes, new.classes.to(self.classes.dtype)), (self.rest, new.rest.to(torch.float16))]
+        if ranks.together() > 1:
+            places = ranks.gathered(places)
+            written = [(buffer, ranks.gathered(value)) for buffer, value in written]
+        # Writing one place twice at once leaves open which write is last: all of them write the last one's.
+        order = places.argsort(stable=True)
+        ordered = places[order]
+        last = order[torch.searchsorted(ordered, ordered, right=True) - 1]
+        for buffer, value in written:
+            buffer.index_copy_(0, ordered, value.index_select(0, last))
+        if rows.kept is not None or ranks.together() > 1:
+            self.values[-1] = 0.0
+
+    @property
+    def nbytes(self) -> int:
+        """What the memory takes, in bytes."""
+        return sum(buffer.nbytes for buffer in self.buffers())
