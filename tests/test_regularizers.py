@@ -33,6 +33,9 @@ OPTIONS += [
     ("zipf_smoothing", {"gold_ranked": True}),
     ("margin_smoothing", {"margin": 1.0}),
     ("acls", {"margin": 1.0}),
+    ("gce", {"q": 0.0}),
+    ("gce", {"q": 1.0, "epsilon": 0.3}),
+    ("sce", {"log_zero": -2.0, "epsilon": 0.3}),
     ("labo", {"prior": "unigram", "alpha": 0.3}),
     ("labo", {"prior": [0.1, 0.2, 0.3, 0.2, 0.2], "alpha": 0.3, "value": "plugin"}),
     ("labo", {"prior": "memory"}),
@@ -173,8 +176,9 @@ def test_one_hot_probabilities_are_indices(name, options):
 
 
 # Whose loss is no mean over the classes that a target mixes: zipf_smoothing ranks the classes that the target gives
-# nothing, ls_plus and beta_smoothing have the entropy of the whole label, tf_kd_reg mixes what its teachers say.
-NOT_MIXED = ("zipf_smoothing", "ls_plus", "beta_smoothing", "tf_kd_reg")
+# nothing, ls_plus and beta_smoothing have the entropy of the whole label, tf_kd_reg mixes what its teachers say, sce
+# has the log of the target.
+NOT_MIXED = ("zipf_smoothing", "ls_plus", "beta_smoothing", "tf_kd_reg", "sce")
 
 
 @every

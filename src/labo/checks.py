@@ -102,6 +102,18 @@ def count(name: str, value: int) -> None:
         raise UserError(f"Expected argument `{name}` to be a whole number of at least 1, but got {value!r}.")
 
 
+def finite_negative(name: str, value: float) -> None:
+    """A finite number below 0, no tensor."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -math.inf < value < 0:
+        raise UserError(f"Expected argument `{name}` to be a finite number below 0, but got {value!r}.")
+
+
+def between(name: str, value: float, least: float, most: float) -> None:
+    """A number from `least` to `most`, no tensor."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+        raise UserError(f"Expected argument `{name}` to be a number in [{least:g}, {most:g}], but got {value!r}.")
+
+
 def floating(name: str, value: Tensor) -> None:
     """A floating point tensor."""
     if not isinstance(value, Tensor):

@@ -192,6 +192,21 @@ def data_losses(rows: Rows) -> tuple[Tensor, Tensor]:
     return data, data.new_ones(()) if mass is None else mass
 
 
+def smoothed_target(rows: Rows, epsilon: float) -> Tensor:
+    """(1 - epsilon) * target + epsilon * uniform, (N, C), uniform over the classes that are not masked.
+
+    Each row sums to 1, but for probability targets with class weights: there the weights multiply the target, and the
+    row sums to the weighted mass.
+    """
+    logits = inner.working(rows.logits)
+    mass = reference.target_mass(logits, rows.target, rows.weight if rows.has_probabilities else None)
+    if epsilon == 0:
+        return mass
+    unmasked = logits != -math.inf
+    uniform = unmasked.to(logits.dtype) / unmasked.sum(-1, keepdim=True).clamp(min=1)
+    return (1 - epsilon) * mass + epsilon * mass.sum(-1, keepdim=True) * uniform
+
+
 def entropy(log_p: Tensor) -> Tensor:
     """H(p) = -sum p log p of each row, (N,), from the log of the prediction; a masked class has no part in it."""
     return -(log_p.exp() * torch.where(log_p == -math.inf, 0.0, log_p)).sum(-1)

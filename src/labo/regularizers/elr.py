@@ -60,7 +60,7 @@ class EarlyLearningRegularization(Regularizer):
     def __init__(self, *, strength: float = 3.0, decay: float = 0.7, epsilon: float = 0.0) -> None:
         super().__init__()
         checks.at_least("strength", strength)
-        checks.share("epsilon", epsilon)
+        checks.between("epsilon", epsilon, 0.0, 1.0)
         self.strength, self.epsilon = strength, epsilon
         self.memory = PredictionMemory(self.name, decay=decay, from_zeros=True)
 

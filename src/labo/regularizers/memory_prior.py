@@ -31,7 +31,7 @@ class MemoryPrior(nn.Module):
     def __init__(self, method: str, *, sharpness: float, epsilon: float, decay: float, top: int | None = None) -> None:
         super().__init__()
         checks.finite_positive("sharpness", sharpness)
-        checks.share("epsilon", epsilon)
+        checks.between("epsilon", epsilon, 0.0, 1.0)
         self.sharpness, self.epsilon = sharpness, epsilon
         self.memory = PredictionMemory(method, decay=decay, top=top)
 

@@ -41,6 +41,8 @@ _HOMES: dict[str, str] = {
     "poly1": "labo.regularizers.focal:Poly1",
     "bootstrapping": "labo.regularizers.bootstrapping:Bootstrapping",
     "elr": "labo.regularizers.elr:EarlyLearningRegularization",
+    "gce": "labo.regularizers.gce:GeneralizedCrossEntropy",
+    "sce": "labo.regularizers.sce:SymmetricCrossEntropy",
     "labo": "labo.regularizers.labo:LABO",
 }
 _REGISTERED: dict[str, type[Regularizer]] = {}
