@@ -15,6 +15,7 @@ from labo.regularizers.base import BATCH, Regularizer
 
 CLASSES, EXAMPLES, EPOCHS = 4, 12, 3
 REMEMBER = ("online_smoothing", "ps_kd", "dlb", "ls_plus", "beta_smoothing", "self_adaptive_smoothing")
+REMEMBER += ("elr", "labo[prior=memory]")
 PARTS = (slice(0, 4), slice(4, 6))  # of two processes, in a batch of six
 
 

@@ -79,7 +79,7 @@ def test_processes_remember_the_same(ranks, name):
         assert torch.equal(value, theirs[key]), key
 
 
-@pytest.mark.parametrize("name", ["online_smoothing", "ps_kd", "dlb", "beta_smoothing", "self_adaptive_smoothing"])
+@pytest.mark.parametrize("name", [name for name in REMEMBER if name != "ls_plus"])
 def test_processes_remember_what_one_alone_would(ranks, name):
     course = Course(name)
     for step in range(5):
@@ -88,7 +88,7 @@ def test_processes_remember_what_one_alone_would(ranks, name):
         torch.testing.assert_close(ranks[0][name][1][key], value)
 
 
-@pytest.mark.parametrize("name", ["online_smoothing", "ps_kd"])
+@pytest.mark.parametrize("name", ["online_smoothing", "ps_kd", "elr", "labo[prior=memory]"])
 def test_losses_of_processes_are_parts_of_one(ranks, name):
     course = Course(name)
     for step in range(5):

@@ -191,7 +191,7 @@ def test_patience_ends_a_run_that_gets_no_better(tmp_path, files):
         trials.run(text_trial(files, checkpoint="best", set={"average_epochs": 1}), tmp_path / "mean")
 
 
-@pytest.mark.parametrize("method", ["ps_kd", "cs_kd", "dlb", "distillation"])
+@pytest.mark.parametrize("method", ["cs_kd", "dlb", "distillation"])
 def test_methods_for_one_label_an_example_are_refused(tmp_path, files, method):
     with pytest.raises(UserError, match=f"Method '{method}' needs .*: it is for one label an example"):
         trials.run(text_trial(files, method), tmp_path / "run")

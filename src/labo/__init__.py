@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from labo import functional, inner, modules, regularizers
     from labo.functional import label_regularized_cross_entropy, labo_cross_entropy, linear_labo_cross_entropy
+    from labo.indexed import IndexedDataset
     from labo.inner import inner_value, optimal_labels
     from labo.kernels import implementations
     from labo.kernels.vocab_parallel import vocab_parallel_labo_cross_entropy
@@ -26,10 +27,12 @@ _HOMES = {
     "LabelRegularizedLoss": "modules",
     "implementations": "kernels",
     "vocab_parallel_labo_cross_entropy": "kernels.vocab_parallel",
+    "IndexedDataset": "indexed",
 }
 _ROOMS = ("inner", "functional", "modules", "kernels", "regularizers")
 
 __all__ = [
+    "IndexedDataset",
     "LABOLoss",
     "LabelRegularizedLoss",
     "LinearLABOLoss",

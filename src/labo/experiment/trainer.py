@@ -123,10 +123,10 @@ class RunTrainer(LabelRegularizedTrainer):
     def get_train_dataloader(self) -> DataLoader:
         """This process's parts of the batches, see `feeding`."""
         examples: Any = self.train_dataset
+        read = getattr(examples, "dataset", examples)  # what tells indices wraps the examples
         batches = feeding.batches(
-            examples, self.settings, self.args.seed, processes=self.args.world_size, rank=self.args.process_index
+            read, self.settings, self.args.seed, processes=self.args.world_size, rank=self.args.process_index
         )
-        read = getattr(examples, "dataset", examples)  # what is told its places wraps the examples
         return feeding.loader(examples, batches, self.args.device, feeding.workers(read, self.args.device))
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:

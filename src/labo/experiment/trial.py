@@ -15,7 +15,7 @@ from labo.storage import lacks_room, read_object, write_bytes, write_object
 
 RUN, RECORD, WEIGHTS, ERROR = "run.json", "record.json", "model.safetensors", "error.txt"
 # What training can tell a method of examples with one label each, and not of sentences.
-SEQUENCES_LACK = {"indices", "inputs", "partners", "dense_logits", "teacher"}
+SEQUENCES_LACK = {"inputs", "partners", "dense_logits", "teacher"}
 # What follows single examples from epoch to epoch, or to others of their class; mixed pictures are none.
 SINGLE = {"indices", "partners"}
 # What must be the same for a run to be continued, and what that is called.

@@ -97,7 +97,7 @@ def require_linear_form(regularizer: Regularizer, classes: int) -> None:
     Raises:
         UserError: it has to.
     """
-    if type(regularizer).as_labo is Regularizer.as_labo:
+    if not regularizer.has_linear_form:
         raise no_linear_form(regularizer)
     if regularizer.missing or regularizer.untold({}):
         return

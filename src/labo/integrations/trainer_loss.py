@@ -14,7 +14,7 @@ from labo.kernels.linear import Head
 from labo.modules import LabelRegularizedLoss
 from labo.networks import logits_of
 
-COUNTED_OUT = -100
+IGNORE_INDEX = -100
 
 
 class TrainerLoss:
@@ -47,9 +47,9 @@ class TrainerLoss:
             )
         if loss.reduction != "mean":
             raise ValueError(f"Expected argument `loss` with reduction 'mean', but got {loss.reduction!r}.")
-        if loss.ignore_index != COUNTED_OUT:
+        if loss.ignore_index != IGNORE_INDEX:
             raise ValueError(
-                f"Expected argument `loss` with ignore_index {COUNTED_OUT}, the one that the Trainer leaves out of "
+                f"Expected argument `loss` with ignore_index {IGNORE_INDEX}, the one that the Trainer leaves out of "
                 f"its counts, but got {loss.ignore_index}."
             )
         self.loss = loss
@@ -71,9 +71,12 @@ class TrainerLoss:
         logits = logits_of(outputs)
         if self.shift_labels:
             logits, labels = logits[..., :-1, :], labels[..., 1:]
+        batch = self._told(outputs)
+        indices = batch.get("indices")
+        if indices is not None and indices.dim() > 1:  # one for each label
+            batch["indices"] = (indices[..., 1:] if self.shift_labels else indices).reshape(-1)
         logits, labels = _flat(logits, labels) if self.head is None else _tokens(logits, labels)
         self.loss.to(logits.device)
-        batch = self._told(outputs)
         if num_items_in_batch is None:
             return self._of(logits, labels, None, batch)
         items = torch.as_tensor(num_items_in_batch, device=logits.device, dtype=torch.float32)

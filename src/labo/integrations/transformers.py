@@ -20,10 +20,10 @@ from transformers import TrainerCallback
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from labo.errors import UserError
+from labo.indexed import IndexedDataset, LabelPlaces
 from labo.integrations import heads
-from labo.integrations.indexed import INDEX, Indexed
 from labo.integrations.saving import WholeCheckpoints
-from labo.integrations.trainer_loss import TrainerLoss
+from labo.integrations.trainer_loss import IGNORE_INDEX, TrainerLoss
 from labo.modules import LabelRegularizedLoss
 from labo.regularizers.base import Regularizer
 from labo.regularizers.same_class import SameClass
@@ -31,6 +31,8 @@ from labo.regularizers.same_class import SameClass
 __all__ = ["LabelRegularizedTrainer", "TrainerLoss"]
 
 REGULARIZER = "regularizer.safetensors"
+# The key of an example's index in its batch; no network takes an input of this name.
+INDEX = "labo_index"
 
 
 class LabelRegularizedTrainer(WholeCheckpoints):
@@ -72,7 +74,8 @@ class LabelRegularizedTrainer(WholeCheckpoints):
         if not self.label_names:  # the network's forward names none; this loss takes them all the same
             self.label_names = ["labels"]
         self._compute = compute
-        self._indexed: Indexed | None = None
+        self._indexed: IndexedDataset | None = None
+        self._places: LabelPlaces | None = None
         self._same_class: SameClass | None = None
         self._provide(loss.regularizer)
         self.linear = linear
@@ -95,9 +98,12 @@ class LabelRegularizedTrainer(WholeCheckpoints):
         # A part of an epoch is one too: epochs are counted by their numbers.
         known: dict[str, Any] = {"model": self.model, "epochs": math.ceil(self.args.num_train_epochs)}
         if self.train_dataset is not None and set(needs) & {"examples", "indices", "partners"}:
-            self._indexed = Indexed(self.train_dataset)
+            self._indexed = IndexedDataset(self.train_dataset, key=INDEX)
             self.train_dataset = self._indexed
             known["examples"] = len(self._indexed)
+            if "indices" in needs and (counts := self._indexed.label_counts(IGNORE_INDEX)) is not None:
+                self._places = LabelPlaces(counts, ignore_index=IGNORE_INDEX)
+                known["examples"] = self._places.total
             if "partners" in needs:
                 self._same_class = SameClass(self._indexed.targets(), seed=self.args.seed)
         regularizer.provide(**{need: known[need] for need in regularizer.missing if need in known})
@@ -172,7 +178,7 @@ class LabelRegularizedTrainer(WholeCheckpoints):
 
     def _tell(self, indices: Tensor | None, inputs: dict[str, Any]) -> dict[str, Any]:
         known: dict[str, Callable[[], Any]] = {
-            "indices": lambda: indices,
+            "indices": lambda: self._label_indices(indices, inputs),
             "inputs": lambda: {name: value for name, value in inputs.items() if name != "labels"},
             "partners": lambda: self._partners(indices),
             "epoch": lambda: self._epoch,
@@ -180,6 +186,10 @@ class LabelRegularizedTrainer(WholeCheckpoints):
             "progress": lambda: self.state.global_step / max(1, self.state.max_steps),
         }
         return {need: known[need]() for need in self.loss.regularizer.needs if need in known}
+
+    def _label_indices(self, indices: Tensor | None, inputs: dict[str, Any]) -> Tensor | None:
+        """Which of the training labels those of the batch are."""
+        return indices if self._places is None or indices is None else self._places.of(indices, inputs["labels"])
 
     @property
     def _epoch(self) -> int:

@@ -114,6 +114,11 @@ class Regularizer(LateBuffers, ABC):
     def losses(self, rows: Rows) -> Tensor:
         """The loss of each row, (N,), in float32 (float64 for float64 logits); probability targets included."""
 
+    @property
+    def has_linear_form(self) -> bool:
+        """Whether its loss may be LABO's, which can be taken from hidden states without all logits."""
+        return type(self).as_labo is not Regularizer.as_labo
+
     def as_labo(self, rows: Rows) -> Options | None:
         """The options with which this member's loss is LABO's, which has fused kernels; None where it is not."""
         return None

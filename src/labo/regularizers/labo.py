@@ -154,6 +154,11 @@ class LABO(Regularizer):
         if class_counts is not None:
             self.prior = counts_to_prior(class_counts)
 
+    @property
+    def has_linear_form(self) -> bool:
+        """See `Regularizer.has_linear_form`: not with a memory."""
+        return self.memory is None
+
     def as_labo(self, rows: Rows) -> Options | None:
         """Itself; None with a memory, whose priors are made as they are needed."""
         if self.memory is not None:

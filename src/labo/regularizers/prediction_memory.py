@@ -89,6 +89,7 @@ class PredictionMemory(LateBuffers):
     def _allocate(self, examples: int, size: int, kept: int, device: torch.device) -> None:
         start = 0.0 if self.from_zeros else 1 / size
         self.values = torch.full((examples + 1, kept), start, dtype=torch.float16, device=device)
+        self.values[-1] = 0.0
         self.labels = torch.full((examples + 1,), _UNSEEN, dtype=torch.int32, device=device)
         if kept < size:
             numbers = torch.int16 if size <= _MAX_INT16 else torch.int32
@@ -124,12 +125,11 @@ class PredictionMemory(LateBuffers):
         if places.device.type != "cpu":
             checks.require((places >= 0) & (places < limit), sentence.format("others"))
             return
-        low, high = places.aminmax()
-        wrong = low.item() if low.item() < 0 else high.item()
-        if not 0 <= wrong < limit:
-            raise UserError(
-                sentence.format(f"{wrong}: the memory cannot grow") if wrong > 0 else sentence.format(wrong)
-            )
+        low, high = (int(bound) for bound in places.aminmax())
+        if low < 0:
+            raise UserError(sentence.format(low))
+        if high >= limit:
+            raise UserError(sentence.format(f"{high}: examples cannot be added later"))
 
     def check_labels(self, places: Tensor, rows: Rows) -> None:
         """Refuse examples whose label is another one than at their last visit; remember those of new ones."""

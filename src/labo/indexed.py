@@ -1,0 +1,149 @@
+"""A dataset whose examples tell their indices, and whose other examples of a class can be asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
+
+_LABELS = ("labels", "label", "label_ids")
+
+
+class IndexedDataset(Dataset):
+    """`dataset` with the index of each example beside it, for losses that remember examples.
+
+    An example that is a tuple or list gets its index as the last entry, a mapping gets it under `key`, and anything
+    else becomes the pair (example, index).
+
+    Args:
+        dataset: a map-style dataset with a length.
+        key: the name of the index in examples that are mappings.
+
+    Raises:
+        TypeError: `dataset` is iterable, whose examples have no indices that stay, or has no length.
+
+    Example:
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> data = TensorDataset(torch.zeros(4, 3), torch.tensor([0, 1, 0, 1]))
+        >>> features, labels, indices = next(iter(DataLoader(IndexedDataset(data), batch_size=2)))
+        >>> indices
+        tensor([0, 1])
+    """
+
+    def __init__(self, dataset: Any, *, key: str = "indices") -> None:
+        if isinstance(dataset, IterableDataset):
+            raise TypeError(
+                "Expected a map-style dataset, but got an iterable one: its examples have no indices that stay the "
+                "same from epoch to epoch."
+            )
+        if not hasattr(dataset, "__len__") or not (hasattr(dataset, "__getitem__") or _fetches_batches(dataset)):
+            raise TypeError(f"Expected a training dataset with a length, but got {type(dataset).__name__}.")
+        self.dataset, self.key = dataset, key
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._beside(self.dataset[index], index)
+
+    def __getitems__(self, indices: list[int]) -> Any:
+        """Examples of several indices, as torch's data loader asks for them."""
+        batch = _fetch(self.dataset, indices)
+        if isinstance(batch, Mapping):
+            return {**batch, self.key: torch.tensor(indices)}
+        return [self._beside(example, index) for example, index in zip(batch, indices, strict=True)]
+
+    def _beside(self, example: Any, index: int) -> Any:
+        if isinstance(example, Mapping):
+            return {**example, self.key: index}
+        return (*example, index) if isinstance(example, (tuple, list)) else (example, index)
+
+    def inputs(self, indices: list[int], collate: Callable[[Any], Mapping[str, Any]]) -> dict[str, Any]:
+        """The batch of these indices, without its labels."""
+        return {name: value for name, value in collate(_fetch(self.dataset, indices)).items() if name not in _LABELS}
+
+    def targets(self) -> Tensor:
+        """The class of every example, (N,) int64.
+
+        Raises:
+            TypeError: the examples have no class index each.
+        """
+        try:
+            targets = torch.as_tensor(self._labels())
+        except (TypeError, ValueError, RuntimeError):
+            targets = torch.empty(0, 0)
+        if targets.dim() != 1 or targets.dtype.is_floating_point:
+            raise TypeError("Expected every training example to have one class index as its label.")
+        return targets.long().cpu()
+
+    def label_counts(self, ignore_index: int) -> Tensor | None:
+        """How many labels each example has, (N,) int64, as sentences have; None where each has one."""
+        lengths = getattr(getattr(self.dataset, "target", None), "lengths", None)
+        if lengths is not None:
+            return lengths
+        labels = self._labels()
+        first = torch.as_tensor(labels[0]) if len(labels) and labels[0] is not None else torch.empty(())
+        if first.dim() == 0 or first.dtype.is_floating_point:  # one class index, or one distribution
+            return None
+        return torch.tensor([int((torch.as_tensor(some) != ignore_index).sum()) for some in labels])
+
+    def _labels(self) -> Any:
+        """The labels of all examples; None in the place of each that has none."""
+        known = getattr(self.dataset, "target", None)
+        if known is None and hasattr(self.dataset, "column_names"):
+            known = next((self.dataset[name] for name in _LABELS if name in self.dataset.column_names), None)
+        if known is None:
+            examples = (self.dataset[index] for index in range(len(self)))
+            known = [next((example[name] for name in _LABELS if name in example), None) for example in examples]
+        return known
+
+
+class LabelPlaces:
+    """The places in a memory of the labels of examples that have several each, as sentences have.
+
+    The labels of all examples lie end to end. Of an example's labels the ones that are ignored have no place, so
+    padding may stand on either side.
+
+    Args:
+        counts: (N,), how many labels each example has.
+        ignore_index: the label of what is left out.
+
+    Example:
+        >>> places = LabelPlaces(torch.tensor([2, 3]), ignore_index=-100)
+        >>> places.of(torch.tensor([1, 0]), torch.tensor([[7, 8, 9], [-100, 5, 6]]))
+        tensor([[2, 3, 4],
+                [0, 0, 1]])
+    """
+
+    def __init__(self, counts: Tensor, *, ignore_index: int) -> None:
+        self.counts, self.ignore_index = counts, ignore_index
+        self.starts = counts.cumsum(0) - counts
+        self.total = int(counts.sum())
+
+    def of(self, indices: Tensor, labels: Tensor) -> Tensor:
+        """The place of each label of a batch, of the shape (B, d1, …) of `labels`; any place for ignored ones.
+
+        Raises:
+            ValueError: an example has more labels than when they were counted.
+        """
+        if self.starts.device != labels.device:
+            self.starts, self.counts = self.starts.to(labels.device), self.counts.to(labels.device)
+        kept = (labels != self.ignore_index).flatten(1)
+        if labels.device.type == "cpu" and bool((kept.sum(1) > self.counts[indices]).any()):
+            raise ValueError(
+                "Expected the labels of an example to be as many as before training, but got more: a memory needs "
+                "labels that stay where they are (no random cropping or packing)."
+            )
+        within = (kept.cumsum(1) - 1).clamp(min=0)
+        return (self.starts[indices].unsqueeze(1) + within).view(labels.shape)
+
+
+def _fetches_batches(dataset: Any) -> bool:
+    return callable(getattr(dataset, "__getitems__", None))
+
+
+def _fetch(dataset: Any, indices: list[int]) -> Any:
+    return dataset.__getitems__(indices) if _fetches_batches(dataset) else [dataset[index] for index in indices]
