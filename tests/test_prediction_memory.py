@@ -128,7 +128,7 @@ def test_second_derivatives_are_those_of_the_cross_entropy():
 
 @pytest.mark.parametrize("name", ["labo[prior=memory]", "elr"])
 def test_an_example_that_comes_twice_in_a_batch_leaves_its_last_prediction(name):
-    made = made_with(name, {"examples": 3})
+    made: Any = made_with(name, {"examples": 3})
     index, target = torch.tensor([2, 0, 2, 1, 0, 2]), torch.tensor([1, 3, 1, 0, 3, 1])
     loss(made, rows(), target, indices=index)
     held = made.memory.memory if name != "elr" else made.memory
@@ -193,7 +193,7 @@ def test_half_precision_logits_are_remembered_in_full():
 
 def test_all_entries_kept_one_by_one_are_the_whole():
     whole = PredictionMemory("labo", decay=0.9)
-    listed = PredictionMemory("labo", decay=0.9, top=CLASSES)
+    listed: Any = PredictionMemory("labo", decay=0.9, top=CLASSES)
     listed._kept = lambda classes: classes
     listed._allocate(6, CLASSES, CLASSES, torch.device("cpu"))
     listed.classes = torch.arange(CLASSES, dtype=torch.int16).repeat(7, 1)

@@ -35,8 +35,9 @@ def labels(
     """Training examples whose label looks wrong.
 
     Ranks them by how strongly the label q* objects to the given class, and writes labels.html and labels.json into the
-    run's folder; `labo report` of a comparison shows them too. Finished folds are kept there, so the same command goes
-    on where it was stopped.
+    run's folder; `labo report` of a comparison shows them too. A run with a memory (labo[prior=memory], elr) is asked
+    for what it remembers: no network runs, nothing is trained. Finished folds are kept, so the same command goes on
+    where it was stopped.
     """
     if output is not None and output.suffix.lower() != ".csv":
         raise UserError(f"Expected --output to be a .csv file, but got '{output}'.")
@@ -65,7 +66,7 @@ def _keep(found: Listing, top: int, output: Path | None, *, samples: bool) -> No
         _write(found, output)
     print(_table(summary["top"]))
     print(f"\n{suspects.lead(summary)}")
-    if not found.folds:
+    if not found.folds and not found.memory:
         print("What it has learnt by heart a network does not suspect: --folds 5, or a run of few epochs, shows more.")
     print(f"\nPage: {page}" + ("" if output is None else f"\nAll of them: {output}"))
 

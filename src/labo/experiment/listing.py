@@ -23,17 +23,23 @@ if TYPE_CHECKING:
 
 LARGEST_PICTURE = 96
 LONGEST_VALUE = 80
+# A memory in half precision holds 0 below this.
+_LEAST_MASS = 1e-8
 
 
 @dataclass(frozen=True)
 class Listing:
-    """A run's training examples, ranked. `folds` is 0 where its own network was asked, which trained on them."""
+    """A run's training examples, ranked.
+
+    `folds` is 0 where its own network was asked, which trained on them, or its `memory` of what it said of them.
+    """
 
     run: Run
     ranking: suspicion.Ranking
     names: Sequence[str]
     beta: float
     folds: int
+    memory: bool = False
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """Every example, the most suspicious first: what it is called, where it lies, and its two classes.
@@ -71,6 +77,7 @@ class Listing:
         return {
             **{key: about[key] for key in ("task", "method", "seed")},
             "folds": self.folds,
+            "memory": self.memory,
             "beta": self.beta,
             "examples": len(train),
             "disagree": int((self.ranking.scores > 0).sum()),
@@ -84,27 +91,41 @@ class Listing:
             return None
         planted = train.before_noise != train.target
         found = suspicion.precision(self.ranking.order, planted)
-        return {"count": int(planted.sum()), "precision": found, "chance": planted.double().mean().item()}
+        flagged = self.ranking.scores > 0
+        both = int((flagged & planted).sum())
+        return {
+            "count": int(planted.sum()),
+            "precision": found,
+            "chance": planted.double().mean().item(),
+            "flagged_precision": both / max(1, int(flagged.sum())),
+            "flagged_recall": both / int(planted.sum()),
+        }
 
 
 def of_run(run: Run, *, count: int, beta: float | None, processes: int, progress: Progress) -> Listing:
-    """Rank the training examples of a run: by its own network, or by those of `count` folds where that is not 0.
+    """Rank the training examples of a run: by its memory, by its own network, or by the networks of `count` folds.
 
-    `beta` is that of `suspicion.beta_of` if None; `processes` is how many folds train at a time, 0 for the cores.
+    Its memory is asked where it has one, `count` is 0 and no `beta` is given: then q* is the memory itself, what the
+    network has said of the example in training. `beta` is that of `suspicion.beta_of` if None; `processes` is how many
+    folds train at a time, 0 for the cores.
 
     Raises:
         UserError: the data have changed, `beta` or `count` is out of range, or a fold failed.
     """
     train = run.splits.train
     chosen = suspicion.beta_of(run.about["method"], run.about["settings"]) if beta is None else beta
-    logits = folds.logits(run, count, progress, processes or at_once()) if count else run.logits(train.features)
+    memory = run.memory if not count and beta is None else None
+    if memory is not None:
+        logits, chosen = memory.clamp(min=_LEAST_MASS).log(), 1.0
+    else:
+        logits = folds.logits(run, count, progress, processes or at_once()) if count else run.logits(train.features)
     if not bool(torch.isfinite(logits).all()):
         raise UserError(f"The networks of the run in '{run.folder}' give logits that are no numbers.")
     try:
         ranking = suspicion.suspicious(logits, train.target, beta=chosen)
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from error
-    return Listing(run, ranking, train.origin.names(), chosen, count)
+    return Listing(run, ranking, train.origin.names(), chosen, count, memory is not None)
 
 
 def shown(names: Sequence[str], chosen: Sequence[int]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 from labo.experiment import checkpoint, folds
 from labo.experiment.judges import Judge, NoNumbersError
 from labo.experiment.trainer import DivergedError
-from labo.experiment.trial import WEIGHTS, Trial
+from labo.experiment.trial import MEMORY, WEIGHTS, Trial
 
 
 def failed(failure: DivergedError) -> dict[str, Any]:
@@ -29,8 +29,12 @@ def results(
             return {"validation": validation, **({"signatures": signed} if signed else {})}
         # First the weights: what goes wrong in measuring shall not cost the training.
         checkpoint.save_weights(model, folder / WEIGHTS)
+        memory = loss.regularizer.prediction_memory
+        if memory is not None and not splits.sequences:
+            checkpoint.save_tensors(memory.state_dict(), folder / MEMORY)
         found = judge.at_the_end(model, loss, splits, folder)
     except NoNumbersError:
-        (folder / WEIGHTS).unlink(missing_ok=True)  # a failed run keeps none
+        for file in (WEIGHTS, MEMORY):
+            (folder / file).unlink(missing_ok=True)  # a failed run keeps none
         return failed(DivergedError(step, "the trained network gives logits that are no numbers"))
     return {**found, "step": step}

@@ -88,6 +88,26 @@ class Run:
         return model.eval()
 
     @cached_property
+    def memory(self) -> Any:
+        """What the network has said of each training example, (N, C) float32; None where its method keeps no memory.
+
+        Raises:
+            UserError: the file is damaged, or is not of this run's examples and classes.
+        """
+        from labo.experiment import checkpoint
+        from labo.experiment.trial import build_method
+
+        path = self.folder / trial.MEMORY
+        held = build_method(self.about["method"], self.about["settings"]).prediction_memory
+        if held is None or not path.exists():
+            return None
+        try:
+            held.load_state_dict(checkpoint.read_weights(path))
+            return held.all_distributions(len(self.splits.train), len(self.classes))
+        except RuntimeError as error:
+            raise UserError(f"The memory in '{path}' is damaged: train the run anew.") from error
+
+    @cached_property
     def splits(self) -> Any:
         """The splits that it was trained, validated and tested on.
 

@@ -14,6 +14,8 @@ from labo.experiment import settings as flat
 from labo.storage import lacks_room, read_object, write_bytes, write_object
 
 RUN, RECORD, WEIGHTS, ERROR = "run.json", "record.json", "model.safetensors", "error.txt"
+# What the method remembers of the training examples, where it remembers predictions.
+MEMORY = "memory.safetensors"
 # What training can tell a method of examples with one label each, and not of sentences.
 SEQUENCES_LACK = {"inputs", "partners", "dense_logits", "teacher"}
 # What follows single examples from epoch to epoch, or to others of their class; mixed pictures are none.

@@ -10,7 +10,7 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from labo.kernels import reference
 from labo.kernels.options import Options
 from labo.reduction import Rows
 from labo.regularizers.late_buffers import LateBuffers
+
+if TYPE_CHECKING:
+    from labo.regularizers.prediction_memory import PredictionMemory
 
 # What training can give a regularizer once, before the first batch, and how a user of a plain loop gives it.
 ONCE: dict[str, str] = {
@@ -121,6 +124,11 @@ class Regularizer(LateBuffers, ABC):
 
     def as_labo(self, rows: Rows) -> Options | None:
         """The options with which this member's loss is LABO's, which has fused kernels; None where it is not."""
+        return None
+
+    @property
+    def prediction_memory(self) -> PredictionMemory | None:
+        """Its memory of what the network has said of each example; None where it keeps none."""
         return None
 
     def labels(self, rows: Rows) -> Tensor | None:

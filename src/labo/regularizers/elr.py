@@ -69,6 +69,11 @@ class EarlyLearningRegularization(Regularizer):
         """How many examples there are; with each batch, which they are."""
         return ("examples", "indices")
 
+    @property
+    def prediction_memory(self) -> PredictionMemory:
+        """See `Regularizer.prediction_memory`."""
+        return self.memory
+
     def provide(self, **given: Any) -> None:
         """Take the number of training examples."""
         checks.count("examples", given.get("examples", 1))

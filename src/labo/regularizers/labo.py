@@ -15,6 +15,7 @@ from labo.kernels.options import Options
 from labo.reduction import Rows
 from labo.regularizers.base import Regularizer, counts_to_prior
 from labo.regularizers.memory_prior import MemoryPrior
+from labo.regularizers.prediction_memory import PredictionMemory
 
 PRIORS = ("uniform", "unigram", "memory")
 # Options of prior="memory" alone.
@@ -158,6 +159,11 @@ class LABO(Regularizer):
     def has_linear_form(self) -> bool:
         """See `Regularizer.has_linear_form`: not with a memory."""
         return self.memory is None
+
+    @property
+    def prediction_memory(self) -> PredictionMemory | None:
+        """See `Regularizer.prediction_memory`."""
+        return None if self.memory is None else self.memory.memory
 
     def as_labo(self, rows: Rows) -> Options | None:
         """Itself; None with a memory, whose priors are made as they are needed."""

@@ -169,6 +169,18 @@ class PredictionMemory(LateBuffers):
         each = rest / max(1, classes - mass.shape[1])
         return each.unsqueeze(-1).expand(-1, classes).scatter(-1, at, mass)
 
+    def all_distributions(self, examples: int, classes: int) -> Tensor:
+        """The distributions m of all examples, (N, C) float32.
+
+        Raises:
+            RuntimeError: the memory is of other examples or classes.
+        """
+        kept = self._kept(classes)
+        shape = None if self.values is None else tuple(self.values.shape)
+        if shape != (examples + 1, kept) or (self.classes is None) != (kept == classes):
+            raise RuntimeError("The memory is of other examples or classes.")
+        return self.distributions(torch.arange(examples), classes)
+
     def remember(self, places: Tensor, before: Tensor, p: Tensor, rows: Rows) -> None:
         """Take predictions p (N, C) of the examples at `places`, whose m was `before`, (N, C)."""
         after = torch.lerp(p, before, self.decay).float()

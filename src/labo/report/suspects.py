@@ -57,6 +57,8 @@ def read(folder: Path) -> dict[str, Any] | None:
 def lead(found: Found) -> str:
     """What was found, in plain sentences."""
     judge = f"{found['folds']} networks that had not trained on them" if found["folds"] else "the run's own network"
+    if found.get("memory"):
+        judge = "what the network said of them during training (the run's memory)"
     share = (
         f"Judged by {judge}, {found['disagree']} of {found['examples']} training examples have a label q* that prefers "
         "another class."
@@ -66,7 +68,17 @@ def lead(found: Found) -> str:
         return share
     return (
         f"{share} {planted['count']} labels were planted wrong by label noise: {planted['precision']:.1%} of the first "
-        f"{planted['count']} are among them, where chance would find {planted['chance']:.1%}."
+        f"{planted['count']} are among them, where chance would find {planted['chance']:.1%}.{_flagged(planted)}"
+    )
+
+
+def _flagged(planted: Found) -> str:
+    """Precision and recall of all examples whose q* prefers another class; records of old versions have none."""
+    if not _has(planted, "flagged_precision", "flagged_recall"):
+        return ""
+    return (
+        f" Of the examples whose q* prefers another class {planted['flagged_precision']:.1%} are injected (precision), "
+        f"and {planted['flagged_recall']:.1%} of the injected are among them (recall)."
     )
 
 
@@ -77,6 +89,12 @@ def _making(found: Found) -> str:
         told = (
             "The run's own network judged the examples that it had trained on: what it has learnt by heart, it does "
             "not suspect. A run of few epochs, or --folds, shows more."
+        )
+    if found.get("memory"):
+        return (
+            "q* is the run's memory: the running average of what the network said of the example at each visit. "
+            "Examples are ranked by the log of the memory of the likeliest other class over that of the given one. A "
+            "suspicion is no proof: hard and odd examples come first too."
         )
     return (
         f"q* = softmax(logits / beta) with beta {found['beta']:g} is the label that the network's belief and a uniform "
