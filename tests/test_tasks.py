@@ -16,6 +16,7 @@ from labo import tasks
 from labo.errors import UserError
 from labo.tasks.noise import flip_labels, parse_label_noise
 from labo.tasks.splitting import some, stratified
+from labo.tasks.table import COMPARED_FIRST
 
 
 @pytest.fixture
@@ -166,6 +167,20 @@ def test_arrays_become_columns(tmp_path):
     splits = tasks.create("table", data=str(tmp_path / "a.npz"), target="label").splits(0)
     assert splits.classes == ("0", "1", "2")
     assert [column["name"] for column in splits.preprocessing["columns"]] == [f"image_{i}" for i in range(4)]
+
+
+def test_copies_are_told_however_many_columns_agree(tmp_path):
+    """Rows 1 and 2 agree in the columns compared first and nowhere else; rows 3 to 5 agree in all."""
+    draw = np.random.default_rng(0)
+    values = draw.normal(size=(60, COMPARED_FIRST + 4)).astype(np.float32)
+    values[1, :COMPARED_FIRST] = values[0, :COMPARED_FIRST]
+    values[3:5] = values[2]
+    label = np.array([0, 0, 1, 1, 1, *[0, 1] * 27, 0])
+    np.savez(tmp_path / "a.npz", label=label, x=values)
+    notes = tasks.create("table", data=str(tmp_path / "a.npz"), target="label").splits(0).notes
+    assert [note for note in notes if "copies" in note] == [
+        "2 rows are copies of another row; a copy may test what its twin trained."
+    ]
 
 
 def test_missing_values_are_marked_and_told(frame, tmp_path):

@@ -55,19 +55,23 @@ def encode(frame: Frame, columns: Sequence[Mapping[str, Any]]) -> Tensor:
     absent = [column["name"] for column in columns if column["name"] not in frame.columns]
     if absent:
         raise UserError(f"The table lacks the column '{absent[0]}' ({len(absent)} of {len(columns)} are missing).")
-    parts = []
+    # A feature a row while it is filled: a column at a time, thousands of them would be written across memory.
+    features = torch.empty(width(columns), len(frame))
+    rows = iter(features.numpy())
     for column in columns:
         series = frame[column["name"]]
         if column["kind"] == "category":
             texts = _texts(series).to_numpy(dtype=object)
-            parts.append(np.stack([texts == category for category in column["categories"]], axis=1))
+            for category in column["categories"]:
+                next(rows)[:] = texts == category
             continue
         numbers = as_numbers(series, needed=True)
         assert numbers is not None
         missing = np.isnan(numbers)
-        scaled = np.where(missing, 0.0, (numbers - column["mean"]) / column["scale"])
-        parts.append(np.stack([scaled, missing], axis=1) if column["missing"] else scaled[:, None])
-    return torch.from_numpy(np.concatenate(parts, axis=1, dtype=np.float32))
+        next(rows)[:] = np.where(missing, 0.0, (numbers - column["mean"]) / column["scale"])
+        if column["missing"]:
+            next(rows)[:] = missing
+    return features.T.contiguous()
 
 
 def as_numbers(series: Series, needed: bool = False) -> np.ndarray | None:
@@ -80,6 +84,10 @@ def as_numbers(series: Series, needed: bool = False) -> np.ndarray | None:
         raise UserError(f"The column '{series.name}' holds dates; turn them into numbers or leave the column out.")
     if pd.api.types.is_bool_dtype(series) and not needed:
         return None  # True and False, as a table of texts has them
+    if isinstance(series.dtype, np.dtype) and series.dtype.kind in "iuf":  # there are no texts to look for
+        numbers = series.to_numpy(np.float64)
+        _check_finite(series, np.isinf(numbers))
+        return numbers
     numbers = to_numbers(series).to_numpy(dtype=np.float64, na_value=np.nan)
     given = series.notna().to_numpy()
     texts = given & np.isnan(numbers)
@@ -87,14 +95,17 @@ def as_numbers(series: Series, needed: bool = False) -> np.ndarray | None:
         return None
     if not given.any() and not needed:
         return numbers
-    wrong = texts | np.isinf(numbers)
+    _check_finite(series, texts | np.isinf(numbers))
+    return numbers
+
+
+def _check_finite(series: Series, wrong: np.ndarray) -> None:
     if wrong.any():
         place = int(wrong.argmax())
         raise UserError(
             f"Expected a finite number in row {series.index[place] + 1} of column '{series.name}', but got "
             f"{str(series.iloc[place])!r}."
         )
-    return numbers
 
 
 def _number(name: Any, numbers: np.ndarray, train: np.ndarray) -> tuple[Column | None, str]:

@@ -62,13 +62,18 @@ def _read(path: Path, changed: int, size: int) -> Frame:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise UserError(f"The file '{path}' has two columns named '{twice[0]}'.")
-    nested = [name for name in names if frame[name].map(lambda value: isinstance(value, _NESTED)).any()]
+    nested = [name for name in names if _is_nested(frame[name])]
     if nested:
         raise UserError(
             f"The column '{nested[0]}' in '{path}' holds lists or objects; a cell must be a number or a text."
         )
     frame.columns = names
     return frame.reset_index(drop=True)
+
+
+def _is_nested(series: Series) -> bool:
+    """Whether a cell holds more than one value; a column of numbers need not be looked through."""
+    return not pd.api.types.is_numeric_dtype(series) and series.map(lambda value: isinstance(value, _NESTED)).any()
 
 
 def _parse(path: Path) -> Frame:

@@ -21,6 +21,8 @@ SHARES = (0.6, 0.2, 0.2)
 SPLIT_NAMES = {"train": 0, "training": 0, "validation": 1, "val": 1, "valid": 1, "dev": 1, "test": 2}
 # More different numbers than this in the target column are a quantity, not classes.
 MOST_NUMERIC_CLASSES = 100
+# Few enough to compare fast, and enough to tell most rows apart.
+COMPARED_FIRST = 16
 
 
 class Table(ColumnTask):
@@ -95,7 +97,7 @@ class Table(ColumnTask):
         if unlabelled.any():
             notes.append(f"{int(unlabelled.sum())} rows have no '{self.target}' and are left out.")
             frame = frame[~unlabelled]  # whose index still tells the row in the file
-        copies = int(frame.duplicated().sum())
+        copies = _copies(frame)
         if copies:
             notes.append(f"{copies} rows are copies of another row; a copy may test what its twin trained.")
         target, classes = _classes(frame[self.target], self.path)
@@ -126,6 +128,15 @@ class Table(ColumnTask):
         if unseen:
             raise UserError(f"The class '{classes[min(unseen)]}' has no training row in the split '{self.split}'.")
         return parts
+
+
+def _copies(frame: Frame) -> int:
+    """How many rows are copies of a row above them.
+
+    Only rows that are alike in the first columns are compared in all, of which there may be thousands.
+    """
+    alike = frame.duplicated(subset=list(frame.columns[:COMPARED_FIRST]), keep=False)
+    return int(frame[alike].duplicated().sum())
 
 
 def _classes(series: Series, path: str) -> tuple[Tensor, tuple[str, ...]]:
