@@ -22,6 +22,7 @@ def compare(
         typer.Option(help="The method that the others are compared with.", show_default="label_smoothing"),
     ] = None,
     seeds: Annotated[int, typer.Option(help="How many seeds every method runs on.")] = 8,
+    first_seed: Annotated[int, typer.Option(help="The first of these seeds.")] = 0,
     settings_per_method: Annotated[
         int, typer.Option(help="Candidate settings tried for each method; 1 takes the defaults.")
     ] = 3,
@@ -78,6 +79,7 @@ def compare(
         task=name,
         task_options=task_options,
         seeds=seeds,
+        first_seed=first_seed,
         baseline=baseline or ("label_smoothing" if "label_smoothing" in chosen else (chosen or [""])[0]),
         settings_per_method=settings_per_method,
         tuning_seeds=tuning_seeds,

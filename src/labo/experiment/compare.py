@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from labo import tasks
 from labo.errors import UserError, unknown
-from labo.experiment import lock
+from labo.experiment import lock, tuning
 from labo.experiment.plan import Comparison, Plan
 from labo.experiment.records import Records
 from labo.experiment.runner import Job, Lost, Runner, at_once
@@ -80,6 +80,12 @@ def _check(asked: Comparison) -> None:
         least = 0 if name == "jobs" else 1
         if getattr(asked, name) < least:
             raise UserError(f"Expected --{name.replace('_', '-')} of at least {least}, but got {getattr(asked, name)}.")
+    last = asked.first_seed + asked.seeds
+    if asked.first_seed < 0 or not (last <= tuning.FIRST_SEED or asked.first_seed >= 2 * tuning.FIRST_SEED):
+        raise UserError(
+            f"Expected --first-seed and the seeds after it from 0 to {tuning.FIRST_SEED - 1} or from "
+            f"{2 * tuning.FIRST_SEED}, for the tuning seeds lie between, but got {asked.first_seed}."
+        )
     tasks.describe(asked.task)
 
 

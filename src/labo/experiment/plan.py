@@ -24,7 +24,7 @@ TEACHER = "none"
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is asked for. `set` is what the user fixed for every method that has it; `seeds` how many, from 0."""
+    """What is asked for. `set` is what the user fixed for every method that has it; `seeds` how many seeds there are."""
 
     methods: Sequence[str]
     output: Path
@@ -39,6 +39,7 @@ class Comparison:
     curves: bool = False
     save_seconds: float = 60.0
     jobs: int = 0
+    first_seed: int = 0
     command: Sequence[str] = ()
 
 
@@ -77,6 +78,7 @@ class Plan:
             "methods": list(asked.methods),
             "baseline": asked.baseline,
             "seeds": asked.seeds,
+            **({"first_seed": asked.first_seed} if asked.first_seed else {}),
             "settings_per_method": asked.settings_per_method,
             "tuning_seeds": asked.tuning_seeds if asked.settings_per_method > 1 else 0,
             "set": dict(asked.set),
@@ -88,7 +90,7 @@ class Plan:
     def reach(self, records: Records) -> str:
         """What so many seeds can tell at best, with all that is recorded and will be."""
         recorded = [record for record in records.results if record["task"] == self.asked.task]
-        seeds = len({record["seed"] for record in recorded} | set(range(self.asked.seeds)))
+        seeds = len({record["seed"] for record in recorded} | set(self.seeds))
         others = len({record["method"] for record in recorded} | set(self.asked.methods)) - 1
         least = significance.smallest_p(seeds)
         told = f"{_many(seeds, 'seed')}: the smallest p that the sign-flip test can reach is {least:.3g}"
@@ -97,6 +99,11 @@ class Plan:
         if min(1.0, max(others, 1) * least) > 0.05:
             told += "; with so few seeds nothing can be told apart at 0.05"
         return told + "."
+
+    @property
+    def seeds(self) -> range:
+        """The seeds of the verdict."""
+        return range(self.asked.first_seed, self.asked.first_seed + self.asked.seeds)
 
     def _needs_teacher(self, method: str) -> bool:
         return any("teacher" in build_method(method, settings).needs for settings in self.candidates[method])
@@ -131,7 +138,7 @@ class Plan:
         """The seeds that need a teacher: all, where a method does."""
         asked = self.asked
         tuned = tuning.seeds(asked.tuning_seeds) if asked.settings_per_method > 1 else []
-        return [*tuned, *range(asked.seeds)] if self.taught else []
+        return [*tuned, *self.seeds] if self.taught else []
 
     def teacher_jobs(self, records: Records) -> list[Job]:
         """The teachers that are still to be trained."""
@@ -175,7 +182,7 @@ class Plan:
         return jobs
 
     def _left(self, records: Records) -> Iterator[tuple[str, int]]:
-        for seed in range(self.asked.seeds):
+        for seed in self.seeds:
             for method in self.candidates:
                 if records.result(self.asked.task, method, seed) is None:
                     yield method, seed
