@@ -137,7 +137,7 @@ def test_more_seeds_and_methods_are_added_to_what_is_there(tmp_path):
 
 
 def test_the_first_seed_can_be_another(tmp_path):
-    watcher = run(tmp_path / "out", methods=("none",), first_seed=40, settings_per_method=1)
+    watcher = run(tmp_path / "out", methods=("none",), baseline="none", first_seed=40, settings_per_method=1)
     assert [record["seed"] for record in lines(tmp_path / "out" / "results.jsonl")] == [40, 41]
     assert [job.trial.seed for job in watcher.ran] == [40, 41]
     with pytest.raises(UserError, match="Expected --first-seed and the seeds after it from 0 to 9999"):

@@ -24,7 +24,7 @@ TEACHER = "none"
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is asked for. `set` is what the user fixed for every method that has it; `seeds` how many seeds there are."""
+    """What is asked for. `set` is what the user fixed for every method that has it; `seeds` how many there are."""
 
     methods: Sequence[str]
     output: Path
@@ -131,8 +131,8 @@ class Plan:
     def total(self) -> int:
         """How many trials there are in all; one candidate needs no tuning."""
         asked = self.asked
-        tuned = asked.settings_per_method * asked.tuning_seeds if asked.settings_per_method > 1 else 0
-        return len(asked.methods) * (tuned + asked.seeds) + len(self._teacher_seeds())
+        tried = sum(len(among) for among in self.candidates.values() if len(among) > 1)
+        return tried * asked.tuning_seeds + len(asked.methods) * asked.seeds + len(self._teacher_seeds())
 
     def _teacher_seeds(self) -> list[int]:
         """The seeds that need a teacher: all, where a method does."""
@@ -154,12 +154,10 @@ class Plan:
 
     def tuning_jobs(self, records: Records) -> list[Job]:
         """What is still to be tried."""
-        if self.asked.settings_per_method == 1:
-            return []
         jobs = []
         for seed in tuning.seeds(self.asked.tuning_seeds):
             for method, among in self.candidates.items():
-                for index, settings in enumerate(among):
+                for index, settings in enumerate(among if len(among) > 1 else ()):
                     if records.tried(self.asked.task, method, seed, settings) is None:
                         folder = records.tuning_folder(self.asked.task, method, index, seed)
                         teacher = self._teacher_of(records, method, seed)
