@@ -15,6 +15,7 @@ from family_cases import TARGET, ce, loss, made_with, rows
 from family_ranks import CLASSES
 from labo import LabelRegularizedLoss, LABOLoss, regularizers
 from labo.errors import UserError
+from labo.regularizers.memory_prior import _largest
 from labo.regularizers.prediction_memory import TOP, PredictionMemory
 
 # Half precision rounds what is remembered by one part in 2,048.
@@ -34,7 +35,7 @@ def sharpened(m: Tensor, exponent: float) -> Tensor:
     return m**exponent / (m**exponent).sum(-1, keepdim=True)
 
 
-@pytest.mark.parametrize("options", [{}, {"alpha": 0.5, "sharpness": 2.0}, {"sharpness": 0.7, "epsilon": 0.0}])
+@pytest.mark.parametrize("options", [{}, {"alpha": 0.5, "sharpness": 1.5}, {"sharpness": 0.7, "epsilon": 0.0}])
 def test_the_loss_and_the_memory_by_hand(options):
     made, m = memory(decay=0.8, **options), uniform()
     alpha, epsilon = options.get("alpha", 0.8), options.get("epsilon", 0.5)
@@ -42,7 +43,7 @@ def test_the_loss_and_the_memory_by_hand(options):
         logits = rows(visit)
         found = loss(made, logits[ORDER], TARGET[ORDER], indices=ORDER)
         target = (1 - epsilon) * F.one_hot(TARGET, CLASSES) + epsilon / CLASSES
-        label = (1 - alpha) * target + alpha * sharpened(m, options.get("sharpness", 1.5))
+        label = (1 - alpha) * target + alpha * sharpened(m, options.get("sharpness", 2.0))
         expected = -(label * logits.log_softmax(-1)).sum(-1)
         torch.testing.assert_close(found, expected[ORDER], **HALF)
         m = 0.8 * m + 0.2 * logits.softmax(-1)
@@ -56,7 +57,7 @@ def test_the_gradient_is_p_minus_target_and_optimal_label(beta):
         logits = rows(visit).requires_grad_()
         (gradient,) = torch.autograd.grad(loss(made, logits, indices=torch.arange(6)).sum(), logits)
         target = 0.5 * F.one_hot(TARGET, CLASSES) + 0.5 / CLASSES
-        q = labo.optimal_labels(logits.detach(), beta=beta, prior=sharpened(m, 1.5))
+        q = labo.optimal_labels(logits.detach(), beta=beta, prior=sharpened(m, 2.0))
         torch.testing.assert_close(gradient, logits.softmax(-1) - 0.2 * target - 0.8 * q, **HALF)
         m = 0.9 * m + 0.1 * logits.softmax(-1).detach()
 
@@ -64,7 +65,7 @@ def test_the_gradient_is_p_minus_target_and_optimal_label(beta):
 def test_at_a_finite_beta_the_value_is_that_of_the_inner_problem():
     made, logits = memory(beta=4.0, epsilon=0.0), rows()
     loss(made, rows(1), indices=torch.arange(6))
-    prior = sharpened(0.9 * uniform() + 0.1 * rows(1).softmax(-1), 1.5)
+    prior = sharpened(0.9 * uniform() + 0.1 * rows(1).softmax(-1), 2.0)
     expected = labo.labo_cross_entropy(logits, TARGET, alpha=0.8, beta=4.0, prior=prior, reduction="none")
     torch.testing.assert_close(loss(made, logits, indices=torch.arange(6)), expected, **HALF)
 
@@ -158,7 +159,7 @@ def test_masked_classes_have_no_part():
         found = loss(made, logits.requires_grad_(), target, indices=torch.arange(6))
         (gradient,) = torch.autograd.grad(found.sum(), logits)
         assert not gradient[:, 2].any()
-        label = 0.2 * (0.5 * F.one_hot(target, CLASSES)[:, kept] + 0.5 / 3) + 0.8 * sharpened(m[:, kept], 1.5)
+        label = 0.2 * (0.5 * F.one_hot(target, CLASSES)[:, kept] + 0.5 / 3) + 0.8 * sharpened(m[:, kept], 2.0)
         torch.testing.assert_close(found, -(label * logits.log_softmax(-1)[:, kept]).sum(-1), **HALF)
         m = 0.9 * m + 0.1 * logits.detach().softmax(-1)
 
@@ -214,12 +215,45 @@ def test_the_largest_entries_are_kept_and_the_rest_is_spread():
     for visit in range(3):
         logits = rows(visit, classes)
         found = loss(made, logits, target, indices=torch.arange(6))
-        label = 0.2 * (0.5 * F.one_hot(target, classes) + 0.5 / classes) + 0.8 * sharpened(m, 1.5)
+        label = 0.2 * (0.5 * F.one_hot(target, classes) + 0.5 / classes) + 0.8 * sharpened(m, 2.0)
         torch.testing.assert_close(found, -(label * logits.log_softmax(-1)).sum(-1), **HALF)
         m = 0.9 * m + 0.1 * logits.softmax(-1)
         largest, at = m.topk(3)
         rest = (1 - largest.sum(-1, keepdim=True)) / (classes - 3)
         m = rest.expand(-1, classes).scatter(-1, at, largest)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_many_classes_by_entries_give_what_whole_distributions_give(dtype):
+    torch.manual_seed(0)
+    listed, whole = memory(6), memory(6)
+    for _ in range(4):
+        z = (4 * torch.randn(6, 1000, dtype=dtype)).requires_grad_()
+        other = z.detach().clone().requires_grad_()
+        index = torch.randperm(6)
+        target = torch.tensor([0, 999, 5, -100, 7, 7])[index]
+        counted = target != -100
+        soft = F.one_hot(target.clamp(min=0), 1000).to(dtype)  # probabilities go the long way
+        mine = LabelRegularizedLoss(listed, reduction="sum")(z, target, indices=index)
+        theirs = loss(whole, other, soft, indices=index)[counted].sum()
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-4)
+        grads = [torch.autograd.grad(each, at)[0] for each, at in ((mine, z), (theirs, other))]
+        torch.testing.assert_close(grads[0][counted], grads[1][counted], rtol=1e-4, atol=1e-5)
+        assert not grads[0][~counted].any()
+        places = index[counted]
+        found, expected = (each.memory.memory.distributions(places, 1000) for each in (listed, whole))
+        torch.testing.assert_close(found, expected, rtol=3e-3, atol=1e-6)
+        whole.memory.memory.load_state_dict(listed.memory.memory.state_dict())
+
+
+@pytest.mark.parametrize(("classes", "count"), [(1000, 4), (1000, 20), (4097, 16), (300, 16), (64, 3)])
+def test_the_largest_logits_are_found(classes, count):
+    z = torch.randn(9, classes, generator=torch.Generator().manual_seed(0))
+    z[:, -1] = 9.0
+    values, at = _largest(z, count)
+    expected = z.topk(count)
+    torch.testing.assert_close(values.sort(-1, descending=True).values, expected.values)
+    torch.testing.assert_close(z.gather(-1, at), values)
 
 
 @pytest.mark.parametrize(("classes", "kept"), [(256, 256), (257, TOP), (1000, TOP)])
@@ -345,7 +379,7 @@ def test_options_of_a_memory_are_settings_with_a_memory_alone():
     for found in (regularizers.describe("labo[prior=memory]"), regularizers.describe("labo", {"prior": "memory"})):
         assert found.defaults["alpha"] == 0.8
         assert found.defaults["beta"] == math.inf
-        assert found.defaults["sharpness"] == 1.5
+        assert found.defaults["sharpness"] is None
     tried = regularizers.candidates("labo[prior=memory]")
     assert any(options["alpha"] == 0.3 and options["sharpness"] == 1.0 for options in tried[:3])
     assert all(options["prior"] == "memory" for options in tried)

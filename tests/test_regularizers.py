@@ -16,6 +16,7 @@ from torch import Tensor
 
 from labo import LabelRegularizedLoss, LABOLoss, regularizers
 from labo.errors import UserError
+from labo.outer.trust import Decision
 from labo.regularizers import registry
 from labo.regularizers.base import BATCH
 
@@ -63,6 +64,7 @@ def member(name: str, options: dict[str, Any]) -> regularizers.Regularizer:
     for need in made.missing:
         if need != "optimizer":
             known = {"class_counts": COUNTS + 1, "model": Network(), "teacher": Network(), "examples": 6, "epochs": 4}
+            known["decision"] = Decision("plain", "label_smoothing", {"epsilon": 0.2}, None, 2.0)
             made.provide(**{need: known[need]})
     if "optimizer" in made.missing:
         made.provide(optimizer=torch.optim.SGD([{"params": made.learnt(), "weight_decay": 0.0}], lr=0.1))

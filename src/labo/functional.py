@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -213,6 +215,17 @@ def reduced(
     else:
         loss = autograd.total(solve, *given) if total else autograd.rows(solve, *given)
     return (loss if total else loss.reshape(rows.shape)).to(dtype)
+
+
+def solved(
+    solve: autograd.Solve, rows: Rows, reduction: str, dtype: torch.dtype, *, count: Tensor | None = None
+) -> Tensor:
+    """The loss of `rows` by an implementation at hand, as `reduced` gives it."""
+    options = Options(1.0, math.inf, weight=rows.weight if rows.has_probabilities else None)
+    shares = _reduction.final_shares(rows, reduction, reference.working_dtype(rows.raw), count)
+    if reduction == "none":
+        return autograd.rows(solve, rows.raw, rows.target, shares, options).reshape(rows.shape).to(dtype)
+    return autograd.total(solve, rows.raw, rows.target, shares, options).to(dtype)
 
 
 def check_options(

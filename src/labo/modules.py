@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from labo import checks, functional, last_layer
@@ -153,9 +154,7 @@ class LABOLoss(_LABOOptions):
             return functional.labo_cross_entropy(input, target, **self.options())
         known = {} if indices is None else {"indices": indices}
         rows = rows_with(self.member, input, target, self.weight, self.ignore_index, known, training=self.training)
-        return _reduction.reduce(
-            row_losses(self.member, rows, training=self.training), rows, self.reduction, checks.result_dtype(input)
-        )
+        return reduced(self.member, rows, self.reduction, checks.result_dtype(input), training=self.training)
 
     def extra_repr(self) -> str:
         """alpha, beta and whatever differs from the defaults."""
@@ -243,10 +242,7 @@ class LabelRegularizedLoss(nn.Module):
     def forward(self, input: Tensor, target: Tensor, **batch: Any) -> Tensor:
         """The loss of logits (C), (N, C) or (N, C, d1, …)."""
         rows = self._rows(input, target, batch)
-        options = self.regularizer.as_labo(rows)
-        if options is not None:
-            return functional.reduced(rows, options, self.reduction, checks.result_dtype(input))
-        return _reduction.reduce(self._losses(rows), rows, self.reduction, checks.result_dtype(input))
+        return reduced(self.regularizer, rows, self.reduction, checks.result_dtype(input), training=self.training)
 
     def total_and_count(self, input: Tensor, target: Tensor, **batch: Any) -> tuple[Tensor, Tensor]:
         """The sum over the kept rows and what "mean" divides it by, for means over several batches or processes."""
@@ -260,10 +256,8 @@ class LabelRegularizedLoss(nn.Module):
         """
         self._refuse_weights()
         rows = self._rows(input, target, batch)
-        options = self.regularizer.as_labo(rows)
-        if options is not None:
-            return functional.reduced(rows, options, "mean", checks.result_dtype(input), count=count)
-        return _reduction.reduce(self._losses(rows), rows, "mean", checks.result_dtype(input), count)
+        dtype = checks.result_dtype(input)
+        return reduced(self.regularizer, rows, "mean", dtype, training=self.training, count=count)
 
     def linear(
         self,
@@ -332,6 +326,26 @@ def rows_with(
     regularizer.require(batch if training else None)
     rows = _reduction.as_rows(input, target, weight, ignore_index)
     return replace(rows, given=batch) if batch else rows
+
+
+def reduced(
+    regularizer: Regularizer,
+    rows: _reduction.Rows,
+    reduction: str,
+    dtype: torch.dtype,
+    *,
+    training: bool,
+    count: Tensor | None = None,
+) -> Tensor:
+    """A member's loss of a batch, by the fastest implementation it has; `count` replaces what "mean" divides by."""
+    if training or not regularizer.untold(rows.given):
+        options = regularizer.as_labo(rows)
+        if options is not None:
+            return functional.reduced(rows, options, reduction, dtype, count=count)
+        solve = regularizer.solver(rows)
+        if solve is not None:
+            return functional.solved(solve, rows, reduction, dtype, count=count)
+    return _reduction.reduce(row_losses(regularizer, rows, training=training), rows, reduction, dtype, count)
 
 
 def row_losses(regularizer: Regularizer, rows: _reduction.Rows, *, training: bool) -> Tensor:

@@ -58,7 +58,13 @@ def jobs(run: Run, count: int) -> list[Job]:
     size = len(run.splits.train)
     if not 2 <= count <= size:
         raise UserError(f"Expected --folds from 2 to {size} (the training examples), but got {count}.")
-    if "teacher" in build_method(about["method"], about["settings"]).needs:
+    needs = build_method(about["method"], about["settings"]).needs
+    if "decision" in needs:
+        raise UserError(
+            f"Method '{about['method']}' has decided by networks of its own folds: leave --folds out, or train the "
+            "method that it chose."
+        )
+    if "teacher" in needs:
         raise UserError(
             f"Method '{about['method']}' learns from a teacher, who has seen the labels that a fold leaves out: "
             "leave --folds out."
@@ -92,13 +98,22 @@ def _gathered(run: Run, wanted: Sequence[Job]) -> Tensor:
     target = run.splits.train.target
     found = torch.empty(len(target), len(run.classes))
     for job, part in zip(wanted, parts(target, len(wanted), run.about["seed"]), strict=True):
-        record: Any = finished(job.folder)
-        if record is None:
-            raise UserError(f"The fold in '{job.folder}' was lost; the same command runs it again.")
-        if failed := record.get("failed"):
-            raise UserError(f"The fold in '{job.folder}' failed at step {failed['step']}: {failed['reason']}.")
-        kept = checkpoint.read_weights(job.folder / LOGITS).get("logits")
-        if kept is None or kept.shape != (len(part), found.shape[1]):
-            raise UserError(f"'{job.folder / LOGITS}' is damaged: delete the folder to run this fold again.")
-        found[part] = kept
+        found[part] = held_out(job.folder, len(part), found.shape[1])
     return found
+
+
+def held_out(folder: Path, examples: int, classes: int) -> Tensor:
+    """The logits (N, C) of the examples that the trial of a fold left out.
+
+    Raises:
+        UserError: the fold was lost, failed, or its logits are damaged.
+    """
+    record: Any = finished(folder)
+    if record is None:
+        raise UserError(f"The fold in '{folder}' was lost; the same command runs it again.")
+    if failed := record.get("failed"):
+        raise UserError(f"The fold in '{folder}' failed at step {failed['step']}: {failed['reason']}.")
+    kept = checkpoint.read_weights(folder / LOGITS).get("logits")
+    if kept is None or kept.shape != (examples, classes):
+        raise UserError(f"'{folder / LOGITS}' is damaged: delete the folder to run this fold again.")
+    return kept

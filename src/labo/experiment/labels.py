@@ -10,7 +10,6 @@ from torch import Tensor
 
 from labo.errors import UserError
 from labo.experiment.runs import Run
-from labo.experiment.trial import build_method
 from labo.reduction import as_rows
 
 
@@ -26,7 +25,7 @@ def soft_labels(run: Run, logits: Tensor) -> tuple[Tensor | None, str]:
         logits: (N, C), of its network.
     """
     method = run.about["method"]
-    regularizer = build_method(method, run.about["settings"]).eval()
+    regularizer = run.regularizer.eval()
     needs = [need for need in regularizer.needs if need != "class_counts"]
     if "class_counts" in regularizer.missing:
         if "class_counts" not in run.about:

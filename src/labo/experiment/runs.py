@@ -95,10 +95,9 @@ class Run:
             UserError: the file is damaged, or is not of this run's examples and classes.
         """
         from labo.experiment import checkpoint
-        from labo.experiment.trial import build_method
 
         path = self.folder / trial.MEMORY
-        held = build_method(self.about["method"], self.about["settings"]).prediction_memory
+        held = self.regularizer.prediction_memory
         if held is None or not path.exists():
             return None
         try:
@@ -120,6 +119,16 @@ class Run:
                 "--data."
             )
         return self.task.splits(self.about["seed"])
+
+    @property
+    def regularizer(self) -> Any:
+        """The method that it was trained by, with its options and without what it learnt."""
+        from labo.outer.trust import Decision
+
+        regularizer = trial.build_method(self.about["method"], self.about["settings"])
+        if self.record.get("decision"):
+            regularizer.provide(decision=Decision.from_json(self.record["decision"]))
+        return regularizer
 
     @property
     def device(self) -> str:

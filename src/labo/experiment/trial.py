@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ RUN, RECORD, WEIGHTS, ERROR = "run.json", "record.json", "model.safetensors", "e
 # What the method remembers of the training examples, where it remembers predictions.
 MEMORY = "memory.safetensors"
 # What training can tell a method of examples with one label each, and not of sentences.
-SEQUENCES_LACK = {"inputs", "partners", "dense_logits", "teacher"}
+SEQUENCES_LACK = {"inputs", "partners", "dense_logits", "teacher", "decision"}
 # What follows single examples from epoch to epoch, or to others of their class; mixed pictures are none.
-SINGLE = {"indices", "partners"}
+SINGLE = {"indices", "partners", "decision"}
 # What must be the same for a run to be continued, and what that is called.
 IDENTITY = ("task", "task_options", "data", "method", "seed", "settings", "checkpoint")
 
@@ -138,8 +138,9 @@ def _written(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
 
 def _clear(folder: Path) -> None:
     """Remove what only an interrupted run needs."""
-    from labo.experiment import checkpoint
+    from labo.experiment import auto, checkpoint
 
+    shutil.rmtree(folder / auto.FOLDER, ignore_errors=True)
     shutil.rmtree(folder / checkpoint.CHECKPOINTS, ignore_errors=True)
     for name in (checkpoint.BEST, ERROR):
         (folder / name).unlink(missing_ok=True)
@@ -147,19 +148,26 @@ def _clear(folder: Path) -> None:
 
 def _run(trial: Trial, folder: Path, progress: Any) -> dict[str, Any]:
     from labo import machine, ranks, tasks
-    from labo.experiment import folds, measuring, teaching, training
+    from labo.experiment import auto, folds, measuring, teaching, training
     from labo.experiment.judges import judge_of
 
     began = time.monotonic()
     task = tasks.create(trial.task, **trial.task_options)
     splits = task.splits(trial.seed)
     splits, held_out = folds.cut(splits, trial.fold, trial.seed) if trial.fold else (splits, None)
+    if trial.curves and held_out is not None and trial.checkpoint == "last":
+        splits = replace(splits, validation=held_out)  # the curve is of what the fold leaves out
     model, loss = build(trial, task, splits)
     taught = teaching.teach(trial, loss.regularizer, splits)
     tuned, _ = flat.split(trial.settings, trial.method)
     files = {**splits.files, **task.model_files(model, tuned)}
     ranks.shared(lambda: _describe(trial, splits, files, folder))
     record = {key: trial.identity()[key] for key in ("task", "method", "seed", "settings")}
+    if "decision" in loss.regularizer.missing:
+        decision, record["decision"] = auto.decide(trial, folder, splits, run, lambda share: progress(0.75 * share))
+        taught, progress = record["decision"]["seconds"], _rest(progress, 0.75)
+        model, loss = build(trial, task, splits, decision)  # as if it had been chosen by hand
+        began = time.monotonic()
     options = training.Options(trial.checkpoint, trial.curves, trial.save_seconds)
     judge = judge_of(task.kind, splits.preprocessing, splits.files, tuned)
     try:
@@ -199,20 +207,43 @@ def _describe(trial: Trial, splits: Any, files: Mapping[str, bytes], folder: Pat
         write_bytes(folder / name, content)
 
 
-def build(trial: Trial, task: Any, splits: Any) -> tuple[Any, Any]:
+def _rest(progress: Any, done: float) -> Any:
+    """Tells the progress of what is left after a share that is `done`."""
+    return lambda share: progress(done + (1 - done) * share)
+
+
+def build(trial: Trial, task: Any, splits: Any, decision: Any = None) -> tuple[Any, Any]:
     """(network with fresh weights of the trial's seed, loss with all that it needs).
+
+    `decision` is for a method that decides by itself.
 
     Raises:
         UserError: a setting of the network or an option of the method is out of range.
     """
     import torch
 
-    from labo import checks, ranks
+    from labo import ranks
     from labo.experiment import feeding
     from labo.modules import LabelRegularizedLoss
 
     training, _ = flat.split(trial.settings, trial.method)
     regularizer = build_method(trial.method, trial.settings)
+    if decision is not None:
+        regularizer.provide(decision=decision)
+    _check(trial, training, regularizer, splits)
+    if "batch_size" in training:
+        feeding.check(len(splits.train), training["batch_size"], training.get("accumulation", 1), ranks.together())
+    torch.manual_seed(trial.seed)
+    model = task.model(splits.classes, splits.preprocessing, training)
+    if "class_counts" in regularizer.missing:
+        regularizer.provide(class_counts=splits.train.class_counts(splits.size))
+    return model, LabelRegularizedLoss(regularizer)
+
+
+def _check(trial: Trial, training: Mapping[str, Any], regularizer: Any, splits: Any) -> None:
+    """Refuse settings that do not fit each other, the method or the task."""
+    from labo import checks
+
     try:
         checks.probabilities("prior", getattr(regularizer, "prior", None), splits.size)
     except (TypeError, ValueError) as error:
@@ -237,13 +268,6 @@ def build(trial: Trial, task: Any, splits: Any) -> tuple[Any, Any]:
         raise UserError("Setting `patience` waits for a better epoch: give --checkpoint best with it.")
     if training.get("average_epochs") and trial.checkpoint == "best":
         raise UserError("Setting `average_epochs` is the mean of the last epochs: leave --checkpoint best out.")
-    if "batch_size" in training:
-        feeding.check(len(splits.train), training["batch_size"], training.get("accumulation", 1), ranks.together())
-    torch.manual_seed(trial.seed)
-    model = task.model(splits.classes, splits.preprocessing, training)
-    if "class_counts" in regularizer.missing:
-        regularizer.provide(class_counts=splits.train.class_counts(splits.size))
-    return model, LabelRegularizedLoss(regularizer)
 
 
 def build_method(name: str, settings: Mapping[str, Any]) -> Any:

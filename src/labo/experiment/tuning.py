@@ -31,12 +31,15 @@ def candidates(
 ) -> list[Settings]:
     """The first `count` settings to try, whole: the method's candidates, then those with the optimizer's varied too.
 
-    A method without options has one candidate, so for it they are the optimizer's. `fixed` is what the user set.
+    A method without options has one candidate, so for it they are the optimizer's; one that decides by itself runs
+    untuned, with one candidate, its defaults. `fixed` is what the user set.
 
     Raises:
         UserError: there are fewer than `count` different ones.
     """
     found: list[Settings] = []
+    if not regularizers.is_tuned(method):
+        return [flat.resolve(defaults, method, fixed)]
     for varied, options in itertools.product(optimizer, regularizers.candidates(method, fixed)):
         settings = flat.resolve(defaults, method, options, varied, fixed)
         if settings not in found:

@@ -16,6 +16,8 @@ from torch import Tensor
 from labo.kernels import reference
 from labo.kernels.options import Options
 
+# One that has a loss of its own, and not LABO's with `options`, has a method row_losses(logits, class weights) for the
+# reference formulas.
 Solve = Callable[..., tuple[Tensor, Tensor | None]]
 
 
@@ -51,7 +53,7 @@ class _Total(torch.autograd.Function):
         logits, target, shares = ctx.saved_tensors
         (grad,) = grads
         if torch.is_grad_enabled():
-            return _again(logits, target, shares, grad, ctx.options), None, None, None, None, None
+            return _again(logits, target, shares, grad, ctx.options, ctx.solve), None, None, None, None, None
         made, ctx.made = ctx.made, None
         if made is None:
             made = ctx.solve(logits, target, shares * grad, ctx.options, gradient=True)[1]
@@ -71,18 +73,30 @@ class _Rows(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         logits, target, shares = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _again(logits, target, shares, grads[0], ctx.options), None, None, None, None
+            return _again(logits, target, shares, grads[0], ctx.options, ctx.solve), None, None, None, None
         return ctx.solve(logits, target, shares * grads[0], ctx.options, gradient=True)[1], None, None, None, None
 
 
-def _again(logits: Tensor, target: Tensor, shares: Tensor, grad: Tensor, options: Options) -> Tensor:
+def _again(logits: Tensor, target: Tensor, shares: Tensor, grad: Tensor, options: Options, solve: Solve) -> Tensor:
     """The gradient by the reference implementation, differentiable in the logits and in `grad`."""
-    (gradient,) = torch.autograd.grad(weighed(logits, target, shares, grad, options), logits, create_graph=True)
+    own = getattr(solve, "row_losses", None)
+    total = weighed(logits, target, shares, grad, options, own)
+    (gradient,) = torch.autograd.grad(total, logits, create_graph=True)
     return gradient
 
 
-def weighed(logits: Tensor, target: Tensor, shares: Tensor, grad: Tensor, options: Options) -> Tensor:
-    """The sum of the row losses times shares and `grad`, by the reference implementation; rows of share 0 left out."""
+def weighed(
+    logits: Tensor,
+    target: Tensor,
+    shares: Tensor,
+    grad: Tensor,
+    options: Options,
+    own: Callable[[Tensor, Tensor | None], Tensor] | None = None,
+) -> Tensor:
+    """The sum of the row losses times shares and `grad`, by the reference implementation; rows of share 0 left out.
+
+    `own` gives the losses of a solver that has formulas of its own.
+    """
     clean = torch.where((shares != 0).unsqueeze(-1), logits, 0.0)
-    losses = reference.row_losses(clean, target, **options.named())
+    losses = reference.row_losses(clean, target, **options.named()) if own is None else own(clean, options.weight)
     return torch.where(shares == 0, 0.0, shares * grad.to(losses.dtype) * losses).sum()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from labo.regularizers.registry import available, candidates, costs, create, describe, document, register
+from labo.regularizers.registry import available, candidates, costs, create, describe, document, is_tuned, register
 
 if TYPE_CHECKING:
     from labo.regularizers.base import Regularizer, SoftLabelRegularizer
@@ -27,6 +27,7 @@ __all__ = [
     "create",
     "describe",
     "document",
+    "is_tuned",
     "register",
 ]
 

@@ -23,6 +23,7 @@ from labo.reduction import Rows
 from labo.regularizers.late_buffers import LateBuffers
 
 if TYPE_CHECKING:
+    from labo.kernels.autograd import Solve
     from labo.regularizers.prediction_memory import PredictionMemory
 
 # What training can give a regularizer once, before the first batch, and how a user of a plain loop gives it.
@@ -32,6 +33,7 @@ ONCE: dict[str, str] = {
     "teacher": "call regularizer.provide(teacher=teacher) with a trained network, or the folder of a run",
     "examples": "call regularizer.provide(examples=len(dataset)) with the number of training examples",
     "epochs": "call regularizer.provide(epochs=E) with how many there will be",
+    "decision": "labo train and labo compare find it, and labo.learn_labels for a training function of your own",
     "optimizer": "call regularizer.provide(optimizer=optimizer) after adding regularizer.learnt() to it as a group "
     "with weight_decay=0",
 }
@@ -61,6 +63,8 @@ class Regularizer(LateBuffers, ABC):
     paper: ClassVar[str] = ""
     year: ClassVar[int | None] = None
     candidates: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
+    # Whether `labo compare` chooses its settings; False for a member that decides by itself.
+    tuned: ClassVar[bool] = True
     # Whether some of its terms are constant for the gradient: then it is not that of the value.
     has_constants: ClassVar[bool] = False
     # Whether its gradient is p - (1 - strength) * target - strength * labels.
@@ -124,6 +128,13 @@ class Regularizer(LateBuffers, ABC):
 
     def as_labo(self, rows: Rows) -> Options | None:
         """The options with which this member's loss is LABO's, which has fused kernels; None where it is not."""
+        return None
+
+    def solver(self, rows: Rows) -> Solve | None:
+        """An implementation of its own that gives the losses of these rows and their gradient; None where it has none.
+
+        It is called with options that hold class weights inside rows alone.
+        """
         return None
 
     @property

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from labo import checks, functional, inner
 from labo.errors import UserError, unknown
+from labo.kernels.autograd import Solve
 from labo.kernels.options import Options
 from labo.reduction import Rows
 from labo.regularizers.base import Regularizer, counts_to_prior
@@ -36,7 +37,8 @@ class LABO(Regularizer):
         prior: None or "uniform"; "unigram" for the frequencies of the training targets, which come by
             `provide(class_counts=…)`; "memory"; or (C,) probabilities.
         value: "inner" or "plugin", as in `labo.labo_cross_entropy`; the same at beta = inf.
-        sharpness: with a memory, the exponent of m, above 0. 1.5 by default; 1 suits right labels, 2 wrong ones.
+        sharpness: with a memory, the exponent of m, above 0; by default 2 with up to 50 classes and 1.5 with more. 1
+            suits right labels, 2 wrong ones.
         decay: with a memory, the weight of the past in [0, 1); 0.9 by default: about ten visits.
         epsilon: with a memory, label smoothing of the target, in [0, 1]; 0.5 by default.
         top: with a memory, how many entries of m to keep; by default all of up to 256 classes, else the 16 largest
@@ -73,10 +75,10 @@ class LABO(Regularizer):
         {"alpha": 0.6, "beta": 4.0},
     )
     memory_candidates: ClassVar[tuple[Mapping[str, Any], ...]] = (
-        {"alpha": 0.8, "sharpness": 1.5, "epsilon": 0.5},
-        {"alpha": 0.3, "sharpness": 1.0, "epsilon": 0.1},
         {"alpha": 0.8, "sharpness": 2.0, "epsilon": 0.5},
-        {"alpha": 0.8, "sharpness": 1.0, "epsilon": 0.5},
+        {"alpha": 0.3, "sharpness": 1.0, "epsilon": 0.0},
+        {"alpha": 0.8, "sharpness": 1.5, "epsilon": 0.5},
+        {"alpha": 0.0, "sharpness": 1.0, "epsilon": 0.1},  # label smoothing: no trust in the memory at all
         {"alpha": 0.9, "sharpness": 1.5, "epsilon": 0.3, "decay": 0.85},
     )
     prior: Tensor | None
@@ -125,7 +127,7 @@ class LABO(Regularizer):
         """See `Regularizer.defaults`: those of a memory are there with prior="memory" alone."""
         if given.get("prior") != "memory":
             return {"alpha": 0.1, "beta": 2.0, "prior": None, "value": "inner"}
-        memory = {"sharpness": 1.5, "decay": 0.9, "epsilon": 0.5, "top": None}
+        memory = {"sharpness": None, "decay": 0.9, "epsilon": 0.5, "top": None}
         return {"alpha": 0.8, "beta": math.inf, "prior": "memory", "value": "inner", **memory}
 
     @classmethod
@@ -159,6 +161,13 @@ class LABO(Regularizer):
     def has_linear_form(self) -> bool:
         """See `Regularizer.has_linear_form`: not with a memory."""
         return self.memory is None
+
+    def solver(self, rows: Rows) -> Solve | None:
+        """See `Regularizer.solver`: with a memory, at beta = inf."""
+        fixed = not isinstance(self.alpha, Tensor) and not isinstance(self.beta, Tensor)
+        if self.memory is None or not fixed or self.beta != math.inf or not checks.plain(rows.raw):
+            return None
+        return self.memory.solver(rows, self.provided("examples"), float(self.alpha), self.training)
 
     @property
     def prediction_memory(self) -> PredictionMemory | None:

@@ -8,10 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from labo import checks, functional, inner
+from labo import checks, functional, inner, kernels
 from labo.kernels import reference
+from labo.kernels.options import Options
 from labo.reduction import Rows
-from labo.regularizers.prediction_memory import PredictionMemory
+from labo.regularizers.prediction_memory import Kept, PredictionMemory, spread
+
+# The largest logits of a row are looked for in blocks of so many.
+_BLOCK = 64
+# The sharpness that is taken where none is given: less with many classes.
+MAX_CLASSES_SHARPENED, SHARP, LESS_SHARP = 50, 2.0, 1.5
 
 
 class MemoryPrior(nn.Module):
@@ -23,14 +29,17 @@ class MemoryPrior(nn.Module):
 
     Args:
         method: the name of the method, for errors.
-        sharpness: above 0.
+        sharpness: above 0; None for 2 with up to 50 classes and 1.5 with more.
         epsilon: in [0, 1].
         decay, top: as in `PredictionMemory`.
     """
 
-    def __init__(self, method: str, *, sharpness: float, epsilon: float, decay: float, top: int | None = None) -> None:
+    def __init__(
+        self, method: str, *, sharpness: float | None, epsilon: float, decay: float, top: int | None = None
+    ) -> None:
         super().__init__()
-        checks.finite_positive("sharpness", sharpness)
+        if sharpness is not None:
+            checks.finite_positive("sharpness", sharpness)
         checks.between("epsilon", epsilon, 0.0, 1.0)
         self.sharpness, self.epsilon = sharpness, epsilon
         self.memory = PredictionMemory(method, decay=decay, top=top)
@@ -44,91 +53,190 @@ class MemoryPrior(nn.Module):
     def priors(self, rows: Rows, examples: int) -> Tensor:
         """The priors (N, C) of the rows, in working precision; the uniform one for ignored rows."""
         self.memory.prepare(examples, rows)
-        return self._priors(self._distributions(self.memory.places(rows, examples), rows))
+        return self.sharpened(self._distributions(self.memory.places(rows, examples), rows))
 
     def losses(
         self, rows: Rows, examples: int, alpha: float | Tensor, beta: float | Tensor, value: str, training: bool
     ) -> Tensor:
         """The loss of each row, (N,), in working precision; in training the predictions are remembered."""
         with torch.no_grad():
-            self.memory.prepare(examples, rows)
-            places = self.memory.places(rows, examples)
-            if training:
-                self.memory.check_labels(places, rows)
+            places = self._visit(rows, examples, training)
             m = self._distributions(places, rows)
-            prior = self._priors(m)
-        losses, p = None, None
-        if not isinstance(alpha, Tensor) and not isinstance(beta, Tensor) and beta == math.inf:
-            losses, p = self._at_once(rows, prior, alpha)
-            if losses is None:
-                losses = self._towards_prior(rows, prior, alpha)
-        else:
-            losses = self._general(rows, prior, alpha, beta, value)
+            prior = self.sharpened(m)
+        smoothed = functional.labo_losses(rows, functional.row_options(rows, self.epsilon, math.inf, None))
+        options = functional.row_options(rows, 1.0, beta, None, value)
+        regularized = reference.row_losses(rows.logits, rows.target, **{**options.named(), "prior": prior})
+        losses = reference.mix(smoothed, regularized, rows.per_row("alpha", alpha))
         if training:
             with torch.no_grad():
-                p = inner.belief_of_rows(inner.working(rows.logits)) if p is None else p
-                self.memory.remember(places, m, p, rows)
+                self.memory.remember(places, m, inner.belief_of_rows(inner.working(rows.logits)), rows)
         return losses
+
+    def solver(self, rows: Rows, examples: int, alpha: float, training: bool) -> MemorySolver:
+        """The losses of the rows and their gradient, at beta = inf."""
+        with torch.no_grad():
+            places = self._visit(rows, examples, training)
+            return MemorySolver(self, rows, places, alpha, self.memory.read(places), training)
+
+    def _visit(self, rows: Rows, examples: int, training: bool) -> Tensor:
+        """The places of the rows, checked."""
+        self.memory.prepare(examples, rows)
+        places = self.memory.places(rows, examples)
+        if training:
+            self.memory.check_labels(places, rows)
+        return places
 
     def _distributions(self, places: Tensor, rows: Rows) -> Tensor:
         return self.memory.distributions(places, rows.raw.shape[-1]).to(reference.working_dtype(rows.raw))
 
-    def _priors(self, m: Tensor) -> Tensor:
-        powered = _power(m, self.sharpness)
+    def exponent(self, classes: int) -> float:
+        """The sharpness with so many classes."""
+        if self.sharpness is not None:
+            return self.sharpness
+        return SHARP if classes <= MAX_CLASSES_SHARPENED else LESS_SHARP
+
+    def sharpened(self, m: Tensor) -> Tensor:
+        """The priors of distributions m (N, C); zeros where m is."""
+        powered = _power(m, self.exponent(m.shape[-1]))
         return powered.div_(powered.sum(-1, keepdim=True).clamp_(min=torch.finfo(m.dtype).tiny))
 
-    def _at_once(self, rows: Rows, prior: Tensor, alpha: float) -> tuple[Tensor | None, Tensor | None]:
-        """(losses, p) of class indices with finite logits on a CPU, in few operations; (None, None) for others."""
-        if rows.raw.device.type != "cpu" or rows.has_probabilities or not checks.plain(rows.raw):
-            return None, None
-        with torch.no_grad():
-            logits = inner.working(rows.logits)
-            share = (1 - alpha) * (1 - self.epsilon)
-            label = prior.mul(alpha).add_((1 - alpha) * self.epsilon / max(1, logits.shape[-1]))
-            label.scatter_(-1, rows.target.unsqueeze(-1), share, reduce="add")
-            log_p = torch.log_softmax(logits, -1)
-            losses = torch.linalg.vecdot(label, log_p).neg_()
-            if not math.isfinite(losses.sum().item()):  # masked classes, or NaN
-                return None, None
-            p = log_p.exp_()
-        if not (torch.is_grad_enabled() and rows.logits.requires_grad):
-            return losses, p
-        return _CrossEntropy.apply(rows.logits, losses, p, label), p
 
-    def _towards_prior(self, rows: Rows, prior: Tensor, alpha: float) -> Tensor:
-        """At beta = inf: the cross-entropy of target, uniform distribution and prior, mixed."""
-        strength = 1 - (1 - alpha) * (1 - self.epsilon)
-        if not strength:
-            return functional.soft_label_losses(rows, prior, 0.0)
-        with torch.no_grad():
-            logits = inner.working(rows.logits)
-            beta = inner.over_rows("beta", math.inf, logits)
-            labels = inner.labels_of_rows(logits, beta, prior).mul_(alpha / strength)
-            if self.epsilon:
-                labels += inner.labels_of_rows(logits, beta, None).mul_((1 - alpha) * self.epsilon / strength)
-        return functional.soft_label_losses(rows, labels, strength)
+class MemorySolver:
+    """The losses of rows and their gradient at beta = inf, in few operations; see `labo.kernels.autograd`.
 
-    def _general(self, rows: Rows, prior: Tensor, alpha: float | Tensor, beta: float | Tensor, value: str) -> Tensor:
-        smoothed = functional.labo_losses(rows, functional.row_options(rows, self.epsilon, math.inf, None))
-        options = functional.row_options(rows, 1.0, beta, None, value)
-        regularized = reference.row_losses(rows.logits, rows.target, **{**options.named(), "prior": prior})
-        return reference.mix(smoothed, regularized, rows.per_row("alpha", alpha))
+    The label of a row is known before its logits are: target, uniform distribution and prior, mixed. When it is called
+    first, in training, the predictions are remembered.
+    """
+
+    def __init__(
+        self, prior: MemoryPrior, rows: Rows, places: Tensor, alpha: float, read: Kept | Tensor, training: bool
+    ) -> None:
+        self.prior, self.memory, self.rows, self.places, self.alpha = prior, prior.memory, rows, places, alpha
+        self.read = read
+        self.remembers = training
+
+    def __call__(
+        self, logits: Tensor, target: Tensor, shares: Tensor, options: Options, *, gradient: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `blocked.solve`."""
+        z = inner.working(self.rows.logits.detach())
+        solved = None
+        if isinstance(self.read, Kept) and z.device.type == "cpu" and target.dim() == 1:
+            solved = self._from_kept(z, self.read, shares, gradient)
+        losses, made = solved or self._from_whole(z, shares, options.weight, gradient)
+        self.remembers = False
+        return losses, None if made is None else made.to(logits.dtype)
+
+    def row_losses(self, logits: Tensor, weight: Tensor | None) -> Tensor:
+        """The losses (N,) by the reference formulas, differentiable in the logits to any order."""
+        z = inner.working(logits)
+        return reference.cross_entropy(self._label(z.detach(), weight)[0], reference.log_belief(z))
+
+    def _whole(self, classes: int, dtype: torch.dtype) -> Tensor:
+        return (spread(self.read, classes) if isinstance(self.read, Kept) else self.read).to(dtype)
+
+    def _label(self, z: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(the labels (N, C), of which masked classes have nothing; their mass (N, 1))."""
+        limit = inner.over_rows("beta", math.inf, z)
+        label = inner.labels_of_rows(z, limit, self.prior.sharpened(self._whole(z.shape[-1], z.dtype))).mul_(self.alpha)
+        label += inner.labels_of_rows(z, limit, None).mul_((1 - self.alpha) * self.prior.epsilon)
+        target = reference.target_mass(z, self.rows.target, weight)
+        mass = target.sum(-1, keepdim=True)
+        return label.mul_(mass).add_(target, alpha=(1 - self.alpha) * (1 - self.prior.epsilon)), mass
+
+    def _from_whole(
+        self, z: Tensor, shares: Tensor, weight: Tensor | None, gradient: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """(losses times shares, the gradient of their sum), from whole distributions."""
+        solved = self._at_once(z) if z.device.type == "cpu" and not self.rows.has_probabilities else None
+        if solved is None:  # probabilities, masked classes, or NaN
+            label, mass = self._label(z, weight)
+            losses, p = reference.cross_entropy(label, reference.log_belief(z)), inner.belief_of_rows(z)
+        else:
+            (losses, p, label), mass = solved, None
+        made = None
+        if gradient:
+            made = (p if mass is None else p * mass).sub(label).mul_(shares.unsqueeze(-1))
+            if mass is not None:
+                made = torch.where((shares == 0).unsqueeze(-1), 0.0, made)
+        if self.remembers:
+            self.memory.remember(self.places, self._whole(z.shape[-1], z.dtype), p, self.rows)
+        return torch.where(shares == 0, 0.0, losses * shares), made
+
+    def _at_once(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """(losses, p, label) of class indices with finite logits; None for others."""
+        label = self.prior.sharpened(self._whole(z.shape[-1], z.dtype)).mul_(self.alpha)
+        label.add_((1 - self.alpha) * self.prior.epsilon / max(1, z.shape[-1]))
+        share = (1 - self.alpha) * (1 - self.prior.epsilon)
+        label.scatter_(-1, self.rows.target.unsqueeze(-1), share, reduce="add")
+        log_p = torch.log_softmax(z, -1)
+        losses = torch.linalg.vecdot(label, log_p).neg_()
+        return (losses, log_p.exp_(), label) if math.isfinite(losses.sum().item()) else None
+
+    def _from_kept(self, z: Tensor, kept: Kept, shares: Tensor, gradient: bool) -> tuple[Tensor, Tensor | None] | None:
+        """The same from the entries that are kept of many classes; None where a class is masked.
+
+        The label is uniform but at the kept classes and the target: a smoothed cross-entropy, whose fused
+        implementation makes losses and gradient, and some entries beside.
+        """
+        classes = z.shape[-1]
+        total = z.sum(-1)
+        if not math.isfinite(total.sum().item()):
+            return None
+        others = max(1, classes - kept.mass.shape[1])
+        kept = Kept(kept.mass.to(z.dtype), kept.classes, kept.rest.to(z.dtype))
+        sharpness = self.prior.exponent(classes)
+        entries, each = _power(kept.mass, sharpness), _power(kept.rest / others, sharpness)
+        norm = (entries.sum(-1) + others * each).clamp_(min=torch.finfo(entries.dtype).tiny)
+        entries, each = entries / norm.unsqueeze(-1), each / norm
+        uniform = ((1 - self.alpha) * self.prior.epsilon + self.alpha * classes * each).clamp_(0, 1)  # spread evenly
+        options = Options(uniform, math.inf)
+        solve = kernels.choose("auto", (z,), self.rows.target, options) or reference.solve
+        losses, made = solve(z, self.rows.target, shares, options, gradient=gradient)
+        beside = (entries - each.unsqueeze(-1)).mul_(self.alpha)
+        at_target = (1 - self.alpha) * (1 - self.prior.epsilon) - (1 - uniform)
+        index = self.rows.target.unsqueeze(-1)
+        z_kept, z_target = z.gather(-1, kept.classes), z.gather(-1, index).squeeze(-1)
+        if self.remembers:
+            weighed = shares != 0
+            plain = losses / torch.where(weighed, shares, 1.0) + (1 - uniform) * z_target + uniform * total / classes
+            lse = plain if bool(weighed.all()) else torch.where(weighed, plain, torch.logsumexp(z, -1))
+            self._remember_kept(kept, z, z_kept, lse.unsqueeze(-1), others)
+        losses = losses - shares * ((beside * z_kept).sum(-1) + at_target * z_target)
+        if made is not None:
+            made.scatter_add_(-1, kept.classes, beside.mul_(-shares.unsqueeze(-1)))
+            made.scatter_add_(-1, index, (-shares * at_target).unsqueeze(-1))
+        return losses, made
+
+    def _remember_kept(self, kept: Kept, z: Tensor, z_kept: Tensor, lse: Tensor, others: int) -> None:
+        """Take the predictions exp(z - lse): the largest entries are among those kept and the largest predictions."""
+        decay, count = self.memory.decay, kept.mass.shape[1]
+        old = kept.mass * decay + (z_kept - lse).exp_().mul_(1 - decay)
+        z_top, top = _largest(z, count)
+        new = (z_top - lse).exp_().mul_(1 - decay) + decay * (kept.rest / others).unsqueeze(-1)
+        known = (top.unsqueeze(-1) == kept.classes.unsqueeze(-2)).any(-1)
+        mass, at = torch.cat([old, new.masked_fill_(known, -1.0)], -1).topk(count)
+        classes = torch.cat([kept.classes, top], -1).gather(-1, at)
+        self.memory.write(self.places, Kept(mass, classes, (1 - mass.sum(-1)).clamp_(min=0)), self.rows)
 
 
-class _CrossEntropy(torch.autograd.Function):
-    """Losses -sum(label * log p) that are known already, (N,), with their gradient p - label in the logits (N, C)."""
+def _largest(z: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """(values, classes) (N, count) of the largest entries of each row, in no order.
 
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, losses: Tensor, p: Tensor, label: Tensor) -> Tensor:
-        ctx.save_for_backward(logits)
-        ctx.p, ctx.label = p, label
-        return losses.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (logits,) = ctx.saved_tensors
-        p = torch.softmax(inner.working(logits), -1) if torch.is_grad_enabled() else ctx.p
-        return ((p - ctx.label) * grads[0].unsqueeze(-1)).to(logits.dtype), None, None, None
+    They are in the `count` blocks whose maxima are the largest, which a sweep finds faster than a search among all.
+    """
+    classes = z.shape[-1]
+    whole = classes // _BLOCK
+    if whole < 2 * count:
+        return z.topk(count, sorted=False)
+    blocks = z[:, : whole * _BLOCK].unflatten(-1, (whole, _BLOCK))
+    best = blocks.amax(-1).topk(count, sorted=False).indices
+    within = torch.arange(_BLOCK, device=z.device)
+    among = (best.unsqueeze(-1) * _BLOCK + within).flatten(-2)
+    tail = torch.arange(whole * _BLOCK, classes, device=z.device).expand(len(z), -1)
+    among = torch.cat([among, tail], -1)
+    values, at = z.gather(-1, among).topk(count, sorted=False)
+    return values, among.gather(-1, at)
 
 
 def _power(m: Tensor, exponent: float) -> Tensor:

@@ -160,14 +160,15 @@ class PredictionMemory(LateBuffers):
         assert self.rest is not None
         return Kept(self.values[places].float(), self.classes[places].long(), self.rest[places].float())
 
+    def read(self, places: Tensor) -> Kept | Tensor:
+        """What is kept of m at `places` (N,): (N, C) float32 where that is all of it."""
+        assert self.values is not None
+        return self.values.index_select(0, places).float() if self.classes is None else self.kept(places)
+
     def distributions(self, places: Tensor, classes: int) -> Tensor:
         """The distributions m at `places` (N,), as (N, C) float32."""
-        assert self.values is not None
-        if self.classes is None:
-            return self.values.index_select(0, places).float()
-        mass, at, rest = self.kept(places)
-        each = rest / max(1, classes - mass.shape[1])
-        return each.unsqueeze(-1).expand(-1, classes).scatter(-1, at, mass)
+        kept = self.read(places)
+        return spread(kept, classes) if isinstance(kept, Kept) else kept
 
     def all_distributions(self, examples: int, classes: int) -> Tensor:
         """The distributions m of all examples, (N, C) float32.
@@ -213,3 +214,9 @@ class PredictionMemory(LateBuffers):
     def nbytes(self) -> int:
         """What the memory takes, in bytes."""
         return sum(buffer.nbytes for buffer in self.buffers())
+
+
+def spread(kept: Kept, classes: int) -> Tensor:
+    """The distributions (N, C) with what is left spread evenly over the classes that are not kept."""
+    each = kept.rest / max(1, classes - kept.mass.shape[1])
+    return each.unsqueeze(-1).expand(-1, classes).scatter(-1, kept.classes, kept.mass)

@@ -44,6 +44,7 @@ _HOMES: dict[str, str] = {
     "gce": "labo.regularizers.gce:GeneralizedCrossEntropy",
     "sce": "labo.regularizers.sce:SymmetricCrossEntropy",
     "labo": "labo.regularizers.labo:LABO",
+    "labo_auto": "labo.regularizers.labo_auto:LABOAuto",
 }
 _REGISTERED: dict[str, type[Regularizer]] = {}
 
@@ -124,6 +125,11 @@ def candidates(name: str, given: Mapping[str, Any] | None = None) -> tuple[dict[
         if (candidate := {**options, **own}) not in found:
             found.append(candidate)
     return tuple(found)
+
+
+def is_tuned(name: str) -> bool:
+    """Whether `labo compare` chooses a member's settings; False for one that decides by itself."""
+    return _variant(name)[0].tuned
 
 
 def describe(name: str, given: Mapping[str, Any] | None = None) -> Description:

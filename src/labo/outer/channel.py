@@ -1,0 +1,82 @@
+"""How well predictions explain labels some of which may be wrong: likelihood through a noise channel."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+# Inverse temperatures and shares of wrong labels that are tried.
+_SCALES = torch.linspace(math.log(0.25), math.log(8.0), 14, dtype=torch.float64).exp()
+_SHARES = torch.linspace(0.0, 0.8, 33, dtype=torch.float64)
+_EM_STEPS, _STRENGTH = 30, 10.0
+# A class-dependent channel has a number for each pair of classes.
+MAX_CLASSES = 100
+_TINY = 1e-12
+
+
+def channel_losses(logits: Tensor, labels: Tensor, *, seed: int = 0) -> Tensor:
+    """-log sum_k p_k C[k, label] of each example, (N,) float64, p = softmax(scale * logits).
+
+    The scale and the channel C[k, j] = P(label j | true class k) are fitted on one half of the examples and scored on
+    the other, both ways. The channel is symmetric (one share of wrong labels) or class-dependent (EM, with a Dirichlet
+    prior of strength 10 towards the symmetric one): the one that predicts better.
+
+    Args:
+        logits: (N, C), of networks that did not train on these examples.
+        labels: class indices (N,), as they are written.
+        seed: draws the halves.
+
+    Example:
+        >>> logits = torch.tensor([[4.0, 0.0], [0.0, 4.0]]).repeat(50, 1)
+        >>> channel_losses(logits, torch.tensor([0, 1]).repeat(50)).mean().item() < 0.01
+        True
+    """
+    logits = logits.double()
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    losses = torch.empty(2 if logits.shape[1] <= MAX_CLASSES else 1, len(labels), dtype=torch.float64)
+    for half in range(2):
+        fitted, scored = order[1 - half :: 2], order[half::2]
+        channels = [_symmetric(logits[fitted], labels[fitted])]
+        if len(losses) > 1:
+            channels.append(_class_dependent(logits[fitted], labels[fitted]))
+        for row, (scale, channel) in zip(losses, channels, strict=True):
+            p = (logits[scored] * scale).softmax(-1)
+            row[scored] = -((p * channel[:, labels[scored]].T).sum(-1) + _TINY).log()
+    return losses[losses.mean(-1).argmin()]
+
+
+def _symmetric(logits: Tensor, labels: Tensor) -> tuple[float, Tensor]:
+    """(scale, channel (C, C)) of the best likelihood among `_SCALES` and `_SHARES`."""
+    classes = logits.shape[1]
+    p = torch.stack([(logits * scale).softmax(-1).gather(1, labels.unsqueeze(1)).squeeze(1) for scale in _SCALES])
+    mean = torch.stack([((1 - share) * p + share / classes + _TINY).log().mean(-1) for share in _SHARES], -1)
+    scale, share = divmod(int(mean.argmax()), len(_SHARES))
+    return float(_SCALES[scale]), _channel(classes, float(_SHARES[share]))
+
+
+def _class_dependent(logits: Tensor, labels: Tensor) -> tuple[float, Tensor]:
+    """(scale, channel (C, C)) by EM, of the best likelihood among `_SCALES`."""
+    classes, best = logits.shape[1], None
+    for scale in _SCALES.tolist():
+        p, channel = (logits * scale).softmax(-1), _channel(classes, 0.2)
+        for _ in range(_EM_STEPS):
+            posterior = p * channel[:, labels].T
+            posterior /= posterior.sum(-1, keepdim=True) + _TINY
+            counts = torch.zeros(classes, classes, dtype=torch.float64).index_add_(1, labels, posterior.T)
+            share = 1 - float(counts.trace() / counts.sum())
+            uneven = torch.full((classes, classes), share / max(1, classes - 1), dtype=torch.float64)
+            channel = counts + _STRENGTH * uneven.fill_diagonal_(1 - share)
+            channel /= channel.sum(-1, keepdim=True)
+        value = ((p * channel[:, labels].T).sum(-1) + _TINY).log().mean().item()
+        if best is None or value > best[0]:
+            best = value, scale, channel
+    assert best is not None
+    return best[1], best[2]
+
+
+def _channel(classes: int, share: float) -> Tensor:
+    """Every label is drawn anew, evenly, with probability `share`."""
+    even = torch.full((classes, classes), share / classes, dtype=torch.float64)
+    return even + (1 - share) * torch.eye(classes, dtype=torch.float64)
