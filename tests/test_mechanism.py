@@ -24,15 +24,15 @@ from labo.experiment.runner import Job
 from labo.integrations.saving import checkpoints
 from labo.integrations.transformers import LabelRegularizedTrainer, TrainerLoss
 from labo.networks import Past
+from labo.outer.trust import Decision
 from labo.regularizers.base import BATCH
 from test_compare import Watcher
 
 CLASSES, EXAMPLES, WIDTH, BATCH_SIZE, EPOCHS = 3, 24, 4, 4, 3
 RATE = 0.5
-every = pytest.mark.parametrize("name", regularizers.available())
-needing = pytest.mark.parametrize(
-    "name", [name for name in regularizers.available() if regularizers.create(name).needs]
-)
+METHODS = (*regularizers.available(), "labo[prior=memory]")
+every = pytest.mark.parametrize("name", METHODS)
+needing = pytest.mark.parametrize("name", [name for name in METHODS if regularizers.create(name).needs])
 # Its draws are dealt out over the rows of a batch, and the last mini-batch is another one where batches are parts.
 NOT_ROW_BY_ROW = ("beta_smoothing", "dlb")
 STEPS = EPOCHS * EXAMPLES // BATCH_SIZE
@@ -79,6 +79,8 @@ class Data(torch.utils.data.Dataset):
 def member(name: str) -> regularizers.Regularizer:
     """A fresh member with what the user gives, and nothing that the Trainer does."""
     made = regularizers.create(name)
+    if "decision" in made.missing:
+        made.provide(decision=Decision("strong", "labo", {"prior": "memory"}, None, 2.0))
     if "class_counts" in made.missing:
         made.provide(class_counts=Data().labels.bincount(minlength=CLASSES))
     if "teacher" in made.missing:

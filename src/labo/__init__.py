@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from labo.kernels import implementations
     from labo.kernels.vocab_parallel import vocab_parallel_labo_cross_entropy
     from labo.modules import LabelRegularizedLoss, LABOLoss, LinearLABOLoss
+    from labo.outer.learn import learn_labels
 
 __version__ = "0.1.0"
 
@@ -28,6 +29,7 @@ _HOMES = {
     "implementations": "kernels",
     "vocab_parallel_labo_cross_entropy": "kernels.vocab_parallel",
     "IndexedDataset": "indexed",
+    "learn_labels": "outer.learn",
 }
 _ROOMS = ("inner", "functional", "modules", "kernels", "regularizers")
 
@@ -42,6 +44,7 @@ __all__ = [
     "inner_value",
     "label_regularized_cross_entropy",
     "labo_cross_entropy",
+    "learn_labels",
     "linear_labo_cross_entropy",
     "modules",
     "optimal_labels",

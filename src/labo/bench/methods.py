@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from labo import LabelRegularizedLoss, regularizers
+from labo.outer import trust
+from labo.outer.trust import Decision
 from labo.regularizers import Regularizer
 
 LEAST_SECONDS = 0.05
@@ -77,8 +79,10 @@ def _course(setting: Setting, name: str) -> tuple[Callable[[], None], Regularize
         "teacher": _network(setting, 1),
         "examples": setting.examples,
         "epochs": 10,
+        "decision": Decision(trust.STRONG.name, trust.STRONG.method, trust.STRONG.options, None, 1.0),
     }
-    made.provide(**{need: once[need] for need in made.missing if need in once})
+    while given := {need: once[need] for need in made.missing if need in once}:
+        made.provide(**given)  # what a decision chose needs more
     groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
     if made.learnt():
         groups.append({"params": made.learnt(), "weight_decay": 0.0})

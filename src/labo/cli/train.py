@@ -132,6 +132,8 @@ def _run(asked: Trial, folder: Path, notes: Sequence[str]) -> int:
         print(f"labo: The run failed at step {failed['step']}: {failed['reason']}.", file=sys.stderr)
         return 1
     print(scores.table({asked.method: record["metrics"]}))
+    for note in (*record.get("notes", ()), *filter(None, [record.get("decision", {}).get("sentence")])):
+        print(f"\n{note}")
     use = f"labo predict {folder} INPUT, labo labels {folder}"
     use = f"labo translate {folder}" if "bleu" in record["metrics"] else use
     print(f"\nRun: {folder} (next: labo evaluate {folder}, {use})")

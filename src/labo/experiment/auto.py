@@ -49,7 +49,7 @@ def decide(
             f"Expected at least {trust.MIN_EXAMPLES} training examples for method '{trial.method}', but got "
             f"{len(target)}."
         )
-    parts = folds.parts(target, len(trust.HALVES), trial.seed)
+    parts = trust.halves(target, trial.seed)
     curves: dict[str, list[list[dict[str, Any]]]] = {}
     seconds: list[float] = []
 

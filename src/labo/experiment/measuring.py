@@ -9,6 +9,7 @@ from labo.experiment import checkpoint, folds
 from labo.experiment.judges import Judge, NoNumbersError
 from labo.experiment.trainer import DivergedError
 from labo.experiment.trial import MEMORY, WEIGHTS, Trial
+from labo.storage import read_lines
 
 
 def failed(failure: DivergedError) -> dict[str, Any]:
@@ -20,6 +21,7 @@ def results(
     trial: Trial, judge: Judge, model: Any, loss: Any, splits: Any, held_out: Any, step: int, folder: Path
 ) -> dict[str, Any]:
     """What a record says of a trained network; what is kept of it is written."""
+    notes: list[str] = []
     try:
         if held_out is not None:
             return {"held_out": folds.keep(model, held_out, folder)}
@@ -32,9 +34,18 @@ def results(
         memory = loss.regularizer.prediction_memory
         if memory is not None and not splits.sequences:
             checkpoint.save_tensors(memory.state_dict(), folder / MEMORY)
+            notes = _signs(memory, splits, folder)
         found = judge.at_the_end(model, loss, splits, folder)
     except NoNumbersError:
         for file in (WEIGHTS, MEMORY):
             (folder / file).unlink(missing_ok=True)  # a failed run keeps none
         return failed(DivergedError(step, "the trained network gives logits that are no numbers"))
-    return {**found, "step": step}
+    return {**found, "step": step, **({"notes": notes} if notes else {})}
+
+
+def _signs(memory: Any, splits: Any, folder: Path) -> list[str]:
+    """What looks wrong with what a method remembers of the training examples."""
+    from labo.outer import health
+
+    m = memory.all_distributions(len(splits.train), len(splits.classes)).cpu()
+    return health.signs(m, splits.train.target, splits.classes, read_lines(folder / "curve.jsonl"))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from labo.outer.channel import channel_losses
+from labo.tasks.splitting import stratified
 
 # A sum of two z-scores: at least `CLEAR` from 0 after one half decides; after both, memory below `LIMIT`. Both were set
 # on the digits, small convnets and CIFAR features of docs/memory.md#labo_auto.
@@ -127,6 +128,11 @@ def decide(held_out: HeldOut) -> Decision:
     # After one half it is clear, and any limit between gives the same.
     chosen = STRONG if evidence.z < LIMIT else PLAIN
     return Decision(chosen.name, chosen.method, chosen.options, evidence, cost)
+
+
+def halves(targets: Tensor, seed: int) -> list[Tensor]:
+    """The indices of both halves of (N,) class indices, classes in proportion, drawn by the seed."""
+    return stratified(targets, [1] * len(HALVES), torch.Generator().manual_seed(seed))
 
 
 def compare(mild: Tensor, memory: Tensor, labels: Tensor, *, halves: int) -> Evidence:

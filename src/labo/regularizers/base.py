@@ -33,7 +33,8 @@ ONCE: dict[str, str] = {
     "teacher": "call regularizer.provide(teacher=teacher) with a trained network, or the folder of a run",
     "examples": "call regularizer.provide(examples=len(dataset)) with the number of training examples",
     "epochs": "call regularizer.provide(epochs=E) with how many there will be",
-    "decision": "labo train and labo compare find it, and labo.learn_labels for a training function of your own",
+    "decision": "call regularizer.provide(decision=decision) with what labo.learn_labels decided; labo train and labo "
+    "compare decide by themselves",
     "optimizer": "call regularizer.provide(optimizer=optimizer) after adding regularizer.learnt() to it as a group "
     "with weight_decay=0",
 }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from labo.errors import UserError
@@ -19,17 +21,17 @@ if TYPE_CHECKING:
 
 
 class LABOAuto(Regularizer):
-    """Label smoothing, or LABO with a mild or a strong memory: the one whose networks do best on held-out labels.
+    """Label smoothing, or LABO with a memory: decided by predictions of labels that a network did not train on.
 
-    Each candidate is trained on two halves of the training data, and judged on the other half by how well it predicts
-    the labels as they are written; the best one is then trained on all of them (`labo.outer.trust.decide`). There is
-    nothing to set.
+    A strong memory and a mild one are trained on one half of the training data and predict the labels of the other, as
+    they are written; where that is not clear, also the other way round. Where the strong one predicts them better, all
+    data are trained with it, else with label smoothing of 0.1 (`labo.outer.trust.decide`). There is nothing to set.
 
     Needs: the decision. `labo train` and `labo compare` find it, and `labo.learn_labels` finds it for a training
         function of your own.
 
-    When: you do not know whether labels are wrong, or whether the network comes to learn them by heart. It costs about
-        four trainings in place of one.
+    When: you do not know whether labels are wrong, or whether the network comes to learn them by heart. It costs two or
+        three trainings in place of one.
 
     Raises:
         ValueError: it is used before there is a decision.
@@ -67,6 +69,18 @@ class LABOAuto(Regularizer):
                 super().provide(**given)
             else:
                 self.chosen.provide(**given)
+
+    def get_extra_state(self) -> Tensor:
+        """The decision, as a tensor of the bytes of JSON: every format of checkpoints can hold one."""
+        chosen = {} if self.chosen is None else {"method": self.chosen.name, "options": self.chosen.options()}
+        return torch.frombuffer(bytearray(json.dumps(chosen).encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Any) -> None:
+        """Take a decision that was saved, if there is none."""
+        chosen = json.loads(bytes(state.tolist()))
+        if chosen and self.chosen is None:
+            self.chosen = registry.create(chosen["method"], **chosen["options"])
+            self.chosen._provided.update(self._provided)
 
     def provided(self, name: str) -> Any:
         """See `Regularizer.provided`."""

@@ -180,7 +180,8 @@ class PredictionMemory(LateBuffers):
         shape = None if self.values is None else tuple(self.values.shape)
         if shape != (examples + 1, kept) or (self.classes is None) != (kept == classes):
             raise RuntimeError("The memory is of other examples or classes.")
-        return self.distributions(torch.arange(examples), classes)
+        assert self.values is not None
+        return self.distributions(torch.arange(examples, device=self.values.device), classes)
 
     def remember(self, places: Tensor, before: Tensor, p: Tensor, rows: Rows) -> None:
         """Take predictions p (N, C) of the examples at `places`, whose m was `before`, (N, C)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import PurePosixPath, PureWindowsPath
+from statistics import fmean
 from typing import Any
 
 from labo.report.reading import Recorded
@@ -26,6 +27,7 @@ def paragraphs(recorded: Recorded, summary: Summary) -> list[str]:
             "split alone; the best mean over those seeds was chosen. A method without options of its own had its "
             f"candidates in {_own_candidates(summary)}, which every method has too."
         )
+    found += _decisions(recorded)
     options = asked.get("task_options")
     given: dict[str, Any] = options if isinstance(options, dict) and len(summary.tasks) == 1 else {}
     if given:
@@ -118,6 +120,25 @@ def command(recorded: Recorded) -> str:
 def seconds(recorded: Recorded) -> float:
     """The time that the recorded trials took, added up."""
     return sum(value for record in recorded.records if isinstance(value := record.get("seconds"), int | float))
+
+
+def _decisions(recorded: Recorded) -> list[str]:
+    """What methods that decide by themselves chose, and what that cost."""
+    by_method: dict[str, list[dict[str, Any]]] = {}
+    for record in recorded.records:
+        decision = record.get("decision")
+        if isinstance(decision, dict) and {"name", "method", "cost"} <= decision.keys():
+            by_method.setdefault(str(record["method"]), []).append(decision)
+    found = []
+    for method, decisions in by_method.items():
+        memory = sum(decision["name"] == "strong" for decision in decisions)
+        cost = fmean(float(decision["cost"]) for decision in decisions)
+        found.append(
+            f"Untuned. {method} decided by itself, without candidate settings: LABO with a memory on {memory} of "
+            f"{len(decisions)} seeds, label smoothing on the others, by labels held out of the training split. It cost "
+            f"{cost:.1f} plain trainings a seed."
+        )
+    return found
 
 
 def _trials(summary: Summary, *, split_given: bool) -> str:
