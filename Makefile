@@ -17,8 +17,12 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 demo: $(STAMP)
-	$(BIN)/labo compare digits --methods none,label_smoothing,confidence_penalty,labo \
-		--seeds 8 --settings-per-method 3 --tuning-seeds 3 --curves --output runs/demo
+	$(BIN)/labo compare digits --label-noise 0.2,symmetric \
+		--methods "none,label_smoothing,elr,labo,labo[prior=memory]" \
+		--seeds 8 --settings-per-method 3 --tuning-seeds 2 --output runs/demo
+	$(BIN)/labo labels "runs/demo/digits/labo[prior=memory]/0" --top 10
+	$(BIN)/labo report runs/demo > runs/demo/verdict.txt
+	@tail -n 5 runs/demo/verdict.txt
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

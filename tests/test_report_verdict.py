@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,7 @@ from labo.report.verdict import (
     WORSE,
     MethodSummary,
     Summary,
+    finding,
     summarize_records,
 )
 
@@ -319,3 +321,25 @@ def test_importing_the_report_brings_in_no_plotting() -> None:
     code = f"import sys, labo.report; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def accuracies(by_method: dict[str, float], seeds: int = 8) -> list[dict[str, Any]]:
+    return [
+        {"task": "t", "method": method, "seed": seed, "metrics": {"accuracy": accuracy + 0.001 * (seed % 3)}}
+        for method, accuracy in by_method.items()
+        for seed in range(seeds)
+    ]
+
+
+def test_the_finding_is_one_sentence():
+    (task,) = summarize_records(accuracies({"a": 0.8, "b": 0.9, "c": 0.95, "d": 0.7}), "a").tasks
+    assert finding(task) == (
+        "On t c (95.09%) and b (90.09%) are better than a (80.09%), by 15.00 and 10.00 points (p ≤ 0.023 after Holm, "
+        "8 seeds)."
+    )
+    (task,) = summarize_records(accuracies({"a": 0.8, "b": 0.9}), "a").tasks
+    assert (
+        finding(task) == "On t b (90.09%) is better than a (80.09%), by 10.00 points (p = 0.008 after Holm, 8 seeds)."
+    )
+    (task,) = summarize_records(accuracies({"a": 0.8, "b": 0.7}), "a").tasks
+    assert finding(task) == "On t no method is significantly better than a (80.09%)."

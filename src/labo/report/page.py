@@ -11,7 +11,7 @@ from labo.report.html import document, pairs, table
 from labo.report.measures import p_text
 from labo.report.reading import Recorded
 from labo.report.tables import best, cell, difference_cell, differences_note, pairs_text, seeds_text
-from labo.report.verdict import BASELINE, Summary, TaskSummary
+from labo.report.verdict import BASELINE, Summary, TaskSummary, finding
 
 
 def page(recorded: Recorded, summary: Summary, pictures: dict[str, list[Group]], *, samples: bool = True) -> str:
@@ -41,7 +41,8 @@ def _lead(recorded: Recorded, summary: Summary) -> str:
 
 def _task(recorded: Recorded, task: TaskSummary, groups: Sequence[Group], samples: bool) -> list[str]:
     ordered = sorted(task.ranked(), key=lambda found: found.verdict == BASELINE)
-    parts = [_verdicts((found.verdict, found.sentence) for found in ordered)]
+    parts = [f'<p class="lead"><strong>{escape(finding(task))}</strong></p>']
+    parts.append(_verdicts((found.verdict, found.sentence) for found in ordered))
     parts += ["<h3>Leaderboard</h3>", _leaderboard(task)]
     parts.append(
         '<p class="caption">Mean over seeds ± half of the 95% interval; the best mean is bold, which alone says '

@@ -10,7 +10,7 @@ from labo.report import beams, bootstrap, protocol, shifts
 from labo.report.gallery import Group
 from labo.report.measures import Measure, p_text
 from labo.report.reading import Recorded
-from labo.report.verdict import BASELINE, BETTER, WORSE, Difference, MethodSummary, Summary, TaskSummary
+from labo.report.verdict import BASELINE, BETTER, WORSE, Difference, MethodSummary, Summary, TaskSummary, finding
 
 if TYPE_CHECKING:
     from rich.console import Group as RenderGroup
@@ -49,7 +49,8 @@ def markdown(recorded: Recorded, summary: Summary, pictures: dict[str, list[Grou
     parts = ["# " + ", ".join(_escape(task.task) for task in summary.tasks) + ": which method is better"]
     parts += ["\n".join(f"- {_escape(overall.sentence)}" for overall in summary.overall)] if summary.overall else []
     for task in summary.tasks:
-        parts += [f"## {_escape(task.task)}", sentences(task), leaderboard(task), differences(task)]
+        parts += [f"## {_escape(task.task)}", f"**{_escape(finding(task))}**"]
+        parts += [sentences(task), leaderboard(task), differences(task)]
         parts += [*_shifted(recorded, task), *_bootstrap(recorded, task), *_beams(recorded, task)]
         for group in pictures.get(task.task, []):
             parts += [f"### {group.title}", *_figures(group), _escape(group.missing)]
@@ -159,6 +160,7 @@ def console(summary: Summary) -> RenderGroup:
         for found in sorted(task.ranked(), key=lambda found: found.verdict == BASELINE):
             mark, style = MARKS.get(found.verdict, "≈"), colours.get(found.verdict, "")
             parts.append(Text(f"{mark} {found.sentence}", style=style))
+        parts.append(Text(f"\n{finding(task)}", style="bold"))
     parts += [Text(overall.sentence, style=colours.get(overall.verdict, "")) for overall in summary.overall]
     return RenderGroup(*parts)
 

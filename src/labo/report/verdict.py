@@ -122,6 +122,33 @@ def summarize_records(
     return Summary(baseline, tasks, _overall(tasks, baseline) if len(tasks) > 1 else ())
 
 
+def finding(task: TaskSummary) -> str:
+    """The verdict on a task in one sentence: which methods are better than the baseline, and by how much."""
+    main = task.main
+    better = [found for found in task.ranked() if found.verdict == BETTER]
+    baseline = next((found for found in task.methods if found.method == task.baseline), None)
+    mean = None if baseline is None else baseline.estimates[main.key].mean
+    value = "" if mean is None else f" ({main.value(mean)})"
+    if not better:
+        return f"On {task.task} no method is significantly better than {task.baseline}{value}."
+    differences = [found.differences[main.key] for found in better]
+    names = _listed(
+        [f"{found.method} ({main.value(of.method_mean)})" for found, of in zip(better, differences, strict=True)]
+    )
+    gains = _listed([f"{main.signed(of.mean).lstrip('+−-')}" for of in differences])
+    least = min(len(of.seeds) for of in differences)
+    p = max(of.p_holm for of in differences)
+    phrase = p_phrase(p) if len(better) == 1 or p < 0.001 else f"p ≤ {p_text(p)}"
+    return (
+        f"On {task.task} {names} {'is' if len(better) == 1 else 'are'} better than {task.baseline}{value}, by {gains}"
+        f"{main.difference_unit} ({phrase} after Holm, {_seeds(least)})."
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
+
+
 def estimate(values: dict[int, float]) -> Estimate:
     """Mean and 95% interval (Student t) of one measure over seeds."""
     if len(values) < 2:
