@@ -59,13 +59,13 @@ def test_the_gradient_is_p_minus_target_and_optimal_label(beta):
         target = 0.5 * F.one_hot(TARGET, CLASSES) + 0.5 / CLASSES
         q = labo.optimal_labels(logits.detach(), beta=beta, prior=sharpened(m, 2.0))
         torch.testing.assert_close(gradient, logits.softmax(-1) - 0.2 * target - 0.8 * q, **HALF)
-        m = 0.9 * m + 0.1 * logits.softmax(-1).detach()
+        m = 0.8 * m + 0.2 * logits.softmax(-1).detach()
 
 
 def test_at_a_finite_beta_the_value_is_that_of_the_inner_problem():
     made, logits = memory(beta=4.0, epsilon=0.0), rows()
     loss(made, rows(1), indices=torch.arange(6))
-    prior = sharpened(0.9 * uniform() + 0.1 * rows(1).softmax(-1), 2.0)
+    prior = sharpened(0.8 * uniform() + 0.2 * rows(1).softmax(-1), 2.0)
     expected = labo.labo_cross_entropy(logits, TARGET, alpha=0.8, beta=4.0, prior=prior, reduction="none")
     torch.testing.assert_close(loss(made, logits, indices=torch.arange(6)), expected, **HALF)
 
@@ -134,7 +134,7 @@ def test_an_example_that_comes_twice_in_a_batch_leaves_its_last_prediction(name)
     loss(made, rows(), target, indices=index)
     held = made.memory.memory if name != "elr" else made.memory
     p = rows().softmax(-1)[[4, 3, 5]]
-    start, decay = (0.25, 0.9) if name != "elr" else (0.0, 0.7)
+    start, decay = (0.25, 0.8) if name != "elr" else (0.0, 0.7)
     torch.testing.assert_close(held.values[:3].double(), decay * start + (1 - decay) * p, **HALF)
 
 
@@ -161,7 +161,7 @@ def test_masked_classes_have_no_part():
         assert not gradient[:, 2].any()
         label = 0.2 * (0.5 * F.one_hot(target, CLASSES)[:, kept] + 0.5 / 3) + 0.8 * sharpened(m[:, kept], 2.0)
         torch.testing.assert_close(found, -(label * logits.log_softmax(-1)[:, kept]).sum(-1), **HALF)
-        m = 0.9 * m + 0.1 * logits.detach().softmax(-1)
+        m = 0.8 * m + 0.2 * logits.detach().softmax(-1)
 
 
 def test_class_weights_weigh_the_whole_loss():
@@ -217,7 +217,7 @@ def test_the_largest_entries_are_kept_and_the_rest_is_spread():
         found = loss(made, logits, target, indices=torch.arange(6))
         label = 0.2 * (0.5 * F.one_hot(target, classes) + 0.5 / classes) + 0.8 * sharpened(m, 2.0)
         torch.testing.assert_close(found, -(label * logits.log_softmax(-1)).sum(-1), **HALF)
-        m = 0.9 * m + 0.1 * logits.softmax(-1)
+        m = 0.8 * m + 0.2 * logits.softmax(-1)
         largest, at = m.topk(3)
         rest = (1 - largest.sum(-1, keepdim=True)) / (classes - 3)
         m = rest.expand(-1, classes).scatter(-1, at, largest)

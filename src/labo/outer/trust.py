@@ -35,8 +35,8 @@ class Candidate:
 
 
 PLAIN = Candidate("plain", "label_smoothing", {"epsilon": 0.1})
-MILD = Candidate("mild", "labo", {"prior": "memory", "alpha": 0.3, "sharpness": 1.0, "epsilon": 0.1})
-STRONG = Candidate("strong", "labo", {"prior": "memory", "alpha": 0.8, "epsilon": 0.5})
+MILD = Candidate("mild", "labo", {"prior": "memory", "alpha": 0.3, "sharpness": 1.0, "epsilon": 0.1, "decay": 0.9})
+STRONG = Candidate("strong", "labo", {"prior": "memory", "alpha": 0.8, "epsilon": 0.5, "decay": 0.8})
 
 
 @dataclass(frozen=True)

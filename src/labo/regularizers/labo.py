@@ -39,7 +39,7 @@ class LABO(Regularizer):
         value: "inner" or "plugin", as in `labo.labo_cross_entropy`; the same at beta = inf.
         sharpness: with a memory, the exponent of m, above 0; by default 2 with up to 50 classes and 1.5 with more. 1
             suits right labels, 2 wrong ones.
-        decay: with a memory, the weight of the past in [0, 1); 0.9 by default: about ten visits.
+        decay: with a memory, the weight of the past in [0, 1); 0.8 by default: about five visits.
         epsilon: with a memory, label smoothing of the target, in [0, 1]; 0.5 by default.
         top: with a memory, how many entries of m to keep; by default all of up to 256 classes, else the 16 largest
             and the mass of the rest. The memory is in half precision.
@@ -75,11 +75,16 @@ class LABO(Regularizer):
         {"alpha": 0.6, "beta": 4.0},
     )
     memory_candidates: ClassVar[tuple[Mapping[str, Any], ...]] = (
-        {"alpha": 0.8, "sharpness": 2.0, "epsilon": 0.5},
-        {"alpha": 0.3, "sharpness": 1.0, "epsilon": 0.0},
-        {"alpha": 0.8, "sharpness": 1.5, "epsilon": 0.5},
-        {"alpha": 0.0, "sharpness": 1.0, "epsilon": 0.1},  # label smoothing: no trust in the memory at all
-        {"alpha": 0.9, "sharpness": 1.5, "epsilon": 0.3, "decay": 0.85},
+        {"alpha": 0.8, "sharpness": 2.0, "epsilon": 0.5, "decay": 0.8},
+        {"alpha": 0.3, "sharpness": 1.0, "epsilon": 0.0, "decay": 0.9},
+        {"alpha": 0.8, "sharpness": 1.5, "epsilon": 0.5, "decay": 0.9},
+        {
+            "alpha": 0.0,
+            "sharpness": 1.0,
+            "epsilon": 0.1,
+            "decay": 0.9,
+        },  # label smoothing: no trust in the memory at all
+        {"alpha": 0.85, "sharpness": 2.0, "epsilon": 0.8, "decay": 0.8},
     )
     prior: Tensor | None
     memory: MemoryPrior | None
@@ -127,7 +132,7 @@ class LABO(Regularizer):
         """See `Regularizer.defaults`: those of a memory are there with prior="memory" alone."""
         if given.get("prior") != "memory":
             return {"alpha": 0.1, "beta": 2.0, "prior": None, "value": "inner"}
-        memory = {"sharpness": None, "decay": 0.9, "epsilon": 0.5, "top": None}
+        memory = {"sharpness": None, "decay": 0.8, "epsilon": 0.5, "top": None}
         return {"alpha": 0.8, "beta": math.inf, "prior": "memory", "value": "inner", **memory}
 
     @classmethod
