@@ -15,7 +15,7 @@ from family_cases import TARGET, ce, loss, made_with, rows
 from family_ranks import CLASSES
 from labo import LabelRegularizedLoss, LABOLoss, regularizers
 from labo.errors import UserError
-from labo.regularizers.memory_prior import _largest
+from labo.kernels.largest import _in_blocks, largest
 from labo.regularizers.prediction_memory import TOP, PredictionMemory
 
 # Half precision rounds what is remembered by one part in 2,048.
@@ -250,10 +250,11 @@ def test_many_classes_by_entries_give_what_whole_distributions_give(dtype):
 def test_the_largest_logits_are_found(classes, count):
     z = torch.randn(9, classes, generator=torch.Generator().manual_seed(0))
     z[:, -1] = 9.0
-    values, at = _largest(z, count)
     expected = z.topk(count)
-    torch.testing.assert_close(values.sort(-1, descending=True).values, expected.values)
-    torch.testing.assert_close(z.gather(-1, at), values)
+    for find in (largest, _in_blocks):
+        values, at = find(z, count)
+        torch.testing.assert_close(values.sort(-1, descending=True).values, expected.values)
+        torch.testing.assert_close(z.gather(-1, at), values)
 
 
 @pytest.mark.parametrize(("classes", "kept"), [(256, 256), (257, TOP), (1000, TOP)])

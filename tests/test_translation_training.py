@@ -59,7 +59,7 @@ def test_a_record_has_scores_signatures_and_translations(trained):
     assert all(sum(mass for _, mass in place["top"]) <= 1 + 1e-4 for place in places)
 
 
-@pytest.mark.parametrize("method", ["labo", "confidence_penalty", "unigram_smoothing"])
+@pytest.mark.parametrize("method", ["labo", "confidence_penalty", "unigram_smoothing", "labo[prior=memory]"])
 def test_a_stopped_run_goes_on_exactly(tmp_path, files, method):
     class StoppedError(Exception):
         pass

@@ -285,3 +285,32 @@ def sweep(logits, target, shares, strengths, prior, gradient, out, losses, done)
 def pair(alpha: float, beta: float) -> np.ndarray:
     """Both as (2, 1)."""
     return np.array(((alpha,), (beta,)), np.float64)
+
+
+@_compiled
+def largest(z, values, classes):
+    """Leaves the largest entries of each row of finite float32 logits in `values`, the first the largest."""
+    count = values.shape[1]
+    for n in range(z.shape[0]):
+        for j in range(count):
+            values[n, j] = -np.inf
+            classes[n, j] = 0
+        least = np.float32(-np.inf)
+        for start in range(np.uint64(0), np.uint64(z.shape[1]), np.uint64(64)):
+            end = min(start + np.uint64(64), np.uint64(z.shape[1]))
+            top = _key(z[n, start])
+            for k in range(start, end):  # of whole numbers in the order of the floats: see `_top`
+                top = max(top, _key(z[n, k]))
+            if _of_key(top) <= least:
+                continue
+            for k in range(start, end):
+                value = z[n, k]
+                if value > least:
+                    j = count - 1
+                    while j > 0 and values[n, j - 1] < value:
+                        values[n, j] = values[n, j - 1]
+                        classes[n, j] = classes[n, j - 1]
+                        j -= 1
+                    values[n, j] = value
+                    classes[n, j] = k
+                    least = values[n, count - 1]

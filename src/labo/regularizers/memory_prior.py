@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from labo import checks, functional, inner, kernels
 from labo.kernels import reference
+from labo.kernels.largest import largest
 from labo.kernels.options import Options
 from labo.reduction import Rows
 from labo.regularizers.prediction_memory import Kept, PredictionMemory, spread
 
-# The largest logits of a row are looked for in blocks of so many.
-_BLOCK = 64
 # The sharpness that is taken where none is given: less with many classes.
 MAX_CLASSES_SHARPENED, SHARP, LESS_SHARP = 50, 2.0, 1.5
 
@@ -212,31 +211,12 @@ class MemorySolver:
         """Take the predictions exp(z - lse): the largest entries are among those kept and the largest predictions."""
         decay, count = self.memory.decay, kept.mass.shape[1]
         old = kept.mass * decay + (z_kept - lse).exp_().mul_(1 - decay)
-        z_top, top = _largest(z, count)
+        z_top, top = largest(z, count)
         new = (z_top - lse).exp_().mul_(1 - decay) + decay * (kept.rest / others).unsqueeze(-1)
         known = (top.unsqueeze(-1) == kept.classes.unsqueeze(-2)).any(-1)
         mass, at = torch.cat([old, new.masked_fill_(known, -1.0)], -1).topk(count)
         classes = torch.cat([kept.classes, top], -1).gather(-1, at)
         self.memory.write(self.places, Kept(mass, classes, (1 - mass.sum(-1)).clamp_(min=0)), self.rows)
-
-
-def _largest(z: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """(values, classes) (N, count) of the largest entries of each row, in no order.
-
-    They are in the `count` blocks whose maxima are the largest, which a sweep finds faster than a search among all.
-    """
-    classes = z.shape[-1]
-    whole = classes // _BLOCK
-    if whole < 2 * count:
-        return z.topk(count, sorted=False)
-    blocks = z[:, : whole * _BLOCK].unflatten(-1, (whole, _BLOCK))
-    best = blocks.amax(-1).topk(count, sorted=False).indices
-    within = torch.arange(_BLOCK, device=z.device)
-    among = (best.unsqueeze(-1) * _BLOCK + within).flatten(-2)
-    tail = torch.arange(whole * _BLOCK, classes, device=z.device).expand(len(z), -1)
-    among = torch.cat([among, tail], -1)
-    values, at = z.gather(-1, among).topk(count, sorted=False)
-    return values, among.gather(-1, at)
 
 
 def _power(m: Tensor, exponent: float) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 from labo.report import figures, heatmap, runs
 from labo.report.measures import number
@@ -11,6 +12,7 @@ from labo.report.reading import Recorded
 from labo.report.svg import render
 from labo.report.verdict import TaskSummary
 
+_CANDIDATES = ("mild", "strong")  # of a method that decides by itself
 _FIRST = ("label_smoothing", "labo")  # the pair that the label maps are there to compare
 
 
@@ -43,7 +45,8 @@ def groups(recorded: Recorded, task: TaskSummary, prefix: str) -> list[Group]:
     """All groups of one task; `prefix` begins the names of its pictures."""
     files = runs.figure_files(recorded, task.task)
     labels = [] if task.main.of_text else [_labels(task, files, prefix)]  # those of sentences are no pictures
-    return [_seeds(task, prefix), *labels, _reliability(task, files, prefix), _curves(recorded, task, prefix)]
+    figures_of_runs = [_reliability(task, files, prefix), _curves(recorded, task, prefix)]
+    return [_seeds(task, prefix), *_decisions(recorded, task, prefix), *labels, *figures_of_runs]
 
 
 def _order(task: TaskSummary) -> list[str]:
@@ -67,6 +70,38 @@ def _seeds(task: TaskSummary, prefix: str) -> Group:
         "method alone: the verdict pairs the seeds, so it can tell methods apart whose intervals overlap."
     )
     return Group("Seed by seed", caption, tuple(pictures), "" if pictures else "No trial has a finite measure.")
+
+
+def _decisions(recorded: Recorded, task: TaskSummary, prefix: str) -> list[Group]:
+    """What a method that decides by itself saw of held-out labels; nothing where there is none."""
+    found = []
+    for method in _order(task):
+        lines = {name: runs.mean_curve(_decided(recorded, task, method, name), "accuracy") for name in _CANDIDATES}
+        if not all(epochs for epochs, _ in lines.values()):
+            continue
+        figure = figures.curves(
+            "Held-out labels predicted", "labels as written, some of them wrong", lines, list(lines)
+        )
+        name = f"{prefix}decision-{slug(method)}"
+        caption = (
+            "The share of held-out labels, as they are written, that networks predict which trained on the other half "
+            "of the training split: with a mild memory and with a strong one, by epoch, mean over halves and seeds. "
+            "The last epoch decides, with the likelihood through a noise channel."
+        )
+        figure = _picture(figure, name, f"Share of held-out labels predicted by the candidates of {method}")
+        found.append(Group(f"What {method} decided by", caption, (figure,)))
+    return found
+
+
+def _decided(recorded: Recorded, task: TaskSummary, method: str, candidate: str) -> list[list[dict[str, Any]]]:
+    """The curve of a candidate in each record of a method, a line an epoch."""
+    found = []
+    for record in recorded.records:
+        decision = record.get("decision")
+        if (str(record["task"]), str(record["method"])) == (task.task, method) and isinstance(decision, dict):
+            curve = (decision.get("curves") or {}).get(candidate) or ()
+            found.append([{**line, "epoch": epoch} for epoch, line in enumerate(curve, 1)])
+    return found
 
 
 def _labels(task: TaskSummary, files: dict[str, list[dict]], prefix: str) -> Group:
