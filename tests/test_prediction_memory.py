@@ -325,6 +325,27 @@ def test_a_memory_of_other_data(name):
         loss(made, rows(0, 5), indices=torch.arange(6))
 
 
+@pytest.mark.parametrize("name", ["labo[prior=memory]", "elr"])
+def test_functional_transforms_cannot_remember(name):
+    made = made_with(name, {"examples": 6})
+    with pytest.raises(UserError, match=r"remembers predictions, which transforms of torch\.func do not allow"):
+        torch.func.grad(lambda z: loss(made, z, indices=torch.arange(6)).sum())(rows())
+
+
+def test_a_compiled_loss_remembers_the_same():
+    plain, compiled = LABOLoss(prior="memory", examples=6), LABOLoss(prior="memory", examples=6)
+    function = torch.compile(compiled, backend="aot_eager")
+    for visit in range(3):
+        z, other = (rows(visit).float().requires_grad_() for _ in range(2))
+        found, expected = function(z, TARGET, indices=ORDER), plain(other, TARGET, indices=ORDER)
+        torch.testing.assert_close(found, expected)
+        grads = [torch.autograd.grad(each, at)[0] for each, at in ((found, z), (expected, other))]
+        torch.testing.assert_close(*grads)
+    state = compiled.state_dict()
+    for key, value in plain.state_dict().items():
+        torch.testing.assert_close(value, state[key])
+
+
 # The module that stands where nn.CrossEntropyLoss stood.
 
 

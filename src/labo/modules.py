@@ -302,7 +302,9 @@ class LabelRegularizedLoss(nn.Module):
         return last_layer.reduced(input, head, rows, options, reduction, count=count)
 
     def _losses(self, rows: _reduction.Rows) -> Tensor:
-        return row_losses(self.regularizer, rows, training=self.training)
+        remembers = self.regularizer.prediction_memory is not None
+        made = _row_losses_uncompiled if remembers and torch.compiler.is_compiling() else row_losses
+        return made(self.regularizer, rows, training=self.training)
 
     def _refuse_weights(self) -> None:
         if self.weight is not None:
@@ -338,6 +340,9 @@ def reduced(
     count: Tensor | None = None,
 ) -> Tensor:
     """A member's loss of a batch, by the fastest implementation it has; `count` replaces what "mean" divides by."""
+    if torch.compiler.is_compiling() and regularizer.prediction_memory is not None:
+        # A graph may read in its backward pass what is written in its forward pass.
+        return _uncompiled(regularizer, rows, reduction, dtype, training, count)
     if training or not regularizer.untold(rows.given):
         options = regularizer.as_labo(rows)
         if options is not None:
@@ -348,12 +353,27 @@ def reduced(
     return _reduction.reduce(row_losses(regularizer, rows, training=training), rows, reduction, dtype, count)
 
 
+@torch.compiler.disable
+def _uncompiled(
+    regularizer: Regularizer,
+    rows: _reduction.Rows,
+    reduction: str,
+    dtype: torch.dtype,
+    training: bool,
+    count: Tensor | None,
+) -> Tensor:
+    return reduced(regularizer, rows, reduction, dtype, training=training, count=count)
+
+
 def row_losses(regularizer: Regularizer, rows: _reduction.Rows, *, training: bool) -> Tensor:
     """A member's loss of each row, (N,); in evaluation plain cross-entropy where it lacks something of the batch."""
     if not training and regularizer.untold(rows.given):
         return data_losses(rows)[0]
     options = regularizer.as_labo(rows)  # one definition, masked classes included
     return regularizer.losses(rows) if options is None else functional.labo_losses(rows, options)
+
+
+_row_losses_uncompiled = torch.compiler.disable(row_losses)
 
 
 def no_linear_form(regularizer: Regularizer) -> UserError:

@@ -195,6 +195,11 @@ class PredictionMemory(LateBuffers):
 
     def write(self, places: Tensor, new: Kept, rows: Rows) -> None:
         """Put `new` entries at `places`; what other processes saw too."""
+        if checks.transformed():
+            raise UserError(
+                f"Method '{self.name}' remembers predictions, which transforms of torch.func do not allow: take "
+                "gradients by backward(), or evaluate (.eval())."
+            )
         assert self.values is not None
         written = [(self.values, new.mass.to(torch.float16))]
         if self.classes is not None and self.rest is not None:
