@@ -342,7 +342,7 @@ def reduced(
     """A member's loss of a batch, by the fastest implementation it has; `count` replaces what "mean" divides by."""
     if torch.compiler.is_compiling() and regularizer.prediction_memory is not None:
         # A graph may read in its backward pass what is written in its forward pass.
-        return _uncompiled(regularizer, rows, reduction, dtype, training, count)
+        return _reduced_uncompiled(regularizer, rows, reduction, dtype, training=training, count=count)
     if training or not regularizer.untold(rows.given):
         options = regularizer.as_labo(rows)
         if options is not None:
@@ -353,18 +353,6 @@ def reduced(
     return _reduction.reduce(row_losses(regularizer, rows, training=training), rows, reduction, dtype, count)
 
 
-@torch.compiler.disable
-def _uncompiled(
-    regularizer: Regularizer,
-    rows: _reduction.Rows,
-    reduction: str,
-    dtype: torch.dtype,
-    training: bool,
-    count: Tensor | None,
-) -> Tensor:
-    return reduced(regularizer, rows, reduction, dtype, training=training, count=count)
-
-
 def row_losses(regularizer: Regularizer, rows: _reduction.Rows, *, training: bool) -> Tensor:
     """A member's loss of each row, (N,); in evaluation plain cross-entropy where it lacks something of the batch."""
     if not training and regularizer.untold(rows.given):
@@ -373,7 +361,8 @@ def row_losses(regularizer: Regularizer, rows: _reduction.Rows, *, training: boo
     return regularizer.losses(rows) if options is None else functional.labo_losses(rows, options)
 
 
-_row_losses_uncompiled = torch.compiler.disable(row_losses)
+_reduced_uncompiled: Any = torch.compiler.disable(reduced)
+_row_losses_uncompiled: Any = torch.compiler.disable(row_losses)
 
 
 def no_linear_form(regularizer: Regularizer) -> UserError:
