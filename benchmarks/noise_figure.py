@@ -18,7 +18,7 @@ from labo.report import summarize
 from labo.report.reading import read
 from labo.report.svg import INK, MUTED, SERIES, render, standalone
 
-MARKERS = "osD^vP"
+MARKERS, DASHES = "osD^vP", ("-", "-", "-", "-", "--", ":")
 
 
 def share(folder: Path) -> float:
@@ -38,9 +38,9 @@ def figure(folders: list[Path], methods: list[str]) -> Figure:
                 points[found.method].append((100 * share(folder), 100 * estimate.mean, half))
     drawn = Figure(figsize=(7.2, 3.6))
     axes = drawn.add_axes((0.09, 0.15, 0.62, 0.8))
-    for (name, found), colour, marker in zip(points.items(), SERIES, MARKERS, strict=False):
+    for (name, found), colour, marker, dash in zip(points.items(), SERIES, MARKERS, DASHES, strict=False):
         x, y, half = zip(*found, strict=True)
-        axes.errorbar(x, y, half, color=colour, marker=marker, ms=5, lw=1.8, capsize=3, label=name)
+        axes.errorbar(x, y, half, color=colour, marker=marker, ls=dash, ms=5, lw=1.8, capsize=3, label=name)
     axes.set_xlabel("Wrong labels in training and validation, %", color=INK, size=9)
     axes.set_ylabel("Accuracy on right test labels, %", color=INK, size=9)
     axes.set_xticks([x for x, _, _ in points[methods[0]]])

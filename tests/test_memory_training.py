@@ -72,10 +72,9 @@ def test_each_predicted_token_has_its_place(tmp_path, side, method):
 
 def test_accumulated_parts_remember_what_one_batch_does(tmp_path):
     data, memories = Texts("right"), []
-    for options in (
-        {"per_device_train_batch_size": 4},
-        {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
-    ):
+    whole: dict[str, Any] = {"per_device_train_batch_size": 4}
+    parts: dict[str, Any] = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    for options in (whole, parts):
         ours = trainer(tmp_path, data, max_steps=1, **options)
         ours.train()
         memories.append(ours.loss.regularizer.prediction_memory.values)  # pyright: ignore[reportOptionalMemberAccess]
