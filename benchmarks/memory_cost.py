@@ -4,8 +4,9 @@ python benchmarks/memory_cost.py --output results/bench/memory-cost.csv
 
 A step is forward, loss, backward and the optimizer's, of the network and batch of a task: the multilayer perceptron of
 digits (64 examples), the convnet on 32 x 32 images (128), and the `tiny` translator (2,048 tokens, 8,000 pieces), where
-label smoothing is taken from the hidden states, as `labo train` takes it, and beside that from logits. Steps are timed
-in alternation in one process on one thread, in both orders; the table has the median of the ratios and their quartiles.
+the loss is taken from the hidden states where it can, as `labo train` takes it, and beside that from logits. Steps are
+timed in alternation in one process on one thread, in both orders; the table has the median of the ratios and their
+quartiles.
 """
 
 from __future__ import annotations
@@ -90,13 +91,13 @@ def translator(method: str, *, linear: bool = True) -> tuple[Step, int]:
 
     def step() -> None:
         at = torch.randint(total, (shape[0] * shape[1],))
+        told = {"indices": at} if "indices" in loss.regularizer.needs else {}
         optimizer.zero_grad()
         if linear and loss.regularizer.has_linear_form:
             with heads.hidden_states(network) as head:
                 hidden = logits_of(network(**inputs))
-            value = loss.linear(hidden.flatten(0, 1), head.weight, labels[at], head.bias)
+            value = loss.linear(hidden.flatten(0, 1), head.weight, labels[at], head.bias, **told)
         else:
-            told = {"indices": at} if "indices" in loss.regularizer.needs else {}
             value = loss(logits_of(network(**inputs)).flatten(0, 1), labels[at], **told)
         value.backward()
         optimizer.step()

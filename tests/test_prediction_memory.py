@@ -15,6 +15,7 @@ from family_cases import TARGET, ce, loss, made_with, rows
 from family_ranks import CLASSES
 from labo import LabelRegularizedLoss, LABOLoss, regularizers
 from labo.errors import UserError
+from labo.kernels import linear
 from labo.kernels.largest import _in_blocks, largest
 from labo.regularizers.prediction_memory import TOP, PredictionMemory
 
@@ -244,6 +245,40 @@ def test_many_classes_by_entries_give_what_whole_distributions_give(dtype):
         found, expected = (each.memory.memory.distributions(places, 1000) for each in (listed, whole))
         torch.testing.assert_close(found, expected, rtol=3e-3, atol=1e-6)
         whole.memory.memory.load_state_dict(listed.memory.memory.state_dict())
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("classes", [9, 1000])
+def test_hidden_states_give_what_logits_give(classes, reduction, monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr(linear, "CHUNK_BYTES", 3 * 4 * classes)  # three rows at a time
+    through, plain = (LabelRegularizedLoss(memory(12), reduction=reduction) for _ in range(2))
+    labels = torch.randint(classes, (12,))
+    labels[4] = -100
+    weight = (torch.randn(classes, 5) / 2).requires_grad_()
+    for visit in range(3):
+        hidden, index = torch.randn(10, 5).requires_grad_(), torch.randperm(12)[:10]
+        other = (hidden @ weight.T).detach().requires_grad_()
+        mine = through.linear(hidden, weight, labels[index], indices=index)
+        theirs = plain(other, labels[index], indices=index)
+        torch.testing.assert_close(mine, theirs, msg=str(visit))
+        (grad,) = torch.autograd.grad(theirs.sum(), other)
+        found = torch.autograd.grad(mine.sum(), (hidden, weight))
+        torch.testing.assert_close(found[0], grad @ weight.detach(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found[1], grad.T @ hidden.detach(), rtol=1e-4, atol=1e-5)
+        held: list[Any] = [each.regularizer.prediction_memory for each in (through, plain)]
+        ours, expected = (each.distributions(torch.arange(12), classes) for each in held)
+        torch.testing.assert_close(ours, expected, rtol=3e-3, atol=1e-6)
+        assert torch.equal(held[0].labels, held[1].labels)
+    through.eval()
+    expected = F.cross_entropy(hidden @ weight.T, labels[index], reduction=reduction)
+    torch.testing.assert_close(through.linear(hidden, weight, labels[index]), expected)
+
+
+def test_at_a_finite_beta_there_is_no_form_of_hidden_states():
+    made = LabelRegularizedLoss(memory(12, beta=4.0))
+    with pytest.raises(UserError, match="has to see the logits whole"):
+        made.linear(torch.randn(2, 5), torch.randn(9, 5), torch.tensor([0, 1]), indices=torch.tensor([0, 1]))
 
 
 @pytest.mark.parametrize(("classes", "count"), [(1000, 4), (1000, 20), (4097, 16), (300, 16), (64, 3)])

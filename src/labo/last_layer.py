@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
@@ -11,6 +13,7 @@ from labo import checks, kernels
 from labo import reduction as _reduction
 from labo.kernels import linear as fused
 from labo.kernels import operators, reference
+from labo.kernels.autograd import Solve
 from labo.kernels.linear import Head
 from labo.kernels.options import Options
 from labo.reduction import Rows
@@ -54,6 +57,19 @@ def reduced(
     else:
         loss = fused.total(solve, *given) if total else fused.rows(solve, *given)
     return (loss if total else loss.reshape(rows.shape)).to(dtype)
+
+
+def solved(
+    solve: Solve, input: Tensor, head: Head, rows: Rows, reduction: str, *, count: Tensor | None = None
+) -> Tensor:
+    """The loss of hidden states (…, D) by an implementation at hand, as `reduced` gives it."""
+    hidden, head = _under_autocast(input.reshape(-1, input.shape[-1]), head.weight, head.bias)
+    shares = _reduction.final_shares(rows, reduction, reference.working_dtype(hidden), count)
+    options = Options(1.0, math.inf, weight=rows.weight if rows.has_probabilities else None)
+    given = (hidden, head, rows.target, shares, options)
+    if reduction == "none":
+        return fused.rows(solve, *given).reshape(rows.shape).to(checks.result_dtype(input))
+    return fused.total(solve, *given).to(checks.result_dtype(input))
 
 
 def _under_autocast(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Head]:

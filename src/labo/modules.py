@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from labo import reduction as _reduction
 from labo.errors import UserError
 from labo.errors import unknown as unknown_name
 from labo.kernels.linear import Head
+from labo.kernels.options import Options
 from labo.regularizers.base import Regularizer, data_losses
 from labo.regularizers.labo import LABO
 
@@ -295,11 +297,17 @@ class LabelRegularizedLoss(nn.Module):
         head = Head(linear_weight, linear_bias)
         rows = last_layer.rows_of(input, head, target, self.weight, self.ignore_index)
         rows = replace(rows, given=batch) if batch else rows
-        options = self.regularizer.as_labo(rows)
-        if options is None:
-            raise no_linear_form(self.regularizer)
         reduction = self.reduction if count is None else "mean"
-        return last_layer.reduced(input, head, rows, options, reduction, count=count)
+        if not self.training and self.regularizer.untold(batch):
+            options = Options(0.0, math.inf)  # plain cross-entropy
+        else:
+            options = self.regularizer.as_labo(rows)
+        if options is not None:
+            return last_layer.reduced(input, head, rows, options, reduction, count=count)
+        solve = self.regularizer.solver(rows) if self.regularizer.has_linear_form else None
+        if solve is None:
+            raise no_linear_form(self.regularizer)
+        return last_layer.solved(solve, input, head, rows, reduction, count=count)
 
     def _losses(self, rows: _reduction.Rows) -> Tensor:
         remembers = self.regularizer.prediction_memory is not None

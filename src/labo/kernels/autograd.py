@@ -17,7 +17,7 @@ from labo.kernels import reference
 from labo.kernels.options import Options
 
 # One that has a loss of its own, and not LABO's with `options`, has a method row_losses(logits, class weights) for the
-# reference formulas.
+# reference formulas; one that knows more of its rows has of(part), the solver of some of them.
 Solve = Callable[..., tuple[Tensor, Tensor | None]]
 
 

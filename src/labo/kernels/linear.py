@@ -70,7 +70,8 @@ def solve_linear(
         part = slice(int(at[0]), int(at[-1]) + 1) if len(at) == int(at[-1] - at[0]) + 1 else at
         chunk = hidden[part]
         logits = linear(chunk, head.weight, head.bias)
-        losses[part], gradient = solve(
+        some = getattr(solve, "of", None)  # a solver that knows its rows
+        losses[part], gradient = (solve if some is None else some(part))(
             logits, target[part], shares[part], options.of(part), gradient=any(needs), out=logits
         )
         if gradient is not None:
@@ -124,7 +125,7 @@ class _LinearLoss(torch.autograd.Function):
             inputs = [tensor for tensor, needed in zip((hidden, weight, bias), ctx.wanted, strict=True) if needed]
             # What a row that counts nothing holds, such as NaN, is in no product.
             logits = linear(torch.where((shares != 0).unsqueeze(-1), hidden, 0.0), weight, bias)
-            found = iter(_again(inputs, logits, target, shares, grad, ctx.options))
+            found = iter(_again(inputs, logits, target, shares, grad, ctx.options, ctx.solve))
             return *(next(found) if needed else None for needed in ctx.wanted), *rest
         made, ctx.made = ctx.made, None
         if ctx.per_row or waits(hidden) or made is None:
@@ -136,7 +137,14 @@ class _LinearLoss(torch.autograd.Function):
 
 
 def _again(
-    inputs: list[Tensor], logits: Tensor, target: Tensor, shares: Tensor, grad: Tensor, options: Options
+    inputs: list[Tensor],
+    logits: Tensor,
+    target: Tensor,
+    shares: Tensor,
+    grad: Tensor,
+    options: Options,
+    solve: Solve,
 ) -> tuple[Tensor, ...]:
     """The gradients by the reference implementation, differentiable."""
-    return torch.autograd.grad(weighed(logits, target, shares, grad, options), inputs, create_graph=True)
+    total = weighed(logits, target, shares, grad, options, getattr(solve, "row_losses", None))
+    return torch.autograd.grad(total, inputs, create_graph=True)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from labo import checks, functional, inner
+from labo import checks, functional, inner, ranks
 from labo.errors import UserError, unknown
 from labo.kernels.autograd import Solve
 from labo.kernels.options import Options
@@ -164,13 +164,17 @@ class LABO(Regularizer):
 
     @property
     def has_linear_form(self) -> bool:
-        """See `Regularizer.has_linear_form`: not with a memory."""
-        return self.memory is None
+        """See `Regularizer.has_linear_form`: with a memory at a fixed beta = inf, in one process."""
+        return self.memory is None or (self._is_fixed and ranks.together() == 1)  # processes have other chunks
+
+    @property
+    def _is_fixed(self) -> bool:
+        """Whether the label of an example is known before its logits are."""
+        return not isinstance(self.alpha, Tensor) and not isinstance(self.beta, Tensor) and self.beta == math.inf
 
     def solver(self, rows: Rows) -> Solve | None:
         """See `Regularizer.solver`: with a memory, at beta = inf."""
-        fixed = not isinstance(self.alpha, Tensor) and not isinstance(self.beta, Tensor)
-        if self.memory is None or not fixed or self.beta != math.inf or not checks.plain(rows.raw):
+        if self.memory is None or not self._is_fixed or not checks.plain(rows.raw):
             return None
         return self.memory.solver(rows, self.provided("examples"), float(self.alpha), self.training)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -112,16 +113,44 @@ class MemorySolver:
     ) -> None:
         self.prior, self.memory, self.rows, self.places, self.alpha = prior, prior.memory, rows, places, alpha
         self.read = read
-        self.remembers = training
+        # Which rows are still to be remembered: a second backward pass solves again.
+        self.pending = torch.full((len(places),), training, device="cpu")
+        self.remembers = False
+
+    def of(self, part: slice | Tensor) -> MemorySolver:
+        """The solver of some of the rows, which are remembered when it is called."""
+        kept = None if self.rows.kept is None else self.rows.kept[part]
+        if kept is not None and bool(kept.all()):  # ignored rows are left out of the product
+            kept = None
+        rows = replace(self.rows, raw=self.rows.raw[part], target=self.rows.target[part], kept=kept, _clean=[])
+        read = Kept(*(value[part] for value in self.read)) if isinstance(self.read, Kept) else self.read[part]
+        some = MemorySolver(self.prior, rows, self.places[part], self.alpha, read, False)
+        at = part if isinstance(part, slice) else part.cpu()
+        some.remembers = bool(self.pending[at].any())
+        self.pending[at] = False
+        return some
 
     def __call__(
-        self, logits: Tensor, target: Tensor, shares: Tensor, options: Options, *, gradient: bool
+        self,
+        logits: Tensor,
+        target: Tensor,
+        shares: Tensor,
+        options: Options,
+        *,
+        gradient: bool,
+        out: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """As `blocked.solve`."""
-        z = inner.working(self.rows.logits.detach())
+        """As `blocked.solve`; `out` may be taken for the gradient."""
+        if bool(self.pending.any()):
+            self.pending[:], self.remembers = False, True
+        z = inner.working(logits.detach())
+        if self.rows.kept is not None:
+            z = torch.where(self.rows.kept.unsqueeze(-1), z, 0.0)
+        if out is not None and (z.data_ptr() != out.data_ptr() or z.dtype != out.dtype):
+            out = None
         solved = None
         if isinstance(self.read, Kept) and z.device.type == "cpu" and target.dim() == 1:
-            solved = self._from_kept(z, self.read, shares, gradient)
+            solved = self._from_kept(z, self.read, shares, gradient, out)
         losses, made = solved or self._from_whole(z, shares, options.weight, gradient)
         self.remembers = False
         return losses, None if made is None else made.to(logits.dtype)
@@ -172,7 +201,9 @@ class MemorySolver:
         losses = torch.linalg.vecdot(label, log_p).neg_()
         return (losses, log_p.exp_(), label) if math.isfinite(losses.sum().item()) else None
 
-    def _from_kept(self, z: Tensor, kept: Kept, shares: Tensor, gradient: bool) -> tuple[Tensor, Tensor | None] | None:
+    def _from_kept(
+        self, z: Tensor, kept: Kept, shares: Tensor, gradient: bool, out: Tensor | None
+    ) -> tuple[Tensor, Tensor | None] | None:
         """The same from the entries that are kept of many classes; None where a class is masked.
 
         The label is uniform but at the kept classes and the target: a smoothed cross-entropy, whose fused
@@ -190,28 +221,33 @@ class MemorySolver:
         entries, each = entries / norm.unsqueeze(-1), each / norm
         uniform = ((1 - self.alpha) * self.prior.epsilon + self.alpha * classes * each).clamp_(0, 1)  # spread evenly
         options = Options(uniform, math.inf)
-        solve = kernels.choose("auto", (z,), self.rows.target, options) or reference.solve
-        losses, made = solve(z, self.rows.target, shares, options, gradient=gradient)
         beside = (entries - each.unsqueeze(-1)).mul_(self.alpha)
         at_target = (1 - self.alpha) * (1 - self.prior.epsilon) - (1 - uniform)
         index = self.rows.target.unsqueeze(-1)
+        # Before the gradient, which may lie where the logits did.
         z_kept, z_target = z.gather(-1, kept.classes), z.gather(-1, index).squeeze(-1)
-        if self.remembers:
+        top = largest(z, kept.mass.shape[1]) if self.remembers else None
+        ignored = torch.logsumexp(z, -1) if self.remembers and not bool(shares.all()) else None
+        solve = kernels.choose("auto", (z,), self.rows.target, options) or reference.solve
+        losses, made = solve(z, self.rows.target, shares, options, gradient=gradient, out=out)
+        if top is not None:
             weighed = shares != 0
             plain = losses / torch.where(weighed, shares, 1.0) + (1 - uniform) * z_target + uniform * total / classes
-            lse = plain if bool(weighed.all()) else torch.where(weighed, plain, torch.logsumexp(z, -1))
-            self._remember_kept(kept, z, z_kept, lse.unsqueeze(-1), others)
+            lse = plain if ignored is None else torch.where(weighed, plain, ignored)
+            self._remember_kept(kept, top, z_kept, lse.unsqueeze(-1), others)
         losses = losses - shares * ((beside * z_kept).sum(-1) + at_target * z_target)
         if made is not None:
             made.scatter_add_(-1, kept.classes, beside.mul_(-shares.unsqueeze(-1)))
             made.scatter_add_(-1, index, (-shares * at_target).unsqueeze(-1))
         return losses, made
 
-    def _remember_kept(self, kept: Kept, z: Tensor, z_kept: Tensor, lse: Tensor, others: int) -> None:
+    def _remember_kept(
+        self, kept: Kept, largest_logits: tuple[Tensor, Tensor], z_kept: Tensor, lse: Tensor, others: int
+    ) -> None:
         """Take the predictions exp(z - lse): the largest entries are among those kept and the largest predictions."""
         decay, count = self.memory.decay, kept.mass.shape[1]
         old = kept.mass * decay + (z_kept - lse).exp_().mul_(1 - decay)
-        z_top, top = largest(z, count)
+        z_top, top = largest_logits
         new = (z_top - lse).exp_().mul_(1 - decay) + decay * (kept.rest / others).unsqueeze(-1)
         known = (top.unsqueeze(-1) == kept.classes.unsqueeze(-2)).any(-1)
         mass, at = torch.cat([old, new.masked_fill_(known, -1.0)], -1).topk(count)
