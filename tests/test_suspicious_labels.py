@@ -25,6 +25,7 @@ from labo.experiment import folds, listing, runs, suspicion
 from labo.experiment import trial as trials
 from labo.experiment.progress import Progress
 from labo.report import suspects
+from labo.tasks.splitting import equal_parts
 from pictures import class_folders
 
 Run = Callable[..., tuple[int, str, str]]
@@ -248,7 +249,7 @@ def test_folds_go_on_and_each_example_gets_the_logits_of_its_own(tmp_path: Path)
     with Progress() as progress:
         whole = folds.logits(run, 3, progress)
     home = tmp_path / "run" / "labels" / "3"
-    for number, part in enumerate(folds.parts(run.splits.train.target, 3, 0), 1):
+    for number, part in enumerate(equal_parts(run.splits.train.target, 3, 0), 1):
         kept = folds.checkpoint.read_weights(home / str(number) / folds.LOGITS)["logits"]
         assert torch.equal(whole[part], kept)
     first = (home / "1" / trials.RECORD).stat().st_mtime_ns

@@ -17,7 +17,7 @@ from labo.experiment.runner import Job, Runner
 from labo.experiment.trial import Trial, build_method, claim, finished
 from labo.metrics.scores import classification_scores
 from labo.tasks.base import Examples, Splits
-from labo.tasks.splitting import stratified
+from labo.tasks.splitting import equal_parts
 
 if TYPE_CHECKING:
     from labo.experiment.progress import Progress
@@ -26,15 +26,10 @@ if TYPE_CHECKING:
 LOGITS = "held_out.safetensors"
 
 
-def parts(target: Tensor, count: int, seed: int) -> list[Tensor]:
-    """Indices of (N,) class indices in `count` parts, classes in proportion, drawn by the seed."""
-    return stratified(target, [1] * count, torch.Generator().manual_seed(seed))
-
-
 def cut(splits: Splits, fold: str, seed: int) -> tuple[Splits, Examples]:
     """(the splits without fold "2/5" of the training split, the examples of that fold)."""
     number, count = map(int, fold.split("/"))
-    drawn = parts(splits.train.target, count, seed)
+    drawn = equal_parts(splits.train.target, count, seed)
     left_out = drawn.pop(number - 1)
     return replace(splits, train=splits.train.subset(torch.cat(drawn))), splits.train.subset(left_out)
 
@@ -97,7 +92,7 @@ def logits(run: Run, count: int, progress: Progress, processes: int = 1) -> Tens
 def _gathered(run: Run, wanted: Sequence[Job]) -> Tensor:
     target = run.splits.train.target
     found = torch.empty(len(target), len(run.classes))
-    for job, part in zip(wanted, parts(target, len(wanted), run.about["seed"]), strict=True):
+    for job, part in zip(wanted, equal_parts(target, len(wanted), run.about["seed"]), strict=True):
         found[part] = held_out(job.folder, len(part), found.shape[1])
     return found
 

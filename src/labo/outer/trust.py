@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from labo.outer.channel import channel_losses
-from labo.tasks.splitting import stratified
+from labo.tasks.splitting import equal_parts
 
 # A sum of two z-scores: at least `CLEAR` from 0 after one half decides; after both, memory below `LIMIT`. Both were set
 # on the digits, small convnets and CIFAR features of docs/memory.md#labo_auto.
@@ -132,7 +132,7 @@ def decide(held_out: HeldOut) -> Decision:
 
 def halves(targets: Tensor, seed: int) -> list[Tensor]:
     """The indices of both halves of (N,) class indices, classes in proportion, drawn by the seed."""
-    return stratified(targets, [1] * len(HALVES), torch.Generator().manual_seed(seed))
+    return equal_parts(targets, len(HALVES), seed)
 
 
 def compare(mild: Tensor, memory: Tensor, labels: Tensor, *, halves: int) -> Evidence:

@@ -44,6 +44,11 @@ def stratified(
     return [part[torch.randperm(len(part), generator=generator)] for part in joined]
 
 
+def equal_parts(target: Tensor, count: int, seed: int) -> list[Tensor]:
+    """Indices of (N,) class indices in `count` parts, classes in proportion, drawn by the seed."""
+    return stratified(target, [1] * count, torch.Generator().manual_seed(seed))
+
+
 def some(target: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """Indices of `size` examples of (N,) class indices: one of every class, the others in proportion.
 
