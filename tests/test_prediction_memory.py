@@ -441,3 +441,30 @@ def test_options_of_a_memory_are_settings_with_a_memory_alone():
     assert any(options["alpha"] == 0.3 and options["sharpness"] == 1.0 for options in tried[:3])
     assert all(options["prior"] == "memory" for options in tried)
     assert regularizers.candidates("labo", {"prior": "memory"})[0].items() <= tried[0].items()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("classes", [10, 1_000])
+def test_a_step_on_a_gpu_does_not_wait_and_remembers_what_the_cpu_does(classes: int):
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(3, 64, classes, generator=generator)
+    indices = torch.stack([torch.randperm(200, generator=generator)[:64] for _ in range(3)])
+    target = torch.randint(classes, (200,), generator=generator)[indices]
+    target = target.masked_fill(indices % 5 == 0, -100)
+    remembered = []
+    for device in ("cpu", "cuda"):
+        regularizer = regularizers.create("labo[prior=memory]")
+        regularizer.provide(examples=200)
+        criterion = LabelRegularizedLoss(regularizer)
+        steps = [(logits[i].to(device), target[i].to(device), indices[i].to(device)) for i in range(3)]
+        for number, (z, labels, at) in enumerate(steps):
+            z.requires_grad_()
+            if number > 0:  # the first makes the memory, and what libraries set up once
+                torch.cuda.set_sync_debug_mode("error")
+            try:
+                criterion(z, labels, indices=at).backward()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        assert regularizer.prediction_memory is not None
+        remembered.append(regularizer.prediction_memory.all_distributions(200, classes).cpu())
+    torch.testing.assert_close(remembered[1], remembered[0], rtol=5e-3, atol=1e-4)
