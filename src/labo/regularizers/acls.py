@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from labo import checks, inner
 from labo.reduction import Rows
@@ -69,8 +69,8 @@ class ACLS(Regularizer):
         for name, value in self.options().items():
             checks.at_least(name, value)
 
+    @override
     def losses(self, rows: Rows) -> Tensor:
-        """See `Regularizer.losses`."""
         data, factor = data_losses(rows)
         return data + self.strength * factor * self._penalty(inner.working(rows.logits))
 
@@ -82,12 +82,3 @@ class ACLS(Regularizer):
         below = torch.relu(below_the_top(logits, constant=True) - self.margin) ** 2
         others = (unmasked.sum(-1) - 1).clamp(min=1)
         return self.predicted_strength * above.sum(-1) + self.others_strength * below.sum(-1) / others
-
-    def options(self) -> dict[str, Any]:
-        """See `Regularizer.options`."""
-        return {
-            "strength": self.strength,
-            "predicted_strength": self.predicted_strength,
-            "others_strength": self.others_strength,
-            "margin": self.margin,
-        }

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from labo import checks, functional, inner
 from labo.errors import UserError
@@ -56,7 +57,7 @@ class Regularizer(LateBuffers, ABC):
     """The base of the family.
 
     A member sets `name`, `summary`, `paper`, `year` and `candidates`, takes its options as keyword-only arguments,
-    which `options()` gives back, and defines `losses`.
+    keeps each as the attribute of its name, and defines `losses`.
     """
 
     name: ClassVar[str] = ""
@@ -76,8 +77,14 @@ class Regularizer(LateBuffers, ABC):
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
         """The options beside those `given`, with their defaults, where some depend on others; all that it has."""
+        parameters = inspect.signature(cls.__init__).parameters
+        return {name: parameters[name].default for name in cls.option_names()}
+
+    @classmethod
+    def option_names(cls) -> list[str]:
+        """The names of its options: the keyword-only arguments of `__init__`."""
         parameters = inspect.signature(cls.__init__).parameters.values()
-        return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+        return [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
 
     @classmethod
     def candidates_with(cls, given: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
@@ -169,8 +176,17 @@ class Regularizer(LateBuffers, ABC):
         return ", ".join(f"{name}={value!r}" for name, value in self.options().items())
 
     def options(self) -> dict[str, Any]:
-        """The options that it was made with, JSON-able unless tensors were given."""
-        return {}
+        """The options that it was made with, each from the attribute of its name; JSON-able unless tensors were given.
+
+        Raises:
+            UserError: an option has no attribute of its name.
+        """
+        return {name: self._option(name) for name in self.option_names()}
+
+    def _option(self, name: str) -> Any:
+        if not hasattr(self, name):
+            raise UserError(f"Expected {type(self).__name__} to keep its option `{name}` as an attribute of that name.")
+        return getattr(self, name)
 
 
 class SoftLabelRegularizer(Regularizer):
@@ -190,8 +206,8 @@ class SoftLabelRegularizer(Regularizer):
     # What the member's users call the strength, for errors and options.
     strength_name: ClassVar[str] = "strength"
 
+    @override
     def losses(self, rows: Rows) -> Tensor:
-        """See `Regularizer.losses`."""
         with torch.no_grad():
             labels = self.labels(rows)
         if labels is None:
@@ -202,9 +218,9 @@ class SoftLabelRegularizer(Regularizer):
         """The weight of the labels for these rows, a float, () or (N,)."""
         return self.strength
 
-    def options(self) -> dict[str, Any]:
-        """See `Regularizer.options`."""
-        return {self.strength_name: self.strength}
+    @override
+    def _option(self, name: str) -> Any:
+        return self.strength if name == self.strength_name else super()._option(name)
 
 
 def data_losses(rows: Rows) -> tuple[Tensor, Tensor]:

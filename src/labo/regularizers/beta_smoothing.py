@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from labo import checks, inner
 from labo.kernels import reference
@@ -70,8 +71,8 @@ class BetaSmoothing(SoftLabelRegularizer):
         if "model" in given:
             self.past = Past(given["model"])
 
+    @override
     def losses(self, rows: Rows) -> Tensor:
-        """See `Regularizer.losses`."""
         if self.training and self.turn.came(rows.given["step"]):
             assert self.past is not None
             # The first time the average is the network as it is then, which may not be as it was when provided.
@@ -104,7 +105,3 @@ class BetaSmoothing(SoftLabelRegularizer):
         self.require()
         assert self.past is not None
         return self.past
-
-    def options(self) -> dict[str, Any]:
-        """See `Regularizer.options`."""
-        return {**super().options(), "concentration": self.concentration, "decay": self.decay}

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from labo import checks, inner
 from labo.errors import unknown
@@ -57,8 +56,8 @@ class Bootstrapping(Regularizer):
         self.alpha = ALPHAS[kind] if alpha is None else alpha
         checks.share("alpha", self.alpha)
 
+    @override
     def losses(self, rows: Rows) -> Tensor:
-        """See `Regularizer.losses`."""
         data, factor = data_losses(rows)
         log_p = reference.log_belief(inner.working(rows.logits))
         labels = self.labels(rows)
@@ -73,7 +72,3 @@ class Bootstrapping(Regularizer):
             logits = inner.working(rows.logits)
             predicted = (logits == logits.amax(-1, keepdim=True)).to(logits.dtype)
             return predicted / predicted.sum(-1, keepdim=True)
-
-    def options(self) -> dict[str, Any]:
-        """See `Regularizer.options`."""
-        return {"kind": self.kind, "alpha": self.alpha}

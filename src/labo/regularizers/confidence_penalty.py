@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
+from typing_extensions import override
 
 from labo import checks, inner
 from labo.errors import unknown
@@ -46,13 +45,9 @@ class ConfidencePenalty(Regularizer):
         self.strength = strength
         self.convention = convention
 
+    @override
     def losses(self, rows: Rows) -> Tensor:
-        """See `Regularizer.losses`."""
         data, factor = data_losses(rows)
         logits = inner.working(rows.logits)
         share = self.strength / (logits.shape[-1] if self.convention == "class_mean" else 1)
         return data - share * factor * entropy(reference.log_belief(logits))
-
-    def options(self) -> dict[str, Any]:
-        """See `Regularizer.options`."""
-        return {"strength": self.strength, "convention": self.convention}

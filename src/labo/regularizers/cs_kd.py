@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Any
 
 from torch import Tensor
+from typing_extensions import override
 
 from labo import checks, inner, networks
 from labo.errors import UserError
@@ -60,19 +60,11 @@ class ClassWiseDistillation(Regularizer):
         """The network, and the partners of each batch."""
         return ("model", "partners")
 
+    @override
     def losses(self, rows: Rows) -> Tensor:
-        """See `Regularizer.losses`."""
         data, factor = data_losses(rows)
         model = self.provided("model")
         with networks.still(model) if self.hold_statistics else nullcontext():
             partner = passes.still_logits(model, rows.given["partners"], rows, "the network on `partners`")
         term = passes.divergence(inner.working(rows.logits), partner, self.temperature)
         return data + self.strength * self.temperature**2 * factor * term
-
-    def options(self) -> dict[str, Any]:
-        """See `Regularizer.options`."""
-        return {
-            "strength": self.strength,
-            "temperature": self.temperature,
-            "hold_statistics": self.hold_statistics,
-        }

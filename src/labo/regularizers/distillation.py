@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from labo import checks, inner
 from labo.errors import UserError, unknown
@@ -73,8 +74,8 @@ class Distillation(Regularizer):
             raise UserError(f"Expected argument `teacher` to be a network, but got {type(teacher).__name__}.")
         super().provide(teacher=teacher.eval())
 
+    @override
     def losses(self, rows: Rows) -> Tensor:
-        """See `Regularizer.losses`."""
         data, factor = data_losses(rows)
         term = passes.divergence(inner.working(rows.logits), self._taught(rows), self.temperature)
         return reference.mix(data, factor * self._scale(rows) * term, self.alpha)
@@ -93,10 +94,6 @@ class Distillation(Regularizer):
     def _taught(self, rows: Rows) -> Tensor:
         teacher = passes.beside(self.provided("teacher"), rows).eval()
         return passes.still_logits(teacher, rows.given["inputs"], rows, "the teacher")
-
-    def options(self) -> dict[str, Any]:
-        """See `Regularizer.options`."""
-        return {"alpha": self.alpha, "temperature": self.temperature}
 
 
 class TeacherFreeDistillation(Distillation):
@@ -154,7 +151,3 @@ class TeacherFreeDistillation(Distillation):
     def _scale(self, rows: Rows) -> float:
         classes = rows.raw.shape[-1] if self.convention == "repo" else 1
         return self.multiplier * self.temperature**2 / classes
-
-    def options(self) -> dict[str, Any]:
-        """See `Regularizer.options`."""
-        return {**super().options(), "convention": self.convention, "multiplier": self.multiplier}

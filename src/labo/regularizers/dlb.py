@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from labo import checks, inner, networks, ranks, reduction
 from labo.errors import UserError
@@ -64,8 +65,8 @@ class LastMiniBatch(Regularizer):
         """The network, and the inputs of each batch."""
         return ("model", "inputs")
 
+    @override
     def losses(self, rows: Rows) -> Tensor:
-        """See `Regularizer.losses`."""
         data, _ = data_losses(rows)
         if not self.training:
             return data
@@ -96,10 +97,6 @@ class LastMiniBatch(Regularizer):
         mean_apart = reduction.mean(*reduction.total_and_count(apart, last))
         # A mean over the rows here makes of this: all the cross-entropies over `both`, and the mean divergence.
         return data * here / both + total / both + self.alpha * self.temperature**2 * mean_apart
-
-    def options(self) -> dict[str, Any]:
-        """See `Regularizer.options`."""
-        return {"alpha": self.alpha, "temperature": self.temperature}
 
 
 class KeptBatch(nn.Module):

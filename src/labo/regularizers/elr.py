@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from labo import checks, functional, inner
 from labo.kernels import reference
@@ -70,17 +71,22 @@ class EarlyLearningRegularization(Regularizer):
         return ("examples", "indices")
 
     @property
+    @override
     def prediction_memory(self) -> PredictionMemory:
-        """See `Regularizer.prediction_memory`."""
         return self.memory
+
+    @property
+    def decay(self) -> float:
+        """The decay of the memory."""
+        return self.memory.decay
 
     def provide(self, **given: Any) -> None:
         """Take the number of training examples."""
         checks.count("examples", given.get("examples", 1))
         super().provide(**given)
 
+    @override
     def losses(self, rows: Rows) -> Tensor:
-        """See `Regularizer.losses`."""
         smoothed = functional.labo_losses(rows, functional.row_options(rows, self.epsilon, math.inf, None))
         p = inner.belief_of_rows(inner.working(rows.logits)).clamp(_MARGIN, 1 - _MARGIN)
         penalty = torch.log1p(-(p * self._average(rows, p.detach())).sum(-1))
@@ -100,7 +106,3 @@ class EarlyLearningRegularization(Regularizer):
             self.memory.check_labels(places, rows)
             self.memory.remember(places, before, p, rows)
         return torch.lerp(p, before, self.memory.decay)
-
-    def options(self) -> dict[str, Any]:
-        """See `Regularizer.options`."""
-        return {"strength": self.strength, "decay": self.memory.decay, "epsilon": self.epsilon}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from labo import checks, inner
 from labo.kernels import reference
@@ -41,16 +41,12 @@ class Focal(Regularizer):
         checks.at_least("gamma", gamma)
         self.gamma = gamma
 
+    @override
     def losses(self, rows: Rows) -> Tensor:
-        """See `Regularizer.losses`."""
         mass, log_p = _target_and_log_belief(rows)
         # The least number in place of 0, whose power has no slope to multiply by 0.
         doubt = (-torch.expm1(log_p)).clamp(min=torch.finfo(log_p.dtype).tiny)
         return -(mass * doubt**self.gamma * log_p).sum(-1)
-
-    def options(self) -> dict[str, Any]:
-        """See `Regularizer.options`."""
-        return {"gamma": self.gamma}
 
 
 class Poly1(Regularizer):
@@ -80,14 +76,10 @@ class Poly1(Regularizer):
         checks.at_least("strength", strength, -1.0)
         self.strength = strength
 
+    @override
     def losses(self, rows: Rows) -> Tensor:
-        """See `Regularizer.losses`."""
         mass, log_p = _target_and_log_belief(rows)
         return (mass * (-log_p - self.strength * torch.expm1(log_p))).sum(-1)
-
-    def options(self) -> dict[str, Any]:
-        """See `Regularizer.options`."""
-        return {"strength": self.strength}
 
 
 def _target_and_log_belief(rows: Rows) -> tuple[Tensor, Tensor]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from labo import checks, inner
 from labo.kernels import reference
@@ -66,14 +65,10 @@ class GeneralizedCrossEntropy(Regularizer):
         self.q = q
         self.epsilon = epsilon
 
+    @override
     def losses(self, rows: Rows) -> Tensor:
-        """See `Regularizer.losses`."""
         target = smoothed_target(rows, self.epsilon)
         log_p = reference.log_belief(inner.working(rows.logits))
         if self.q < MIN_Q:
             return reference.cross_entropy(target, log_p)
         return -(target * torch.expm1(self.q * log_p)).sum(-1) / self.q
-
-    def options(self) -> dict[str, Any]:
-        """See `Regularizer.options`."""
-        return {"q": self.q, "epsilon": self.epsilon}

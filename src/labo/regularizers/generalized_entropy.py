@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from labo import checks, inner
 from labo.kernels import reference
@@ -57,8 +57,8 @@ class GeneralizedEntropy(Regularizer):
         self.skew = skew
         self.strength = strength
 
+    @override
     def losses(self, rows: Rows) -> Tensor:
-        """See `Regularizer.losses`."""
         data, factor = data_losses(rows)
         return data + self.strength * factor * self._divergence(inner.working(rows.logits))
 
@@ -82,7 +82,3 @@ class GeneralizedEntropy(Regularizer):
             log_p_over_m = -torch.log1p((1 - skew) * torch.expm1(gap))
             log_u_over_m = log_p_over_m + gap
         return (u * log_u_over_m).sum(-1) / skew + (p * log_p_over_m).sum(-1) / (1 - skew)
-
-    def options(self) -> dict[str, Any]:
-        """See `Regularizer.options`."""
-        return {"skew": self.skew, "strength": self.strength}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from labo import functional, inner
 from labo.errors import UserError, unknown
@@ -84,8 +84,8 @@ class LabelSmoothing(SoftLabelRegularizer):
             others = others.index_fill(-1, torch.tensor([self.padding_index], device=logits.device), 0.0)
         return others / left
 
+    @override
     def losses(self, rows: Rows) -> Tensor:
-        """See `Regularizer.losses`."""
         if self.padding_index is None:
             return super().losses(rows)
         return self._divergence(rows, self.padding_index)
@@ -99,10 +99,6 @@ class LabelSmoothing(SoftLabelRegularizer):
             entropy = -torch.special.xlogy(smoothed, smoothed).sum(-1)
         losses = reference.cross_entropy(smoothed, reference.log_belief(logits)) - entropy
         return torch.where(rows.target == padding, 0.0, losses)
-
-    def options(self) -> dict[str, Any]:
-        """See `Regularizer.options`."""
-        return {**super().options(), "convention": self.convention, "padding_index": self.padding_index}
 
 
 def _one_hot(rows: Rows, logits: Tensor) -> Tensor:

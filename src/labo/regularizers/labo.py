@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from labo import checks, functional, inner, ranks
 from labo.errors import UserError, unknown
@@ -129,7 +130,7 @@ class LABO(Regularizer):
 
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """See `Regularizer.defaults`: those of a memory are there with prior="memory" alone."""
+        """The options beside those `given`, with their defaults; those of a memory with prior="memory" alone."""
         if given.get("prior") != "memory":
             return {"alpha": 0.1, "beta": 2.0, "prior": None, "value": "inner"}
         memory = {"sharpness": None, "decay": 0.8, "epsilon": 0.5, "top": None}
@@ -137,7 +138,7 @@ class LABO(Regularizer):
 
     @classmethod
     def candidates_with(cls, given: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
-        """See `Regularizer.candidates_with`: with a memory strong ones and mild ones."""
+        """What `labo compare` may try of the options; with a memory strong settings and mild ones."""
         return cls.memory_candidates if given.get("prior") == "memory" else cls.candidates
 
     @property
@@ -164,7 +165,7 @@ class LABO(Regularizer):
 
     @property
     def has_linear_form(self) -> bool:
-        """See `Regularizer.has_linear_form`: with a memory at a fixed beta = inf, in one process."""
+        """Whether its loss can be taken from hidden states; with a memory at a fixed beta = inf, in one process."""
         return self.memory is None or (self._is_fixed and ranks.together() == 1)  # processes have other chunks
 
     @property
@@ -173,14 +174,14 @@ class LABO(Regularizer):
         return not isinstance(self.alpha, Tensor) and not isinstance(self.beta, Tensor) and self.beta == math.inf
 
     def solver(self, rows: Rows) -> Solve | None:
-        """See `Regularizer.solver`: with a memory, at beta = inf."""
+        """The fused implementation with a memory at beta = inf; None otherwise."""
         if self.memory is None or not self._is_fixed or not checks.plain(rows.raw):
             return None
         return self.memory.solver(rows, self.provided("examples"), float(self.alpha), self.training)
 
     @property
+    @override
     def prediction_memory(self) -> PredictionMemory | None:
-        """See `Regularizer.prediction_memory`."""
         return None if self.memory is None else self.memory.memory
 
     def as_labo(self, rows: Rows) -> Options | None:
@@ -190,8 +191,8 @@ class LABO(Regularizer):
         self.require()
         return functional.row_options(rows, self.alpha, self.beta, self._beside(rows.raw), self.value)
 
+    @override
     def losses(self, rows: Rows) -> Tensor:
-        """See `Regularizer.losses`."""
         if self.memory is None:
             options = self.as_labo(rows)
             assert options is not None
@@ -214,8 +215,8 @@ class LABO(Regularizer):
         """The prior where the logits are: class counts may come after the module was moved."""
         return None if self.prior is None else self.prior.to(logits.device)
 
+    @override
     def options(self) -> dict[str, Any]:
-        """See `Regularizer.options`."""
         prior = self._asked if self._asked or self.prior is None else self.prior.tolist()
         known = {"alpha": self.alpha, "beta": self.beta, "prior": prior, "value": self.value}
         return known if self.memory is None else {**known, **self.memory.options()}

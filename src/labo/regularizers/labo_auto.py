@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from labo.errors import UserError
 from labo.kernels.autograd import Solve
@@ -56,8 +57,8 @@ class LABOAuto(Regularizer):
         return ("decision",) if self.chosen is None else self.chosen.needs
 
     @property
+    @override
     def missing(self) -> tuple[str, ...]:
-        """See `Regularizer.missing`."""
         return ("decision",) if self.chosen is None else self.chosen.missing
 
     def provide(self, *, decision: Decision | None = None, **given: Any) -> None:
@@ -82,34 +83,34 @@ class LABOAuto(Regularizer):
             self.chosen = registry.create(chosen["method"], **chosen["options"])
             self.chosen._provided.update(self._provided)
 
+    @override
     def provided(self, name: str) -> Any:
-        """See `Regularizer.provided`."""
         return super().provided(name) if self.chosen is None else self.chosen.provided(name)
 
     @property
+    @override
     def has_linear_form(self) -> bool:
-        """See `Regularizer.has_linear_form`."""
         return self.chosen is not None and self.chosen.has_linear_form
 
     @property
+    @override
     def prediction_memory(self) -> PredictionMemory | None:
-        """See `Regularizer.prediction_memory`."""
         return None if self.chosen is None else self.chosen.prediction_memory
 
+    @override
     def as_labo(self, rows: Rows) -> Options | None:
-        """See `Regularizer.as_labo`."""
         return self._decided().as_labo(rows)
 
+    @override
     def solver(self, rows: Rows) -> Solve | None:
-        """See `Regularizer.solver`."""
         return self._decided().solver(rows)
 
+    @override
     def losses(self, rows: Rows) -> Tensor:
-        """See `Regularizer.losses`."""
         return self._decided().losses(rows)
 
     def labels(self, rows: Rows) -> Tensor | None:
-        """See `Regularizer.labels`: of the chosen method."""
+        """The label distribution (N, C) of the chosen method; None where it has none."""
         return self._decided().labels(rows)
 
     def _decided(self) -> Regularizer:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from labo import functional, inner, ranks
 from labo.errors import UserError
@@ -99,8 +100,8 @@ class LabelSmoothingPlusPlus(Regularizer):
             "group with weight_decay=0."
         )
 
+    @override
     def losses(self, rows: Rows) -> Tensor:
-        """See `Regularizer.losses`."""
         logits = inner.working(rows.logits)
         log_c = self._log_rows(rows)
         if rows.has_probabilities:
@@ -134,10 +135,6 @@ class LabelSmoothingPlusPlus(Regularizer):
         others = torch.arange(classes - 1, device=device)
         others = others + (others >= at.unsqueeze(-1))  # the classes in order, the class itself left out
         return of_others.new_full((len(at), classes), -math.inf).scatter(-1, others, of_others)
-
-    def options(self) -> dict[str, Any]:
-        """See `Regularizer.options`."""
-        return {"alpha": self.alpha, "allow_large": self.allow_large}
 
 
 def _mean_of_processes(gradient: Tensor) -> Tensor:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from labo import checks, inner
 from labo.reduction import Rows
@@ -53,16 +53,12 @@ class MarginSmoothing(Regularizer):
         self.strength = strength
         self.margin = margin
 
+    @override
     def losses(self, rows: Rows) -> Tensor:
-        """See `Regularizer.losses`."""
         data, factor = data_losses(rows)
         logits = inner.working(rows.logits)
         penalty = mean_of_unmasked(torch.relu(below_the_top(logits) - self.margin), logits)
         return data + self.strength * factor * penalty
-
-    def options(self) -> dict[str, Any]:
-        """See `Regularizer.options`."""
-        return {"strength": self.strength, "margin": self.margin}
 
 
 def below_the_top(logits: Tensor, *, constant: bool = False) -> Tensor:

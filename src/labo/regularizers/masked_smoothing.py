@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from labo.regularizers.unigram_smoothing import UnigramSmoothing
 
@@ -35,7 +34,3 @@ class MaskedSmoothing(UnigramSmoothing):
 
     def __init__(self, *, epsilon: float = 0.1) -> None:
         super().__init__(epsilon=epsilon, temperature=math.inf)
-
-    def options(self) -> dict[str, Any]:
-        """See `Regularizer.options`."""
-        return {"epsilon": self.strength}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
+from typing_extensions import override
 
 from labo import checks, inner
 from labo.errors import UserError
@@ -56,8 +55,8 @@ class MaxSup(Regularizer):
         """The progress of training with strength="linear"."""
         return ("progress",) if isinstance(self.strength, str) else ()
 
+    @override
     def losses(self, rows: Rows) -> Tensor:
-        """See `Regularizer.losses`."""
         data, factor = data_losses(rows)
         logits = inner.working(rows.logits)
         return data + self._strength_of(rows) * factor * mean_of_unmasked(below_the_top(logits), logits)
@@ -68,7 +67,3 @@ class MaxSup(Regularizer):
         progress = float(rows.given["progress"])
         checks.share("progress", progress)
         return FIRST + (LAST - FIRST) * progress
-
-    def options(self) -> dict[str, Any]:
-        """See `Regularizer.options`."""
-        return {"strength": self.strength}

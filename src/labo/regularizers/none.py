@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from torch import Tensor
+from typing_extensions import override
 
 from labo import functional
 from labo.kernels.options import Options
@@ -25,6 +26,6 @@ class NoRegularizer(Regularizer):
         """LABO of strength 0."""
         return functional.row_options(rows, 0.0, math.inf, None)
 
+    @override
     def losses(self, rows: Rows) -> Tensor:
-        """See `Regularizer.losses`."""
         return data_losses(rows)[0]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from labo import inner, ranks
 from labo.errors import unknown
@@ -69,8 +68,8 @@ class OnlineSmoothing(SoftLabelRegularizer):
         """The number of the epoch."""
         return ("epoch",)
 
+    @override
     def losses(self, rows: Rows) -> Tensor:
-        """See `Regularizer.losses`."""
         if self.training:
             self._begin(rows)
             if self.turn.came(rows.given["epoch"]):
@@ -131,7 +130,3 @@ class OnlineSmoothing(SoftLabelRegularizer):
         seen, classes = ranks.gathered(p[right].to(self.sums)), ranks.gathered(target[right].to(self.sums.device))
         self.sums.index_add_(0, classes, seen)
         self.counts += torch.bincount(classes, minlength=len(self.counts))
-
-    def options(self) -> dict[str, Any]:
-        """See `Regularizer.options`."""
-        return {**super().options(), "start": self.start, "allow_large": self.allow_large}

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from labo import checks, inner, ranks
 from labo.errors import UserError
@@ -65,8 +66,8 @@ class ProgressiveDistillation(SoftLabelRegularizer):
             checks.count(name, given.get(name, 1))
         super().provide(**given)
 
+    @override
     def losses(self, rows: Rows) -> Tensor:
-        """See `Regularizer.losses`."""
         if self.training and self.memory is None:
             examples, classes = self.provided("examples"), rows.raw.shape[-1]
             memory.refuse_large(self, examples, classes, most=MOST_NUMBERS)
@@ -124,7 +125,3 @@ class ProgressiveDistillation(SoftLabelRegularizer):
         order = torch.arange(len(places), device=places.device)
         last = order.new_zeros(len(examples)).scatter_reduce(0, which, order, "amax")
         self.memory[examples] = p[last]
-
-    def options(self) -> dict[str, Any]:
-        """See `Regularizer.options`."""
-        return {**super().options(), "allow_large": self.allow_large}

@@ -99,7 +99,7 @@ def create(name: str, **options: Any) -> Regularizer:
         0.3
     """
     member, own = _variant(name)
-    known = _known(member)
+    known = member.option_names()
     options = {**own, **options}
     for option in options:
         if option not in known:
@@ -154,12 +154,6 @@ def costs() -> dict[str, dict[str, dict[str, str]]]:
     return found
 
 
-def _known(member: type[Regularizer]) -> list[str]:
-    """The options that it may be made with."""
-    parameters = inspect.signature(member.__init__).parameters.values()
-    return [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
-
-
 def _variant(name: str) -> tuple[type[Regularizer], dict[str, Any]]:
     """(the member, the options in brackets after its name)."""
     base, bracket, text = name.partition("[")
@@ -173,8 +167,8 @@ def _variant(name: str) -> tuple[type[Regularizer], dict[str, Any]]:
         own[option.strip()] = _value(value.strip())
     member = _member(base)
     for option in own:
-        if option not in _known(member):
-            raise unknown(f"{base} option", option, _known(member))
+        if option not in member.option_names():
+            raise unknown(f"{base} option", option, member.option_names())
     return member, own
 
 

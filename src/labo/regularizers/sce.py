@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from labo import checks, inner
 from labo.kernels import reference
@@ -80,8 +79,8 @@ class SymmetricCrossEntropy(Regularizer):
         self.log_zero = log_zero
         self.epsilon = epsilon
 
+    @override
     def losses(self, rows: Rows) -> Tensor:
-        """See `Regularizer.losses`."""
         target = smoothed_target(rows, self.epsilon)
         log_p = reference.log_belief(inner.working(rows.logits))
         reverse = self.reverse_strength * self._reverse(target, log_p)
@@ -96,12 +95,3 @@ class SymmetricCrossEntropy(Regularizer):
         log_t = torch.where(share > 0, share, 1.0).log().clamp(min=self.log_zero)
         log_t = torch.where(share > 0, log_t, self.log_zero)
         return -mass * (log_p.exp() * log_t).sum(-1)
-
-    def options(self) -> dict[str, Any]:
-        """See `Regularizer.options`."""
-        return {
-            "forward_strength": self.forward_strength,
-            "reverse_strength": self.reverse_strength,
-            "log_zero": self.log_zero,
-            "epsilon": self.epsilon,
-        }

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from labo import inner
 from labo.kernels import reference
@@ -62,8 +63,8 @@ class SelfAdaptiveSmoothing(SoftLabelRegularizer):
         if "model" in given:
             self.past = Past(given["model"])
 
+    @override
     def losses(self, rows: Rows) -> Tensor:
-        """See `Regularizer.losses`."""
         if self.training and self.turn.came(rows.given["epoch"]) and self.turn.turns > 1:
             assert self.past is not None
             self.past.take(self.provided("model"))

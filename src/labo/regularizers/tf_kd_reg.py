@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from labo import checks, inner
 from labo.errors import unknown
@@ -70,8 +70,8 @@ class TeacherFreeRegularization(Regularizer):
         self.multiplier = multiplier
         self.convention = convention
 
+    @override
     def losses(self, rows: Rows) -> Tensor:
-        """See `Regularizer.losses`."""
         data, factor = data_losses(rows)
         logits = inner.working(rows.logits)
         classes = logits.shape[-1] if self.convention == "class_mean" else 1
@@ -87,12 +87,3 @@ class TeacherFreeRegularization(Regularizer):
             others = (unmasked.sum(-1, keepdim=True) - 1).clamp(min=1)
             designed = GOLD * target + (1 - GOLD) / others * (1 - target)
             return inner.belief_of_rows(torch.where(unmasked, designed / self.temperature, -math.inf))
-
-    def options(self) -> dict[str, Any]:
-        """See `Regularizer.options`."""
-        return {
-            "alpha": self.alpha,
-            "temperature": self.temperature,
-            "multiplier": self.multiplier,
-            "convention": self.convention,
-        }

@@ -78,7 +78,3 @@ class UnigramSmoothing(SoftLabelRegularizer):
         """The prior beside the logits, if it is of their classes."""
         checks.probabilities("class_counts", self.prior, rows.raw.shape[-1])
         return torch.as_tensor(self.prior, device=rows.raw.device)
-
-    def options(self) -> dict[str, Any]:
-        """See `Regularizer.options`."""
-        return {**super().options(), "temperature": self.temperature}

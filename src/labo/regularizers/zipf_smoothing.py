@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from labo import checks, inner
 from labo.errors import UserError, unknown
@@ -66,8 +66,8 @@ class ZipfSmoothing(Regularizer):
         """The logits at the places of the feature map with ranking="dense"."""
         return ("dense_logits",) if self.ranking == "dense" else ()
 
+    @override
     def losses(self, rows: Rows) -> Tensor:
-        """See `Regularizer.losses`."""
         data, factor = data_losses(rows)
         logits = inner.working(rows.logits)
         log_q = reference.log_belief(torch.where(_wrong(rows, logits), logits, -math.inf))
@@ -84,10 +84,6 @@ class ZipfSmoothing(Regularizer):
         ranked = logits != -math.inf if self.gold_ranked else wrong
         shares = torch.where(wrong, 1 / _ranks(torch.where(ranked, scores, -math.inf)), 0.0)
         return shares / torch.where(wrong.any(-1, keepdim=True), shares.sum(-1, keepdim=True), 1.0)
-
-    def options(self) -> dict[str, Any]:
-        """See `Regularizer.options`."""
-        return {"strength": self.strength, "ranking": self.ranking, "gold_ranked": self.gold_ranked}
 
 
 def _wrong(rows: Rows, logits: Tensor) -> Tensor:
