@@ -446,7 +446,7 @@ def test_hard_bootstrapping_is_labo_at_beta_to_0():
     ("name", "options", "told"),
     [
         ("generalized_entropy", {"skew": 1.1}, r"`skew` to be in \[0, 1\], but got 1.1"),
-        ("generalized_entropy", {"strength": math.inf}, "`strength` to be a finite number of at least 0, but got inf"),
+        ("generalized_entropy", {"strength": math.inf}, r"`strength` to be a number in \[0, inf\), but got inf"),
         ("tf_kd_reg", {"alpha": -0.1}, "`alpha`"),
         ("tf_kd_reg", {"temperature": 0}, "`temperature` to be above 0"),
         ("tf_kd_reg", {"multiplier": -1}, "`multiplier`"),
@@ -462,7 +462,7 @@ def test_hard_bootstrapping_is_labo_at_beta_to_0():
         ("acls", {"others_strength": None}, "`others_strength`"),
         ("masked_smoothing", {"epsilon": 2}, "`epsilon`"),
         ("focal", {"gamma": -1}, "`gamma`"),
-        ("poly1", {"strength": -1.5}, "`strength` to be a finite number of at least -1, but got -1.5"),
+        ("poly1", {"strength": -1.5}, r"`strength` to be a number in \[-1, inf\), but got -1.5"),
         ("bootstrapping", {"kind": "firm"}, "Unknown kind 'firm'"),
         ("bootstrapping", {"alpha": 1.5}, "`alpha`"),
     ],

@@ -254,14 +254,14 @@ def test_shares_out_of_range_are_named(name, option, value):
 def test_strengths_out_of_range_are_named(option, value):
     with pytest.raises(UserError) as error:
         regularizers.create("sce", **{option: value})
-    assert str(error.value) == f"Expected argument `{option}` to be a finite number of at least 0, but got {value!r}."
+    assert str(error.value) == f"Expected argument `{option}` to be a number in [0, inf), but got {value!r}."
 
 
 @pytest.mark.parametrize("value", [0, 0.0, 4.0, -math.inf, math.nan, "-4", None, True])
 def test_what_cannot_stand_for_the_log_of_0_is_named(value):
     with pytest.raises(UserError) as error:
         regularizers.create("sce", log_zero=value)
-    assert str(error.value) == f"Expected argument `log_zero` to be a finite number below 0, but got {value!r}."
+    assert str(error.value) == f"Expected argument `log_zero` to be a number in (-inf, 0), but got {value!r}."
 
 
 @pytest.mark.parametrize("name", ["gce", "sce"])

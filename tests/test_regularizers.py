@@ -356,7 +356,7 @@ def test_unknown_names_are_answered_with_the_nearest():
         ("label_smoothing", {"convention": "t5"}, "Unknown convention 't5'"),
         ("label_smoothing", {"convention": "joeynmt"}, "`padding_index`"),
         ("unigram_smoothing", {"temperature": 0}, "`temperature` to be above 0"),
-        ("confidence_penalty", {"strength": -1}, "`strength` to be a finite number of at least 0, but got -1"),
+        ("confidence_penalty", {"strength": -1}, r"`strength` to be a number in \[0, inf\), but got -1"),
         ("labo", {"alpha": math.nan}, "`alpha`"),
         ("labo", {"beta": 0}, "`beta` to be above 0"),
         ("labo", {"prior": "bigram"}, "Unknown prior 'bigram'"),
@@ -455,3 +455,17 @@ def test_a_prior_that_is_a_parameter_stays_one():
         assert prior.grad is not None
         prior.grad = None
     assert list(LABOLoss(prior=torch.full((4,), 0.25)).parameters()) == []
+
+
+def test_an_option_without_an_attribute_of_its_name_is_an_error_of_one_sentence():
+    class Forgetful(regularizers.SoftLabelRegularizer):
+        name = "forgetful"
+
+        def __init__(self, *, strength: float = 0.1, top: int = 2) -> None:
+            super().__init__(strength=strength)
+
+        def labels(self, rows: Any) -> Tensor:
+            return torch.full_like(rows.logits, 1 / rows.logits.shape[-1])
+
+    with pytest.raises(UserError, match="Expected Forgetful to keep its option `top` as an attribute of that name"):
+        Forgetful().options()

@@ -137,7 +137,7 @@ def test_what_is_refused():
     with pytest.raises(UserError, match="but got 0 and 0"):
         chrf([], [])
     pair: list[Any] = [["a"], ["a"], ["a"]]
-    with pytest.raises(UserError, match="`seed` to be a whole number above 0, but got 0"):
+    with pytest.raises(UserError, match="`seed` to be a whole number of at least 1, but got 0"):
         paired_bootstrap(*pair, seed=0)
     with pytest.raises(UserError, match="Unknown metric 'blue'; the nearest is 'bleu'"):
         paired_bootstrap(*pair, metric="blue")

@@ -7,6 +7,7 @@ assertions on other devices, and are left out while a graph is being traced or t
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -84,34 +85,24 @@ def positive(name: str, value: float | Tensor) -> None:
     _in_range(name, value, "above 0 (inf allowed)", 0.0, math.inf, open_low=True)
 
 
-def at_least(name: str, value: float, least: float = 0.0) -> None:
-    """A finite number, no tensor, of at least `least`: the weight of a penalty, say."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < math.inf:
-        raise UserError(f"Expected argument `{name}` to be a finite number of at least {least:g}, but got {value!r}.")
+def number(name: str, value: float, interval: str) -> None:
+    """A real number, no tensor, in an interval as it is written: "[0, 1]", "[0, inf)" for finite ones, "(0, inf)"."""
+    low, high = (float(bound) for bound in interval[1:-1].split(","))
+    if isinstance(value, Real) and not isinstance(value, bool):
+        above = value >= low if interval[0] == "[" else value > low
+        below = value <= high if interval[-1] == "]" else value < high
+        if above and below:
+            return
+    raise UserError(f"Expected argument `{name}` to be a number in {interval}, but got {value!r}.")
 
 
-def finite_positive(name: str, value: float) -> None:
-    """A finite number above 0, no tensor."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise UserError(f"Expected argument `{name}` to be a finite number above 0, but got {value!r}.")
-
-
-def count(name: str, value: int) -> None:
-    """How many there are of something: a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"Expected argument `{name}` to be a whole number of at least 1, but got {value!r}.")
-
-
-def finite_negative(name: str, value: float) -> None:
-    """A finite number below 0, no tensor."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -math.inf < value < 0:
-        raise UserError(f"Expected argument `{name}` to be a finite number below 0, but got {value!r}.")
-
-
-def between(name: str, value: float, least: float, most: float) -> None:
-    """A number from `least` to `most`, no tensor."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
-        raise UserError(f"Expected argument `{name}` to be a number in [{least:g}, {most:g}], but got {value!r}.")
+def integer(name: str, value: int, minimum: int = 1, maximum: int | None = None) -> None:
+    """An integer from `minimum` to `maximum`, both included."""
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if whole and minimum <= value and (maximum is None or value <= maximum):
+        return
+    expected = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
+    raise UserError(f"Expected argument `{name}` to be a whole number {expected}, but got {value!r}.")
 
 
 def floating(name: str, value: Tensor) -> None:

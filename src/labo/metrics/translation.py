@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from labo import checks
 from labo.errors import UserError, unknown
 from labo.metrics.calibration import BINS, binned, entries, gap
 
@@ -100,8 +101,7 @@ def paired_bootstrap(
         0.0
     """
     for name, value in (("n", n), ("seed", seed)):
-        if type(value) is not int or value < 1:  # sacreBLEU takes a seed of 0 for none
-            raise UserError(f"Expected argument `{name}` to be a whole number above 0, but got {value!r}.")
+        checks.integer(name, value)  # sacreBLEU takes a seed of 0 for none
     for lines in (baseline, system):
         _refuse(lines, references)
     scorer = _metric(metric)

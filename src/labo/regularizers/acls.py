@@ -67,7 +67,7 @@ class ACLS(Regularizer):
         self.others_strength = others_strength
         self.margin = margin
         for name, value in self.options().items():
-            checks.at_least(name, value)
+            checks.number(name, value, "[0, inf)")
 
     @override
     def losses(self, rows: Rows) -> Tensor:

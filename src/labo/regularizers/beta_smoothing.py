@@ -53,7 +53,7 @@ class BetaSmoothing(SoftLabelRegularizer):
 
     def __init__(self, *, alpha: float = 0.6, concentration: float = 3.0, decay: float = 0.999) -> None:
         super().__init__(strength=alpha)
-        checks.finite_positive("concentration", concentration)
+        checks.number("concentration", concentration, "(0, inf)")
         checks.share("decay", decay)
         self.concentration = concentration
         self.decay = decay

@@ -39,7 +39,7 @@ class ConfidencePenalty(Regularizer):
 
     def __init__(self, *, strength: float = 0.1, convention: str = "paper") -> None:
         super().__init__()
-        checks.at_least("strength", strength)
+        checks.number("strength", strength, "[0, inf)")
         if convention not in CONVENTIONS:
             raise unknown("convention", convention, CONVENTIONS)
         self.strength = strength

@@ -47,8 +47,8 @@ class ClassWiseDistillation(Regularizer):
 
     def __init__(self, *, strength: float = 1.0, temperature: float = 4.0, hold_statistics: bool = True) -> None:
         super().__init__()
-        checks.at_least("strength", strength)
-        checks.finite_positive("temperature", temperature)
+        checks.number("strength", strength, "[0, inf)")
+        checks.number("temperature", temperature, "(0, inf)")
         if not isinstance(hold_statistics, bool):
             raise UserError(f"Expected argument `hold_statistics` to be True or False, but got {hold_statistics!r}.")
         self.strength = strength

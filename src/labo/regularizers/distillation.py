@@ -51,7 +51,7 @@ class Distillation(Regularizer):
     def __init__(self, *, alpha: float = 0.9, temperature: float = 4.0) -> None:
         super().__init__()
         checks.share("alpha", alpha)
-        checks.finite_positive("temperature", temperature)
+        checks.number("temperature", temperature, "(0, inf)")
         self.alpha = alpha
         self.temperature = temperature
 
@@ -145,7 +145,7 @@ class TeacherFreeDistillation(Distillation):
         hot, many = (20.0, 1.0) if convention == "paper" else (6.0, 50.0)
         super().__init__(alpha=alpha, temperature=hot if temperature is None else temperature)
         self.multiplier = many if multiplier is None else multiplier
-        checks.at_least("multiplier", self.multiplier)
+        checks.number("multiplier", self.multiplier, "[0, inf)")
         self.convention = convention
 
     def _scale(self, rows: Rows) -> float:

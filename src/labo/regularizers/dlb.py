@@ -54,8 +54,8 @@ class LastMiniBatch(Regularizer):
 
     def __init__(self, *, alpha: float = 1.0, temperature: float = 3.0) -> None:
         super().__init__()
-        checks.at_least("alpha", alpha)
-        checks.finite_positive("temperature", temperature)
+        checks.number("alpha", alpha, "[0, inf)")
+        checks.number("temperature", temperature, "(0, inf)")
         self.alpha = alpha
         self.temperature = temperature
         self.last = KeptBatch()

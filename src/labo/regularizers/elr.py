@@ -60,8 +60,8 @@ class EarlyLearningRegularization(Regularizer):
 
     def __init__(self, *, strength: float = 3.0, decay: float = 0.7, epsilon: float = 0.0) -> None:
         super().__init__()
-        checks.at_least("strength", strength)
-        checks.between("epsilon", epsilon, 0.0, 1.0)
+        checks.number("strength", strength, "[0, inf)")
+        checks.number("epsilon", epsilon, "[0, 1]")
         self.strength, self.epsilon = strength, epsilon
         self.memory = PredictionMemory(self.name, decay=decay, from_zeros=True)
 
@@ -82,7 +82,7 @@ class EarlyLearningRegularization(Regularizer):
 
     def provide(self, **given: Any) -> None:
         """Take the number of training examples."""
-        checks.count("examples", given.get("examples", 1))
+        checks.integer("examples", given.get("examples", 1))
         super().provide(**given)
 
     @override

@@ -38,7 +38,7 @@ class Focal(Regularizer):
 
     def __init__(self, *, gamma: float = 2.0) -> None:
         super().__init__()
-        checks.at_least("gamma", gamma)
+        checks.number("gamma", gamma, "[0, inf)")
         self.gamma = gamma
 
     @override
@@ -73,7 +73,7 @@ class Poly1(Regularizer):
 
     def __init__(self, *, strength: float = 2.0) -> None:
         super().__init__()
-        checks.at_least("strength", strength, -1.0)
+        checks.number("strength", strength, "[-1, inf)")
         self.strength = strength
 
     @override

@@ -60,8 +60,8 @@ class GeneralizedCrossEntropy(Regularizer):
 
     def __init__(self, *, q: float = 0.7, epsilon: float = 0.0) -> None:
         super().__init__()
-        checks.between("q", q, 0.0, 1.0)
-        checks.between("epsilon", epsilon, 0.0, 1.0)
+        checks.number("q", q, "[0, 1]")
+        checks.number("epsilon", epsilon, "[0, 1]")
         self.q = q
         self.epsilon = epsilon
 

@@ -53,7 +53,7 @@ class GeneralizedEntropy(Regularizer):
     def __init__(self, *, skew: float = 0.5, strength: float = 0.7) -> None:
         super().__init__()
         checks.share("skew", skew)
-        checks.at_least("strength", strength)
+        checks.number("strength", strength, "[0, inf)")
         self.skew = skew
         self.strength = strength
 

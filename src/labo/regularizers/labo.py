@@ -158,7 +158,7 @@ class LABO(Regularizer):
     def provide(self, *, class_counts: Tensor | None = None, **given: Any) -> None:
         """Take the (C,) counts of the training targets, or the number of examples."""
         if "examples" in given:
-            checks.count("examples", given["examples"])
+            checks.integer("examples", given["examples"])
         super().provide(**given)
         if class_counts is not None:
             self.prior = counts_to_prior(class_counts)

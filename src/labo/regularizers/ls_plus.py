@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from labo import functional, inner, ranks
+from labo import checks, functional, inner, ranks
 from labo.errors import UserError
 from labo.kernels import reference
 from labo.reduction import Rows
@@ -55,8 +55,7 @@ class LabelSmoothingPlusPlus(Regularizer):
 
     def __init__(self, *, alpha: float = 0.1, allow_large: bool = False) -> None:
         super().__init__()
-        if isinstance(alpha, bool) or not isinstance(alpha, float) or not 0 < alpha < 1:
-            raise UserError(f"Expected argument `alpha` to be above 0 and below 1, but got {alpha!r}.")
+        checks.number("alpha", alpha, "(0, 1)")
         self.alpha = alpha
         self.allow_large = allow_large
         self.register_parameter("table", None)

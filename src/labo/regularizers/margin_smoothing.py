@@ -48,8 +48,8 @@ class MarginSmoothing(Regularizer):
 
     def __init__(self, *, strength: float = 0.1, margin: float = 10.0) -> None:
         super().__init__()
-        checks.at_least("strength", strength)
-        checks.at_least("margin", margin)
+        checks.number("strength", strength, "[0, inf)")
+        checks.number("margin", margin, "[0, inf)")
         self.strength = strength
         self.margin = margin
 

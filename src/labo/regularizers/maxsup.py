@@ -47,7 +47,7 @@ class MaxSup(Regularizer):
         if isinstance(strength, str) and strength != "linear":
             raise UserError(f"Expected argument `strength` to be a number or 'linear', but got {strength!r}.")
         if not isinstance(strength, str):
-            checks.at_least("strength", strength)
+            checks.number("strength", strength, "[0, inf)")
         self.strength = strength
 
     @property

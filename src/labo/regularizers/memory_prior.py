@@ -39,8 +39,8 @@ class MemoryPrior(nn.Module):
     ) -> None:
         super().__init__()
         if sharpness is not None:
-            checks.finite_positive("sharpness", sharpness)
-        checks.between("epsilon", epsilon, 0.0, 1.0)
+            checks.number("sharpness", sharpness, "(0, inf)")
+        checks.number("epsilon", epsilon, "[0, 1]")
         self.sharpness, self.epsilon = sharpness, epsilon
         self.memory = PredictionMemory(method, decay=decay, top=top)
 

@@ -55,10 +55,9 @@ class PredictionMemory(LateBuffers):
 
     def __init__(self, method: str, *, decay: float, top: int | None = None, from_zeros: bool = False) -> None:
         super().__init__()
-        if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 <= decay < 1:
-            raise UserError(f"Expected argument `decay` to be in [0, 1), but got {decay!r}.")
-        if top is not None and (isinstance(top, bool) or not isinstance(top, int) or top < 1):
-            raise UserError(f"Expected argument `top` to be a whole number of at least 1, but got {top!r}.")
+        checks.number("decay", decay, "[0, 1)")
+        if top is not None:
+            checks.integer("top", top)
         self.name = method
         self.decay, self.top, self.from_zeros = decay, top, from_zeros
         for name in ("values", "classes", "rest", "labels"):

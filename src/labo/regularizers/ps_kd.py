@@ -63,7 +63,7 @@ class ProgressiveDistillation(SoftLabelRegularizer):
     def provide(self, **given: Any) -> None:
         """Take the numbers of training examples and of epochs."""
         for name in ("examples", "epochs"):
-            checks.count(name, given.get(name, 1))
+            checks.integer(name, given.get(name, 1))
         super().provide(**given)
 
     @override

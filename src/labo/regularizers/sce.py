@@ -70,10 +70,10 @@ class SymmetricCrossEntropy(Regularizer):
         epsilon: float = 0.0,
     ) -> None:
         super().__init__()
-        checks.at_least("forward_strength", forward_strength)
-        checks.at_least("reverse_strength", reverse_strength)
-        checks.finite_negative("log_zero", log_zero)
-        checks.between("epsilon", epsilon, 0.0, 1.0)
+        checks.number("forward_strength", forward_strength, "[0, inf)")
+        checks.number("reverse_strength", reverse_strength, "[0, inf)")
+        checks.number("log_zero", log_zero, "(-inf, 0)")
+        checks.number("epsilon", epsilon, "[0, 1]")
         self.forward_strength = forward_strength
         self.reverse_strength = reverse_strength
         self.log_zero = log_zero

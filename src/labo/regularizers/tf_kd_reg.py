@@ -62,7 +62,7 @@ class TeacherFreeRegularization(Regularizer):
         super().__init__()
         checks.share("alpha", alpha)
         checks.positive("temperature", temperature)
-        checks.at_least("multiplier", multiplier)
+        checks.number("multiplier", multiplier, "[0, inf)")
         if convention not in CONVENTIONS:
             raise unknown("convention", convention, CONVENTIONS)
         self.alpha = alpha

@@ -52,7 +52,7 @@ class ZipfSmoothing(Regularizer):
 
     def __init__(self, *, strength: float = 0.1, ranking: str = "logits", gold_ranked: bool = False) -> None:
         super().__init__()
-        checks.at_least("strength", strength)
+        checks.number("strength", strength, "[0, inf)")
         if ranking not in RANKINGS:
             raise unknown("ranking", ranking, RANKINGS)
         if not isinstance(gold_ranked, bool):
