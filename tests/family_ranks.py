@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from labo import LabelRegularizedLoss, regularizers
-from labo.regularizers.base import BATCH, Regularizer
+from labo.regularizers.base import BATCH_INPUTS, Regularizer
 
 CLASSES, EXAMPLES, EPOCHS = 4, 12, 3
 REMEMBER = ("online_smoothing", "ps_kd", "dlb", "ls_plus", "beta_smoothing", "self_adaptive_smoothing")
@@ -47,7 +47,7 @@ class Course:
         at = torch.randperm(EXAMPLES, generator=torch.Generator().manual_seed(step // 2))[step % 2 * 6 :][:6][part]
         told = {"indices": at, "inputs": features[at], "epoch": step // 2, "step": step}
         torch.manual_seed(step)
-        given = {need: told[need] for need in self.member.needs if need in BATCH}
+        given = {need: told[need] for need in self.member.needs if need in BATCH_INPUTS}
         loss = LabelRegularizedLoss(self.member)(self.model(features[at]), target[at], **given)
         self.optimizer.zero_grad()
         loss.backward()

@@ -23,9 +23,9 @@ from labo.experiment.compare import Comparison
 from labo.experiment.runner import Job
 from labo.integrations.saving import checkpoints
 from labo.integrations.transformers import LabelRegularizedTrainer, TrainerLoss
-from labo.networks import Past
+from labo.networks import FrozenCopy
 from labo.outer.trust import Decision
-from labo.regularizers.base import BATCH
+from labo.regularizers.base import BATCH_INPUTS
 from test_compare import Watcher
 
 CLASSES, EXAMPLES, WIDTH, BATCH_SIZE, EPOCHS = 3, 24, 4, 4, 3
@@ -168,7 +168,7 @@ def by_hand(name: str, order: list[int]) -> tuple[nn.Module, regularizers.Regula
         if "partners" in regularizer.needs:
             told["partners"] = {"features": data.features[draws.draw(batch, epoch)]}
         logits = model(**inputs)["logits"]
-        needed = {need: told[need] for need in regularizer.needs if need in BATCH}
+        needed = {need: told[need] for need in regularizer.needs if need in BATCH_INPUTS}
         loss = criterion(logits, data.labels[batch], **needed)
         optimizer.zero_grad()
         loss.backward()
@@ -214,13 +214,13 @@ def test_parts_of_a_batch_have_the_gradient_of_the_batch(tmp_path, name):
 
 
 def test_a_moving_average_moves_once_a_step_however_many_parts_it_has(tmp_path, monkeypatch):
-    moved, take = [], Past.take
+    moved, update = [], FrozenCopy.ema_update
 
-    def counted(self: Past, model: nn.Module, *, keep: float = 0.0) -> None:
-        moved.append(keep)
-        take(self, model, keep=keep)
+    def counted(self: FrozenCopy, model: nn.Module, *, decay: float = 0.0) -> None:
+        moved.append(decay)
+        update(self, model, decay=decay)
 
-    monkeypatch.setattr(Past, "take", counted)
+    monkeypatch.setattr(FrozenCopy, "ema_update", counted)
     parts = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "num_train_epochs": 1}
     trainer(tmp_path, member("beta_smoothing"), **parts).train()
     assert moved == pytest.approx([0, 1 / 2, 2 / 3, 3 / 4])
@@ -238,7 +238,7 @@ def test_measuring_in_between_changes_nothing(tmp_path, name):
     same(measured.loss.regularizer, plain.loss.regularizer)
     history = measured.state.log_history
     assert len([entry for entry in history if "eval_loss" in entry]) == 3
-    if set(plain.loss.regularizer.needs) & set(BATCH):
+    if set(plain.loss.regularizer.needs) & set(BATCH_INPUTS):
         with torch.no_grad():
             logits = plain.model.eval()(Data(8).features)["logits"]
         expected = torch.nn.functional.cross_entropy(logits, Data(8).labels).item()
@@ -268,7 +268,7 @@ def test_examples_are_told_their_places_whatever_the_data_loader_does(tmp_path):
 )
 def test_the_loss_alone_says_who_tells_what_it_needs(name):
     regularizer = member(name)
-    first = next(need for need in regularizer.needs if need in BATCH)
+    first = next(need for need in regularizer.needs if need in BATCH_INPUTS)
     with pytest.raises(UserError, match=f"'{name}' needs {first}, which LabelRegularizedTrainer tells it"):
         TrainerLoss(LabelRegularizedLoss(regularizer))(torch.zeros(2, CLASSES), torch.tensor([0, 1]))
 

@@ -18,7 +18,7 @@ from labo import LabelRegularizedLoss, LABOLoss, regularizers
 from labo.errors import UserError
 from labo.outer.trust import Decision
 from labo.regularizers import registry
-from labo.regularizers.base import BATCH
+from labo.regularizers.base import BATCH_INPUTS
 
 CLASSES = 5
 COUNTS = torch.tensor([10, 5, 0, 3, 2])
@@ -78,7 +78,7 @@ def told(made: regularizers.Regularizer, at: slice = slice(None)) -> dict[str, A
     dense = torch.randn(6, 4, CLASSES, generator=draw, dtype=torch.float64)
     rows = {"indices": torch.arange(6), "inputs": inputs, "partners": partners, "dense_logits": dense}
     known = {name: value[at] for name, value in rows.items()} | {"epoch": 1, "step": 7, "progress": 0.25}
-    return {need: known[need] for need in made.needs if need in BATCH}
+    return {need: known[need] for need in made.needs if need in BATCH_INPUTS}
 
 
 def loss_with(
@@ -246,11 +246,11 @@ def test_it_refuses_to_work_without_what_it_needs(name, options):
     fresh, (logits, target) = regularizers.create(name, **options), batch()
     if not fresh.needs:
         pytest.skip("needs nothing")
-    first = (*fresh.missing, *fresh.untold({}))[0]
+    first = (*fresh.missing, *fresh.missing_from({}))[0]
     with pytest.raises(UserError, match=f"'{name}' needs {first}: (call|pass)"):
         LabelRegularizedLoss(fresh)(logits, target)
     known = member(name, options)
-    for need in known.untold({}):
+    for need in known.missing_from({}):
         rest = {key: value for key, value in told(known).items() if key != need}
         with pytest.raises(UserError, match=f"'{name}' needs {need}: pass {need}="):
             LabelRegularizedLoss(known)(logits, target, **rest)
@@ -260,7 +260,7 @@ def test_it_refuses_to_work_without_what_it_needs(name, options):
 def test_in_evaluation_it_asks_for_nothing_of_a_batch(name, options):
     known, (logits, target) = member(name, options), batch()
     loss = LabelRegularizedLoss(known).eval()(logits, target)
-    if known.untold({}):
+    if known.missing_from({}):
         torch.testing.assert_close(loss, F.cross_entropy(logits, target))
 
 
@@ -389,7 +389,7 @@ def page():
         exec("\n".join(blocks), names)
         yield names
     finally:
-        registry._REGISTERED.pop("top_smoothing", None)
+        registry._USER_REGISTRY.pop("top_smoothing", None)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

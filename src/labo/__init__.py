@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_LAZY_ATTRIBUTES = {
     "optimal_labels": "inner",
     "inner_value": "inner",
     "labo_cross_entropy": "functional",
@@ -31,7 +31,7 @@ _HOMES = {
     "IndexedDataset": "indexed",
     "learn_labels": "outer.learn",
 }
-_ROOMS = ("inner", "functional", "modules", "kernels", "regularizers")
+_SUBMODULES = ("inner", "functional", "modules", "kernels", "regularizers")
 
 __all__ = [
     "IndexedDataset",
@@ -55,11 +55,11 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that `import labo` is quick."""
-    if name in _ROOMS:
+    if name in _SUBMODULES:
         return importlib.import_module(f"labo.{name}")
-    if name not in _HOMES:
+    if name not in _LAZY_ATTRIBUTES:
         raise AttributeError(f"module 'labo' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"labo.{_HOMES[name]}"), name)
+    value = getattr(importlib.import_module(f"labo.{_LAZY_ATTRIBUTES[name]}"), name)
     globals()[name] = value
     return value
 

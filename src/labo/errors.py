@@ -1,4 +1,4 @@
-"""Errors that are told to the user in one sentence."""
+"""Errors whose message is one sentence for the user."""
 
 from __future__ import annotations
 

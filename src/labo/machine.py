@@ -63,8 +63,8 @@ def processor() -> str:
 
 def launched() -> int:
     """How many processes were started to train together, as torchrun tells each of them; 1 without it."""
-    told = os.environ.get("WORLD_SIZE", "")
-    return int(told) if "RANK" in os.environ and told.isdigit() else 1
+    world_size = os.environ.get("WORLD_SIZE", "")
+    return int(world_size) if "RANK" in os.environ and world_size.isdigit() else 1
 
 
 def cores() -> int:

@@ -209,7 +209,7 @@ class LabelRegularizedLoss(nn.Module):
     get it reports the plain cross-entropy.
 
     Raises:
-        TypeError: `regularizer` is not one, or a batch is told of by a name that no member needs.
+        TypeError: `regularizer` is not one, or a batch has an input that no member needs.
         ValueError: what the member needs from training was not provided; the message says how.
 
     Example:
@@ -298,7 +298,7 @@ class LabelRegularizedLoss(nn.Module):
         rows = last_layer.rows_of(input, head, target, self.weight, self.ignore_index)
         rows = replace(rows, given=batch) if batch else rows
         reduction = self.reduction if count is None else "mean"
-        if not self.training and self.regularizer.untold(batch):
+        if not self.training and self.regularizer.missing_from(batch):
             options = Options(0.0, math.inf)  # plain cross-entropy
         else:
             options = self.regularizer.as_labo(rows)
@@ -332,7 +332,7 @@ def rows_with(
     *,
     training: bool,
 ) -> _reduction.Rows:
-    """The rows of a batch with what is told of it, which has to be all that the member needs in training."""
+    """The rows of a batch with its inputs, which in training must include all that the member needs."""
     regularizer.require(batch if training else None)
     rows = _reduction.as_rows(input, target, weight, ignore_index)
     return replace(rows, given=batch) if batch else rows
@@ -351,7 +351,7 @@ def reduced(
     if torch.compiler.is_compiling() and regularizer.prediction_memory is not None:
         # A graph may read in its backward pass what is written in its forward pass.
         return _reduced_uncompiled(regularizer, rows, reduction, dtype, training=training, count=count)
-    if training or not regularizer.untold(rows.given):
+    if training or not regularizer.missing_from(rows.given):
         options = regularizer.as_labo(rows)
         if options is not None:
             return functional.reduced(rows, options, reduction, dtype, count=count)
@@ -363,7 +363,7 @@ def reduced(
 
 def row_losses(regularizer: Regularizer, rows: _reduction.Rows, *, training: bool) -> Tensor:
     """A member's loss of each row, (N,); in evaluation plain cross-entropy where it lacks something of the batch."""
-    if not training and regularizer.untold(rows.given):
+    if not training and regularizer.missing_from(rows.given):
         return data_losses(rows)[0]
     options = regularizer.as_labo(rows)  # one definition, masked classes included
     return regularizer.losses(rows) if options is None else functional.labo_losses(rows, options)

@@ -1,4 +1,4 @@
-"""A network as regularizers use it: called on a batch's inputs, held still, copied."""
+"""How regularizers use a network: forward passes, frozen statistics, frozen copies."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def forward(model: nn.Module, inputs: Any) -> Tensor:
 
 
 @contextmanager
-def still(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in its mode, with batch statistics used but not added to its running ones."""
+def frozen_batch_norm_stats(model: nn.Module) -> Iterator[nn.Module]:
+    """Within this context the model normalizes by batch statistics, but does not update its running statistics."""
     norms = [m for m in model.modules() if isinstance(m, _NORMS) and m.track_running_stats and m.training]
     for norm in norms:
         norm.track_running_stats = False
@@ -47,15 +47,15 @@ def still(model: nn.Module) -> Iterator[nn.Module]:
             norm.track_running_stats = True
 
 
-class Past(nn.Module):
-    """A copy of a network as it was, or was on average: in evaluation mode, without gradients, saved with its owner."""
+class FrozenCopy(nn.Module):
+    """A frozen copy of a network: in evaluation mode, without gradients, saved with its owner."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = copy.deepcopy(model).requires_grad_(False)
         self.train(False)
 
-    def train(self, mode: bool = True) -> Past:
+    def train(self, mode: bool = True) -> FrozenCopy:
         """Stay in evaluation mode."""
         return super().train(False)
 
@@ -66,9 +66,9 @@ class Past(nn.Module):
         return found if found.dtype == torch.float64 else found.float()
 
     @torch.no_grad()
-    def take(self, model: nn.Module, *, keep: float = 0.0) -> None:
-        """Become keep * itself + (1 - keep) * `model`; buffers (statistics, counters) are the model's."""
+    def ema_update(self, model: nn.Module, *, decay: float = 0.0) -> None:
+        """Set parameters to decay * own + (1 - decay) * those of `model`, and copy its buffers."""
         for mine, theirs in zip(self.model.parameters(), model.parameters(), strict=True):
-            mine.lerp_(theirs.to(mine), 1 - keep) if keep else mine.copy_(theirs)
+            mine.lerp_(theirs.to(mine), 1 - decay) if decay else mine.copy_(theirs)
         for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
             mine.copy_(theirs)

@@ -99,7 +99,7 @@ def require_linear_form(regularizer: Regularizer, classes: int) -> None:
     """
     if not regularizer.has_linear_form:
         raise no_linear_form(regularizer)
-    if regularizer.missing or regularizer.untold({}):
+    if regularizer.missing or regularizer.missing_from({}):
         return
     row = Rows(torch.empty(()).expand(1, classes), torch.zeros(1, dtype=torch.int64), None, None, torch.Size([1]))
     if regularizer.as_labo(row) is None:

@@ -71,7 +71,7 @@ class TrainerLoss:
         logits = logits_of(outputs)
         if self.shift_labels:
             logits, labels = logits[..., :-1, :], labels[..., 1:]
-        batch = self._told(outputs)
+        batch = self._batch_inputs(outputs)
         indices = batch.get("indices")
         if indices is not None and indices.dim() > 1:  # one for each label
             batch["indices"] = (indices[..., 1:] if self.shift_labels else indices).reshape(-1)
@@ -94,14 +94,14 @@ class TrainerLoss:
             return self.loss(logits, labels, **batch)
         return self.loss.mean_over(logits, labels, items, **batch)
 
-    def _told(self, outputs: Any) -> dict[str, Any]:
+    def _batch_inputs(self, outputs: Any) -> dict[str, Any]:
         batch = dict(self.batch)
         if self.loss.training and "dense_logits" in self.loss.regularizer.needs and isinstance(outputs, Mapping):
             batch["dense_logits"] = outputs.get("dense_logits")
-        untold = self.loss.regularizer.untold(batch) if self.loss.training else ()
-        if untold and untold != ("dense_logits",):
+        missing = self.loss.regularizer.missing_from(batch) if self.loss.training else ()
+        if missing and missing != ("dense_logits",):
             raise UserError(
-                f"Method '{self.loss.regularizer.name}' needs {untold[0]}, which LabelRegularizedTrainer tells it and "
+                f"Method '{self.loss.regularizer.name}' needs {missing[0]}, which LabelRegularizedTrainer passes and "
                 "compute_loss_func alone cannot."
             )
         return batch

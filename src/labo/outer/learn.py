@@ -58,7 +58,7 @@ def learn_labels(train: Train, targets: Tensor, *, seed: int = 0, say: Callable[
         train: the training function. The last logits that it yields count; in the last training `held_out` is empty.
         targets: (N,) class indices, as they are written.
         seed: draws the halves.
-        say: is told the decision in one sentence.
+        say: receives the decision as one sentence.
 
     Raises:
         UserError: `targets` are no class indices or too few, or `train` is no generator function or yields logits of

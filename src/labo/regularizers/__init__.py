@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from labo.regularizers.base import Regularizer, SoftLabelRegularizer
     from labo.regularizers.same_class import SameClass
 
-_HOMES = {"Regularizer": "base", "SoftLabelRegularizer": "base", "SameClass": "same_class"}
+_LAZY_ATTRIBUTES = {"Regularizer": "base", "SoftLabelRegularizer": "base", "SameClass": "same_class"}
 
 __all__ = [
     "Regularizer",
@@ -34,6 +34,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """What needs torch, when it is first used."""
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"labo.regularizers.{_HOMES[name]}"), name)
+    if name in _LAZY_ATTRIBUTES:
+        return getattr(importlib.import_module(f"labo.regularizers.{_LAZY_ATTRIBUTES[name]}"), name)
     raise AttributeError(f"module 'labo.regularizers' has no attribute {name!r}")

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from labo.kernels.autograd import Solve
     from labo.regularizers.prediction_memory import PredictionMemory
 
-# What training can give a regularizer once, before the first batch, and how a user of a plain loop gives it.
-ONCE: dict[str, str] = {
+# Inputs that a regularizer may need once, before the first batch, and how a plain loop provides them.
+SETUP_INPUTS: dict[str, str] = {
     "class_counts": "call regularizer.provide(class_counts=counts) with the (C,) counts of the training targets",
     "model": "call regularizer.provide(model=model) with the network that is trained",
     "teacher": "call regularizer.provide(teacher=teacher) with a trained network, or the folder of a run",
@@ -39,8 +39,8 @@ ONCE: dict[str, str] = {
     "optimizer": "call regularizer.provide(optimizer=optimizer) after adding regularizer.learnt() to it as a group "
     "with weight_decay=0",
 }
-# What training can tell of each batch, as a keyword of the loss.
-BATCH: dict[str, str] = {
+# Inputs that it may need with each batch, as keywords of the loss.
+BATCH_INPUTS: dict[str, str] = {
     "indices": "pass indices=… to the loss, (N,): the place of each example in the training data",
     "inputs": "pass inputs=… to the loss: what the network was called with, a tensor or its keyword arguments",
     "partners": "pass partners=… to the loss: as inputs, of other examples of the same classes in the same order "
@@ -50,7 +50,7 @@ BATCH: dict[str, str] = {
     "step": "pass step=… to the loss: how many optimizer steps were taken before",
     "progress": "pass progress=… to the loss: the share of training that is done, from 0 to 1",
 }
-NEEDS = {**ONCE, **BATCH}
+INPUTS = {**SETUP_INPUTS, **BATCH_INPUTS}
 
 
 class Regularizer(LateBuffers, ABC):
@@ -93,17 +93,17 @@ class Regularizer(LateBuffers, ABC):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What training has to provide with these options: keys of `ONCE` and `BATCH`."""
+        """What training has to provide with these options: keys of `SETUP_INPUTS` and `BATCH_INPUTS`."""
         return ()
 
     @property
     def missing(self) -> tuple[str, ...]:
         """Which of `needs` has to be provided before the first batch and was not yet."""
-        return tuple(need for need in self.needs if need in ONCE and need not in self._provided)
+        return tuple(need for need in self.needs if need in SETUP_INPUTS and need not in self._provided)
 
-    def untold(self, batch: Mapping[str, Any]) -> tuple[str, ...]:
-        """Which of `needs` this batch was not told of."""
-        return tuple(need for need in self.needs if need in BATCH and batch.get(need) is None)
+    def missing_from(self, batch: Mapping[str, Any]) -> tuple[str, ...]:
+        """Which of `needs` this batch lacks."""
+        return tuple(need for need in self.needs if need in BATCH_INPUTS and batch.get(need) is None)
 
     def provide(self, **given: Any) -> None:
         """Take what `needs` names; anything else is refused.
@@ -111,14 +111,14 @@ class Regularizer(LateBuffers, ABC):
         It is kept as `self.provided(name)`, not as a part of this module: a network given is not saved with it.
         """
         for name, value in given.items():
-            if name not in ONCE or name not in self.needs:
+            if name not in SETUP_INPUTS or name not in self.needs:
                 raise UserError(f"Method '{self.name}' with these options takes no `{name}`.")
             self._provided[name] = value
 
     def provided(self, name: str) -> Any:
         """What `provide` was given under this name."""
         if name not in self._provided:
-            raise UserError(f"Method '{self.name}' needs {name}: {ONCE[name]}.")
+            raise UserError(f"Method '{self.name}' needs {name}: {SETUP_INPUTS[name]}.")
         return self._provided[name]
 
     def learnt(self) -> list[nn.Parameter]:
@@ -155,17 +155,19 @@ class Regularizer(LateBuffers, ABC):
         return None
 
     def require(self, batch: Mapping[str, Any] | None = None) -> None:
-        """Refuse to go on without what training has to provide; with a batch, without what it must be told of too.
+        """Check that all setup inputs were provided and, with a batch, that it has all batch inputs.
 
         Raises:
-            UserError: something is not there; it says how to give it.
-            TypeError: the batch is told of by a name that nobody knows.
+            UserError: an input is missing; the message says how to provide it.
+            TypeError: the batch has an unknown input.
         """
-        for need in (*self.missing, *(self.untold(batch) if batch is not None else ())):
-            raise UserError(f"Method '{self.name}' needs {need}: {NEEDS[need]}.")
+        for need in (*self.missing, *(self.missing_from(batch) if batch is not None else ())):
+            raise UserError(f"Method '{self.name}' needs {need}: {INPUTS[need]}.")
         for name in batch or ():
-            if name not in BATCH:
-                raise TypeError(f"Expected a batch to be told of by {', '.join(BATCH)}, but got `{name}`.")
+            if name not in BATCH_INPUTS:
+                raise TypeError(
+                    f"Expected the inputs of a batch to be among {', '.join(BATCH_INPUTS)}, but got `{name}`."
+                )
 
     def __init__(self) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from labo import checks, inner
 from labo.kernels import reference
-from labo.networks import Past
+from labo.networks import FrozenCopy
 from labo.reduction import Rows
 from labo.regularizers import memory, passes
 from labo.regularizers.base import SoftLabelRegularizer
@@ -49,7 +49,7 @@ class BetaSmoothing(SoftLabelRegularizer):
     year = 2020
     strength_name = "alpha"
     candidates = ({"alpha": 0.6}, {"alpha": 0.1}, {"alpha": 0.4}, {"alpha": 0.8}, {"alpha": 0.2})
-    past: Past | None
+    past: FrozenCopy | None
 
     def __init__(self, *, alpha: float = 0.6, concentration: float = 3.0, decay: float = 0.999) -> None:
         super().__init__(strength=alpha)
@@ -57,7 +57,7 @@ class BetaSmoothing(SoftLabelRegularizer):
         checks.share("decay", decay)
         self.concentration = concentration
         self.decay = decay
-        self.turn = memory.Turn()
+        self.turn = memory.ChangeCounter()
         self.register_module("past", None)
 
     @property
@@ -69,16 +69,16 @@ class BetaSmoothing(SoftLabelRegularizer):
         """Take the network, of which the moving average is kept."""
         super().provide(**given)
         if "model" in given:
-            self.past = Past(given["model"])
+            self.past = FrozenCopy(given["model"])
 
     @override
     def losses(self, rows: Rows) -> Tensor:
-        if self.training and self.turn.came(rows.given["step"]):
+        if self.training and self.turn.advanced(rows.given["step"]):
             assert self.past is not None
             # The first time the average is the network as it is then, which may not be as it was when provided.
             ramp = 1 - 1 / (int(rows.given["step"]) + 1)
-            keep = min(self.decay, ramp) if self.turn.turns > 1 else 0.0
-            self.past.take(self.provided("model"), keep=keep)
+            decay = min(self.decay, ramp) if self.turn.turns > 1 else 0.0
+            self.past.ema_update(self.provided("model"), decay=decay)
         return super().losses(rows)
 
     def labels(self, rows: Rows) -> Tensor:
@@ -91,7 +91,7 @@ class BetaSmoothing(SoftLabelRegularizer):
         """The strengths alpha * (1 - b), (N,); 0 for ignored rows."""
         logits = inner.working(rows.logits)
         past = passes.beside(self._average(), rows)
-        averaged = passes.still_logits(past, rows.given["inputs"], rows, "the moving average of the network")
+        averaged = passes.constant_logits(past, rows.given["inputs"], rows, "the moving average of the network")
         p = reference.log_belief(averaged).exp()
         confidence = (reference.target_mass(p, rows.target, None) * p).sum(-1)
         at = torch.arange(len(p), device=p.device) if rows.kept is None else rows.kept.nonzero().squeeze(-1)
@@ -101,7 +101,7 @@ class BetaSmoothing(SoftLabelRegularizer):
         b[at[confidence[at].argsort(stable=True)]] = draws.sort().values.to(b)
         return (self.strength * (1 - b)).to(logits.dtype)
 
-    def _average(self) -> Past:
+    def _average(self) -> FrozenCopy:
         self.require()
         assert self.past is not None
         return self.past

@@ -64,7 +64,7 @@ class ClassWiseDistillation(Regularizer):
     def losses(self, rows: Rows) -> Tensor:
         data, factor = data_losses(rows)
         model = self.provided("model")
-        with networks.still(model) if self.hold_statistics else nullcontext():
-            partner = passes.still_logits(model, rows.given["partners"], rows, "the network on `partners`")
+        with networks.frozen_batch_norm_stats(model) if self.hold_statistics else nullcontext():
+            partner = passes.constant_logits(model, rows.given["partners"], rows, "the network on `partners`")
         term = passes.divergence(inner.working(rows.logits), partner, self.temperature)
         return data + self.strength * self.temperature**2 * factor * term

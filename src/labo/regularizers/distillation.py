@@ -93,7 +93,7 @@ class Distillation(Regularizer):
 
     def _taught(self, rows: Rows) -> Tensor:
         teacher = passes.beside(self.provided("teacher"), rows).eval()
-        return passes.still_logits(teacher, rows.given["inputs"], rows, "the teacher")
+        return passes.constant_logits(teacher, rows.given["inputs"], rows, "the teacher")
 
 
 class TeacherFreeDistillation(Distillation):

@@ -200,7 +200,7 @@ class LABO(Regularizer):
         return self.memory.losses(rows, self.provided("examples"), self.alpha, self.beta, self.value, self.training)
 
     def labels(self, rows: Rows) -> Tensor | None:
-        """The optimal label q* of each row, (N, C); None with a memory where it is not told which examples they are."""
+        """The optimal label q* of each row, (N, C); None with a memory and no `indices`."""
         self.require()
         logits = inner.working(rows.logits)
         beta = inner.over_rows("beta", self.beta, logits)

@@ -16,7 +16,7 @@ from labo.reduction import Rows
 from labo.regularizers import memory
 from labo.regularizers.base import Regularizer, data_losses
 
-MOST_CLASSES = 10_000
+MAX_CLASSES = 10_000
 
 
 class LabelSmoothingPlusPlus(Regularizer):
@@ -78,7 +78,7 @@ class LabelSmoothingPlusPlus(Regularizer):
     def _make(self, classes: int) -> None:
         if classes < 2:
             raise UserError(f"Expected argument `class_counts` of at least 2 classes, but got {classes}.")
-        memory.refuse_large(self, classes, classes - 1, most=MOST_CLASSES**2)
+        memory.refuse_large(self, classes, classes - 1, most=MAX_CLASSES**2)
         if self.table is None or len(self.table) != classes:
             self.table = nn.Parameter(torch.zeros(classes, classes - 1))
             self.table.register_hook(_mean_of_processes)

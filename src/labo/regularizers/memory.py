@@ -1,4 +1,4 @@
-"""What members share that remember: when a number turns, and how much they may keep."""
+"""What members with a state share: a change counter, and limits on the size of their tables."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from labo.regularizers.base import Regularizer
 _BYTES = 4  # of a float32 number
 
 
-class Turn(nn.Module):
-    """Tells when a number that training counts up, the epoch or the step, becomes another one.
+class ChangeCounter(nn.Module):
+    """Detects when a number that training counts up, the epoch or the step, has changed.
 
-    `turns` is how many numbers have come. Both are saved with the owner, and stay off the accelerator.
+    `turns` counts the distinct values so far. Both are saved with the owner, and stay off the accelerator.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.turns, self._last = 0, 0
 
-    def came(self, number: int | Tensor) -> bool:
-        """Whether `number` is another one than before, or the first."""
+    def advanced(self, number: int | Tensor) -> bool:
+        """Whether `number` differs from that of the last call, or is the first."""
         new = int(number)
         if self.turns and new == self._last:
             return False
@@ -44,7 +44,7 @@ def refuse_large(member: Regularizer, height: int, width: int, *, most: int, tab
     """Refuse tables of height x width float32 numbers where that is more than `most` and not allowed.
 
     Raises:
-        UserError: it is; the memory it would take is told.
+        UserError: it is; the message says how much memory it would take.
     """
     if height * width <= most or getattr(member, "allow_large", False):
         return
@@ -60,7 +60,7 @@ def refuse_other_size(member: Regularizer, what: str, known: tuple[int, ...], no
     """Refuse to go on with something remembered of another size than this training needs.
 
     Raises:
-        UserError: the sizes differ; both are told.
+        UserError: the sizes differ.
     """
     if known != now:
         raise UserError(

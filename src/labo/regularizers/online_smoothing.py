@@ -14,7 +14,7 @@ from labo.regularizers import memory
 from labo.regularizers.base import SoftLabelRegularizer
 
 STARTS = ("uniform", "zeros", "smoothed")
-MOST_CLASSES = 10_000
+MAX_CLASSES = 10_000
 
 
 class OnlineSmoothing(SoftLabelRegularizer):
@@ -58,7 +58,7 @@ class OnlineSmoothing(SoftLabelRegularizer):
             raise unknown("start", start, STARTS)
         self.start = start
         self.allow_large = allow_large
-        self.turn = memory.Turn()
+        self.turn = memory.ChangeCounter()
         self.register_buffer("table", None)
         self.register_buffer("sums", None)
         self.register_buffer("counts", None)
@@ -72,7 +72,7 @@ class OnlineSmoothing(SoftLabelRegularizer):
     def losses(self, rows: Rows) -> Tensor:
         if self.training:
             self._begin(rows)
-            if self.turn.came(rows.given["epoch"]):
+            if self.turn.advanced(rows.given["epoch"]):
                 self._renew()
         losses = super().losses(rows)
         if self.training:
@@ -100,7 +100,7 @@ class OnlineSmoothing(SoftLabelRegularizer):
         if self.table is not None:
             return
         classes, device = rows.raw.shape[-1], rows.raw.device
-        memory.refuse_large(self, classes, classes, most=MOST_CLASSES**2, tables=2)
+        memory.refuse_large(self, classes, classes, most=MAX_CLASSES**2, tables=2)
         self.table = self._first(classes, device)
         self.sums = torch.zeros(classes, classes, device=device)
         self.counts = torch.zeros(classes, dtype=torch.int64, device=device)

@@ -40,7 +40,7 @@ def masked_as(logits: Tensor, other: Tensor) -> Tensor:
     return torch.where(other == -math.inf, -math.inf, logits)
 
 
-def still_logits(network: nn.Module, inputs: Any, rows: Rows, whose: str) -> Tensor:
+def constant_logits(network: nn.Module, inputs: Any, rows: Rows, whose: str) -> Tensor:
     """The logits (N, C) of a network in the mode it is in, without gradient, masked as the batch's."""
     with torch.no_grad():
         found = networks.forward(network, on_device(inputs, rows.raw.device))

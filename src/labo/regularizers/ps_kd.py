@@ -15,7 +15,7 @@ from labo.reduction import Rows
 from labo.regularizers import memory
 from labo.regularizers.base import SoftLabelRegularizer
 
-MOST_NUMBERS = 1_000_000_000
+MAX_NUMBERS = 1_000_000_000
 
 
 class ProgressiveDistillation(SoftLabelRegularizer):
@@ -70,7 +70,7 @@ class ProgressiveDistillation(SoftLabelRegularizer):
     def losses(self, rows: Rows) -> Tensor:
         if self.training and self.memory is None:
             examples, classes = self.provided("examples"), rows.raw.shape[-1]
-            memory.refuse_large(self, examples, classes, most=MOST_NUMBERS)
+            memory.refuse_large(self, examples, classes, most=MAX_NUMBERS)
             self.memory = torch.zeros(examples, classes, device=rows.raw.device)
         losses = super().losses(rows)
         if self.training:
@@ -78,7 +78,7 @@ class ProgressiveDistillation(SoftLabelRegularizer):
         return losses
 
     def labels(self, rows: Rows) -> Tensor | None:
-        """What was predicted for the examples the last time, (N, C); None where it is not told which they are."""
+        """What was predicted for the examples the last time, (N, C); None without `indices`."""
         if rows.given.get("indices") is None:
             return None
         target = reference.target_mass(inner.working(rows.logits), rows.target, None)

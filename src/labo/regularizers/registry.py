@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from labo.regularizers.base import Regularizer
 
 # name -> "module:class"; a member is added by its file and its line here.
-_HOMES: dict[str, str] = {
+_REGISTRY: dict[str, str] = {
     "none": "labo.regularizers.none:NoRegularizer",
     "label_smoothing": "labo.regularizers.label_smoothing:LabelSmoothing",
     "unigram_smoothing": "labo.regularizers.unigram_smoothing:UnigramSmoothing",
@@ -46,7 +46,7 @@ _HOMES: dict[str, str] = {
     "labo": "labo.regularizers.labo:LABO",
     "labo_auto": "labo.regularizers.labo_auto:LABOAuto",
 }
-_REGISTERED: dict[str, type[Regularizer]] = {}
+_USER_REGISTRY: dict[str, type[Regularizer]] = {}
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def available() -> tuple[str, ...]:
         >>> "labo" in available()
         True
     """
-    return (*_HOMES, *_REGISTERED)
+    return (*_REGISTRY, *_USER_REGISTRY)
 
 
 def register(member: type[Regularizer]) -> type[Regularizer]:
@@ -77,9 +77,9 @@ def register(member: type[Regularizer]) -> type[Regularizer]:
     Raises:
         ValueError: the name is taken or empty.
     """
-    if not member.name or member.name in _HOMES:
+    if not member.name or member.name in _REGISTRY:
         raise UserError(f"Expected a regularizer with a name of its own, but got {member.name!r}.")
-    _REGISTERED[member.name] = member
+    _USER_REGISTRY[member.name] = member
     return member
 
 
@@ -90,7 +90,7 @@ def create(name: str, **options: Any) -> Regularizer:
     brackets, "labo[prior=unigram]", which are its defaults then, so that a comparison can have both.
 
     Raises:
-        ValueError: unknown name or option (the nearest and all known ones are told), or a value out of range.
+        ValueError: unknown name or option (the message suggests the nearest), or a value out of range.
 
     Example:
         >>> create("label_smoothing", epsilon=0.2)
@@ -183,10 +183,10 @@ def _value(text: str) -> Any:
 
 
 def _member(name: str) -> type[Regularizer]:
-    if name in _REGISTERED:
-        return _REGISTERED[name]
-    if name in _HOMES:
-        return _load(_HOMES[name])
+    if name in _USER_REGISTRY:
+        return _USER_REGISTRY[name]
+    if name in _REGISTRY:
+        return _load(_REGISTRY[name])
     if ":" in name:
         return _own(name)
     raise unknown("method", name, available())

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from labo import inner
 from labo.kernels import reference
-from labo.networks import Past
+from labo.networks import FrozenCopy
 from labo.reduction import Rows
 from labo.regularizers import memory, passes
 from labo.regularizers.base import SoftLabelRegularizer, data_losses
@@ -45,11 +45,11 @@ class SelfAdaptiveSmoothing(SoftLabelRegularizer):
     year = 2022
     strength_name = "scale"
     candidates = ({"scale": 1.0}, {"scale": 0.4}, {"scale": 0.1}, {"scale": 0.8}, {"scale": 0.2})
-    past: Past | None
+    past: FrozenCopy | None
 
     def __init__(self, *, scale: float = 1.0) -> None:
         super().__init__(strength=scale)
-        self.turn = memory.Turn()
+        self.turn = memory.ChangeCounter()
         self.register_module("past", None)
 
     @property
@@ -61,13 +61,13 @@ class SelfAdaptiveSmoothing(SoftLabelRegularizer):
         """Take the network, whose past is kept."""
         super().provide(**given)
         if "model" in given:
-            self.past = Past(given["model"])
+            self.past = FrozenCopy(given["model"])
 
     @override
     def losses(self, rows: Rows) -> Tensor:
-        if self.training and self.turn.came(rows.given["epoch"]) and self.turn.turns > 1:
+        if self.training and self.turn.advanced(rows.given["epoch"]) and self.turn.turns > 1:
             assert self.past is not None
-            self.past.take(self.provided("model"))
+            self.past.ema_update(self.provided("model"))
         return data_losses(rows)[0] if self.turn.turns < 2 else super().losses(rows)
 
     def labels(self, rows: Rows) -> Tensor | None:
@@ -76,7 +76,7 @@ class SelfAdaptiveSmoothing(SoftLabelRegularizer):
             return None
         past = passes.beside(self.past, rows)
         with torch.no_grad():
-            logits = passes.still_logits(past, rows.given["inputs"], rows, "the past network")
+            logits = passes.constant_logits(past, rows.given["inputs"], rows, "the past network")
             return reference.log_belief(logits).exp()
 
     @torch.no_grad()

@@ -75,7 +75,7 @@ class ZipfSmoothing(Regularizer):
 
     def labels(self, rows: Rows) -> Tensor | None:
         """Zipf's law over the wrong classes, (N, C), 0 at the others; None without the dense logits that it needs."""
-        return None if self.untold(rows.given) else self._zipf(rows, inner.working(rows.logits))
+        return None if self.missing_from(rows.given) else self._zipf(rows, inner.working(rows.logits))
 
     @torch.no_grad()
     def _zipf(self, rows: Rows, logits: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ def of(model: nn.Module, regularizer: Any, examples: Any, vocabulary: Any) -> li
         For each sentence its "source" and "target" text and "places": the "reference" piece, its "mass" in the label,
         and "top", pairs of piece and mass. Empty for a method without labels, or with labels for training alone.
     """
-    if regularizer.untold({}):
+    if regularizer.missing_from({}):
         return []
     device, training = next(model.parameters()).device, model.training
     model.eval()
