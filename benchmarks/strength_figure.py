@@ -1,6 +1,6 @@
 """Draws what `strength_grid.py` measured: accuracy and calibrated NLL over the plane of alpha and beta.
 
-    python benchmarks/strength_picture.py results/strength/cifar100-10k.csv docs/figures/strength-cifar100-10k.svg
+    python benchmarks/strength_figure.py results/strength/cifar100-10k.csv docs/figures/strength-cifar100-10k.svg
 
 Each cell is a mean over seeds beside plain cross-entropy's (alpha = 0, named below); orange is better than it, blue is
 worse, in both panels. Cells without a run stay empty.
