@@ -23,6 +23,16 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     return UserError(f"Unknown {kind} '{name}'{hint}. Known {kind}s: {', '.join(names)}.")
 
 
+def one_line(error: BaseException) -> str:
+    r"""The message of an error on one line, without a full stop at its end; its type where it has no message.
+
+    Example:
+        >>> one_line(ValueError("two\n  lines."))
+        'two lines'
+    """
+    return " ".join(str(error).split()).rstrip(" .:") or type(error).__name__
+
+
 def not_here(data: object) -> UserError:
     """Data that do not lie on this disk, where the name of a data set on the Hugging Face hub may be meant."""
     return UserError(

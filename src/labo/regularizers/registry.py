@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labo.errors import UserError, unknown
+from labo.errors import UserError, one_line, unknown
 
 if TYPE_CHECKING:
     from labo.regularizers.base import Regularizer
@@ -203,9 +203,8 @@ def _own(name: str) -> type[Regularizer]:
     try:
         member = _load(name)
     except Exception as error:  # a module of one's own may raise anything
-        reason = " ".join(str(error).split()).rstrip(".")
         raise UserError(
-            f"Cannot load the method '{name}': {reason} (Python looks in the folder it starts in)."
+            f"Cannot load the method '{name}': {one_line(error)} (Python looks in the folder it starts in)."
         ) from error
     if not (isinstance(member, type) and issubclass(member, Regularizer)):
         raise UserError(f"Expected '{name}' to be a labo.regularizers.Regularizer, but it is not.")
