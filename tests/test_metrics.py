@@ -18,7 +18,7 @@ from sklearn.metrics import (
 
 from labo.metrics.calibration import expected_calibration_error, reliability
 from labo.metrics.scores import class_scores, classification_scores, scores, scores_at
-from labo.metrics.temperature import COLDEST, fit_temperature
+from labo.metrics.temperature import MAX_TEMPERATURE, MIN_TEMPERATURE, fit_temperature
 
 
 @pytest.fixture
@@ -109,10 +109,49 @@ def test_temperature_is_where_an_optimiser_finds_it(batch):
     assert fit_temperature(logits, target) == pytest.approx(2, rel=0.2)  # how the targets were drawn
 
 
-def test_temperature_of_separable_data_is_the_end_of_the_range():
-    assert fit_temperature(torch.eye(3), torch.arange(3)) == pytest.approx(COLDEST)
-    assert fit_temperature(-torch.eye(3), torch.arange(3)) == pytest.approx(100)
+def test_temperature_without_a_minimum_is_the_end_of_the_range_and_is_said():
+    with pytest.warns(UserWarning, match=r"temperature is 0\.05, the end of the range .* all predictions are right"):
+        assert fit_temperature(torch.eye(3), torch.arange(3)) == MIN_TEMPERATURE == 0.05
+    with pytest.warns(UserWarning, match=r"temperature is 1e\+06, the end of the range .* the predictions say nothing"):
+        assert fit_temperature(-torch.eye(3), torch.arange(3)) == MAX_TEMPERATURE
     assert fit_temperature(torch.empty(0, 3), torch.empty(0, dtype=torch.long)) == 1
+
+
+def test_temperature_of_large_logits_is_found(batch):
+    logits, target = batch
+    expected = fit_temperature(logits, target)
+    for factor in (100.0, 2_500.0, 30_000.0):
+        assert fit_temperature(factor * logits, target) == pytest.approx(factor * expected, rel=1e-5)
+
+
+ONES, CLASSES = torch.full((2, 2), 0.5), torch.tensor([0, 1])
+
+
+@pytest.mark.parametrize("measure", [reliability, expected_calibration_error])
+@pytest.mark.parametrize(
+    ("probabilities", "target", "message"),
+    [
+        (torch.tensor([[3.0, -2.0], [0.0, 1.0]]), CLASSES, "`probabilities` to have no negative or NaN entries"),
+        (2 * ONES, CLASSES, "`probabilities` to sum to 1 over the classes, but got 2"),
+        (ONES / 0, CLASSES, "`probabilities` to be free of NaN and inf"),
+        (ONES, torch.tensor([0, -100]), r"`target` to be class indices in \[0, 2\), but got -100"),
+        (ONES[:0], CLASSES[:0], "with at least one example"),
+        (ONES, CLASSES[:1], r"got shapes \(2, 2\) and \(1,\)"),
+    ],
+)
+def test_what_calibration_cannot_be_measured_of_is_refused(measure, probabilities, target, message):
+    with pytest.raises(ValueError, match=message):
+        measure(probabilities, target)
+
+
+@pytest.mark.parametrize("measure", [classification_scores, class_scores, fit_temperature])
+def test_scores_refuse_nan_and_targets_that_are_no_classes(measure):
+    with pytest.raises(ValueError, match="`logits` to be free of NaN and inf"):
+        measure(torch.tensor([[math.nan, 0.0], [0.0, 1.0]]), CLASSES)
+    with pytest.raises(ValueError, match="but got -100"):
+        measure(torch.zeros(2, 2), torch.tensor([-100, 1]))
+    with pytest.raises(TypeError, match=r"`target` to be class indices, but got dtype torch\.float32"):
+        measure(torch.zeros(2, 2), torch.ones(2))
 
 
 def test_scaling_mends_confidence_and_leaves_accuracy(batch):

@@ -241,7 +241,7 @@ def test_the_temperature_is_of_tokens_evenly_spaced(trained, monkeypatch):
     examples, size = run.splits.validation, run.about["preprocessing"]["vocabulary_size"]
     logits, labels = map(torch.cat, zip(*run.judge._logits(run.model, examples), strict=True))
     taken: list[torch.Tensor] = []
-    monkeypatch.setattr(judged, "fit_temperature", lambda found, _: taken.append(found) or 1.0)
+    monkeypatch.setattr(judged, "search_temperature", lambda found, _: taken.append(found) or 1.0)
     monkeypatch.setattr(judged, "SCORED_ELEMENTS", size * 8)
     for stride in (1, 3, 40):
         monkeypatch.setattr(judged, "TEMPERATURE_ELEMENTS", -(-size * len(labels) // stride))

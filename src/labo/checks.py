@@ -169,6 +169,20 @@ def class_indices(name: str, value: Tensor, classes: int, ignore_index: int | No
     return True
 
 
+def predictions(name: str, value: Tensor, target: Tensor) -> None:
+    """Predictions (N, C) without NaN or inf, N at least 1, beside class indices (N,); for what is measured by them."""
+    floating(name, value)
+    if value.dim() != 2 or target.shape != value.shape[:1] or not len(value):
+        raise ValueError(
+            f"Expected arguments `{name}` (N, C) and `target` (N,) with at least one example, but got shapes "
+            f"{tuple(value.shape)} and {tuple(target.shape)}."
+        )
+    if target.dtype.is_floating_point or target.dtype.is_complex or target.dtype == torch.bool:
+        raise TypeError(f"Expected argument `target` to be class indices, but got dtype {target.dtype}.")
+    require(value < math.inf, f"Expected argument `{name}` to be free of NaN and inf.")
+    class_indices("target", target, value.shape[1], None)
+
+
 def same_device(name: str, value: Tensor, other: Tensor) -> None:
     """A scalar tensor may lie on the CPU; anything larger must lie beside the logits."""
     if value.device != other.device and value.dim() > 0:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from labo import checks
+
 BINS = 15
 
 
@@ -18,6 +20,9 @@ def reliability(probabilities: Tensor, target: Tensor, bins: int = BINS) -> list
         target: (N,) class indices.
         bins: how many.
 
+    Raises:
+        ValueError, TypeError: no probabilities that sum to 1, targets that are no classes, other shapes, or no example.
+
     Returns:
         One dict a bin: mean "confidence" and "accuracy" (fractions; None where the bin is empty) and "count".
 
@@ -27,6 +32,8 @@ def reliability(probabilities: Tensor, target: Tensor, bins: int = BINS) -> list
         >>> reliability(torch.tensor([[0.375, 0.625], [0.125, 0.875]]), torch.tensor([1, 0]), bins=2)[1]
         {'confidence': 0.75, 'accuracy': 0.5, 'count': 2}
     """
+    checks.predictions("probabilities", probabilities, target)
+    checks.distribution("probabilities", probabilities, -1)
     confidence, predicted = probabilities.double().max(-1)
     return entries(binned(confidence, predicted == target, bins))
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, one_hot
 
+from labo import checks
 from labo.metrics.calibration import expected_calibration_error
-from labo.metrics.temperature import fit_temperature
+from labo.metrics.temperature import search_temperature
 
 # The target among so many of the likeliest classes counts as found.
 TOP = 5
@@ -29,15 +30,14 @@ def classification_scores(logits: Tensor, target: Tensor, *, temperature: float 
         fraction of examples whose target is among the five likeliest.
 
     Raises:
-        ValueError: no examples.
+        ValueError, TypeError: logits with NaN or inf, targets that are no classes, other shapes, or no example.
 
     Example:
         >>> import torch
         >>> classification_scores(torch.zeros(2, 2), torch.tensor([0, 1]))["brier"]
         0.5
     """
-    if len(target) == 0:
-        raise ValueError("Expected argument `target` to hold at least one example, but got none.")
+    checks.predictions("logits", logits, target)
     log_p = log_softmax(logits.detach().double() / temperature, -1)
     p = log_p.exp()
     found = {"accuracy": (log_p.argmax(-1) == target).double().mean().item()}
@@ -58,7 +58,7 @@ def scores(
 
     Accuracies do not change with temperature and are given once; "temperature" is the one fitted.
     """
-    return scores_at(fit_temperature(validation_logits, validation_target), test_logits, test_target)
+    return scores_at(search_temperature(validation_logits, validation_target), test_logits, test_target)
 
 
 def scores_at(temperature: float, logits: Tensor, target: Tensor) -> dict[str, float]:
@@ -77,6 +77,9 @@ def class_scores(logits: Tensor, target: Tensor, *, temperature: float = 1.0) ->
         target: (N,) class indices.
         temperature: above 0.
 
+    Raises:
+        ValueError, TypeError: as in `classification_scores`.
+
     Returns:
         One dict a class: "examples" of it and how many are "predicted" to be of it; "recall", the fraction of its
         examples that are found (its accuracy), and "precision", the fraction of those predicted that are of it; of its
@@ -88,6 +91,7 @@ def class_scores(logits: Tensor, target: Tensor, *, temperature: float = 1.0) ->
         >>> [(entry["examples"], entry["recall"], entry["precision"]) for entry in found]
         [(1, 1.0, 0.5), (2, 0.5, 1.0)]
     """
+    checks.predictions("logits", logits, target)
     classes = logits.shape[-1]
     log_p = log_softmax(logits.detach().double() / temperature, -1)
     of_target = log_p.gather(-1, target.unsqueeze(-1)).squeeze(-1)

@@ -13,7 +13,7 @@ from labo.experiment import prediction
 from labo.experiment.judges.base import Judge, NoNumbersError
 from labo.metrics.calibration import reliability
 from labo.metrics.scores import classification_scores, scores, scores_at
-from labo.metrics.temperature import fit_temperature
+from labo.metrics.temperature import search_temperature
 from labo.reduction import as_rows
 from labo.storage import write_object
 
@@ -28,13 +28,13 @@ class Classification(Judge):
         measured = {"validation_nll": found["nll"], "validation_accuracy": found["accuracy"]}
         if not best:
             return measured, 0.0
-        scaled = classification_scores(logits, target, temperature=fit_temperature(logits, target))["nll"]
+        scaled = classification_scores(logits, target, temperature=search_temperature(logits, target))["nll"]
         return {**measured, "validation_nll_scaled": scaled}, scaled
 
     def for_tuning(self, model: nn.Module, examples: Any) -> dict[str, float]:
         """See `Judge.for_tuning`."""
         logits, target = _numbers(model, examples), examples.target
-        scaled = classification_scores(logits, target, temperature=fit_temperature(logits, target))
+        scaled = classification_scores(logits, target, temperature=search_temperature(logits, target))
         return {**classification_scores(logits, target), "nll_scaled": scaled["nll"]}
 
     def at_the_end(self, model: nn.Module, loss: Any, splits: Any, folder: Path) -> dict[str, Any]:

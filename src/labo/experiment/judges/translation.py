@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from labo.experiment import translations
 from labo.experiment.judges import soft_sentences
 from labo.experiment.judges.base import Judge, NoNumbersError
-from labo.metrics.temperature import fit_temperature
+from labo.metrics.temperature import search_temperature
 from labo.metrics.translation import TokenScores, bleu, chrf, signatures
 from labo.networks import logits_of
 from labo.storage import write_object
@@ -132,7 +132,7 @@ class Translation(Judge):
             places = torch.arange(len(labels))[-seen % stride :: stride]  # none where the batch ends before the next
             kept.append((logits[places], labels[places]))
             seen += len(labels)
-        return fit_temperature(torch.cat([part for part, _ in kept]), torch.cat([part for _, part in kept]))
+        return search_temperature(torch.cat([part for part, _ in kept]), torch.cat([part for _, part in kept]))
 
     def _logits(self, model: nn.Module, examples: Any) -> Iterator[tuple[Tensor, Tensor]]:
         """(logits (n, V) float32, labels (n,)) of the tokens of examples, some sentences at a time, on the CPU."""
