@@ -25,7 +25,7 @@ def document(title: str, body: Sequence[str]) -> str:
 
 
 def _style() -> str:
-    text = resources.files("labo.report").joinpath("style.css").read_text(encoding="utf-8")
+    text = resources.files("labo.report").joinpath("templates/style.css").read_text(encoding="utf-8")
     return text.replace("@LIGHT@", variables(0)).replace("@DARK@", variables(1)).replace("@FONT@", FONT)
 
 

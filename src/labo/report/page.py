@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from labo.report import beams, bootstrap, protocol, sentences, shifts, suspects
+from labo.report import beams, bootstrap, label_issues, protocol, shifts, token_labels
 from labo.report.gallery import Group
 from labo.report.html import document, pairs, table
 from labo.report.measures import p_text
@@ -55,8 +55,8 @@ def _task(recorded: Recorded, task: TaskSummary, groups: Sequence[Group], sample
     parts += [*_shifted(recorded, task), *_bootstrap(recorded, task), *_beams(recorded, task)]
     for place, group in enumerate(groups):
         parts += _group(group)
-        parts += sentences.section(recorded, task) if place == 0 and samples and task.main.of_text else []
-    parts += suspects.section(recorded, task.task, samples=samples)
+        parts += token_labels.section(recorded, task) if place == 0 and samples and task.main.of_text else []
+    parts += label_issues.section(recorded, task.task, samples=samples)
     settings = _settings(recorded, task.task)
     return [*parts, "<h3>Settings chosen</h3>", *settings] if settings else parts
 
