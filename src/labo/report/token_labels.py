@@ -1,58 +1,55 @@
-"""The label picture for text: what a regularizer's label holds likely at each place of a sentence, in HTML."""
+"""The labels of translators in a report: what a regularizer's label holds likely at each token of a sentence."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from statistics import fmean
 from typing import Any
 
 from labo.report.measures import number
+from labo.report.model import Bar, Block, Details, Section, Text, TokenBars
 from labo.report.reading import Recorded
 from labo.report.verdict import TaskSummary
 from labo.storage import read_object
 
-# So many sentences are shown, the first of them open; so many pieces stand below the reference's.
-SHOWN, OPEN, OTHERS = 4, 2, 3
+MAX_SENTENCES, OPEN_SENTENCES, MAX_ALTERNATIVES = 4, 2, 3
 _SPACE = "▁"  # how SentencePiece writes the space before a word
-_PAIR_FIRST = ("label_smoothing", "labo")
-Place = Mapping[str, Any]
-# method -> (seed, the places of a sentence)
-ByMethod = dict[str, tuple[int, list[Place]]]
+_FIRST = ("label_smoothing", "labo")  # the pair that the labels are there to compare
+_CAPTION = (
+    "The label q that each regularizer gives at each token of some validation sentences, which the network has not "
+    "trained on; it has read the source and the reference before the token. It is the label that stands beside the "
+    "reference in the loss, before the two are mixed. A box is a token: first the reference and its share of the "
+    "label, then the other pieces with the largest shares. Bars are relative to the largest share of the row of boxes. "
+    "␣ begins a word, </s> ends the sentence."
+)
+Token = Mapping[str, Any]
+# method -> (seed, the tokens of a sentence)
+ByMethod = dict[str, tuple[int, list[Token]]]
 
 
-def section(recorded: Recorded, task: TaskSummary) -> list[str]:
-    """The part of the page for a translation task, all text escaped; nothing where the runs kept no sentences.
+def section(recorded: Recorded, task: TaskSummary) -> Section | None:
+    """The labels of a translation task's sentences; None where the runs kept no sentences.
 
     Each method shows its first seed that has any.
     """
+    if not task.main.of_text:
+        return None
     pairs = _pairs(recorded, task)
     if not pairs:
-        return []
-    parts = ["<h3>What the labels look like, word by word</h3>", f'<p class="caption">{_caption()}</p>']
-    shown = sorted(pairs.items(), key=lambda item: -len(item[1]))[:SHOWN]  # those that most methods have
-    for place, ((source, target), methods) in enumerate(shown):
-        parts.append(f'<details class="sentence"{" open" if place < OPEN else ""}>{_heading(source, target)}')
-        parts += [_of_method(name, *found) for name, found in methods.items()]
-        parts.append("</details>")
-    having = {name for methods in pairs.values() for name in methods}
-    without = [summary.method for summary in task.methods if summary.method not in having]
+        return None
+    blocks: list[Block] = [Text(_CAPTION, "caption")]
+    shown = sorted(pairs.items(), key=lambda item: -len(item[1]))[:MAX_SENTENCES]  # those that most methods have
+    for index, ((source, target), by_method) in enumerate(shown):
+        bars = tuple(_of_method(name, *label) for name, label in by_method.items())
+        blocks.append(Details(f"{_isolated(source)} → {_isolated(target)}", bars, is_open=index < OPEN_SENTENCES))
+    with_labels = {name for by_method in pairs.values() for name in by_method}
+    without = [summary.method for summary in task.methods if summary.method not in with_labels]
     if without:
         text = (
             f"No label is shown for {', '.join(without)}: it has none, or none for sentences that it did not train on."
         )
-        parts.append(f'<p class="missing">{escape(text)}</p>')
-    return parts
-
-
-def _caption() -> str:
-    return (
-        "The label q that each regularizer gives at each place of some validation sentences, which the network "
-        "has not trained on; it has read the source and the reference before the place. It is the label that stands "
-        "beside the reference in the loss, before the two are mixed. A box is a place: first the reference's piece "
-        "and its share of the label, then the other pieces with the largest shares. Bars are measured by the largest "
-        "share of the row of boxes. ␣ begins a word, &lt;/s&gt; ends the sentence."
-    )
+        blocks.append(Text(text, "missing"))
+    return Section("What the labels look like, word by word", tuple(blocks), html_only=True)
 
 
 def _pairs(recorded: Recorded, task: TaskSummary) -> dict[tuple[str, str], ByMethod]:
@@ -77,7 +74,7 @@ def _pairs(recorded: Recorded, task: TaskSummary) -> dict[tuple[str, str], ByMet
 
 
 def _rank(name: str) -> int:
-    return _PAIR_FIRST.index(name) if name in _PAIR_FIRST else len(_PAIR_FIRST)
+    return _FIRST.index(name) if name in _FIRST else len(_FIRST)
 
 
 def _read(sentences: Any) -> list[dict[str, Any]]:
@@ -102,50 +99,49 @@ def _whole_place(place: Any) -> bool:
     )
 
 
-def _heading(source: str, target: str) -> str:
-    return f'<summary><bdi>{escape(source)}</bdi> → <bdi class="target">{escape(target)}</bdi></summary>'
+def _of_method(name: str, seed: int, tokens: Sequence[Token]) -> TokenBars:
+    note = f"seed {seed}, {_share(fmean(token['mass'] for token in tokens))} on the reference in the mean"
+    top = tokens[0]["top"]
+    if any(token["top"] != top for token in tokens):
+        return TokenBars(name, note, "", _boxes(tokens, MAX_ALTERNATIVES))
+    # A label that does not follow the model is the same at every token: it is described once.
+    if all(mass == tokens[0]["mass"] for mass in [*(mass for _, mass in top), *(token["mass"] for token in tokens)]):
+        text = f"The same at every token: all pieces share alike, {_share(top[0][1])} each."
+        return TokenBars(name, note, text, ())
+    listed = ", ".join(f"{_isolated(_piece(piece))} {_share(mass)}" for piece, mass in top)
+    text = f"The same at every token; its largest shares: {listed}."
+    return TokenBars(name, note, text, _boxes(tokens, 0))
 
 
-def _of_method(name: str, seed: int, places: Sequence[Place]) -> str:
-    mean = fmean(place["mass"] for place in places)
-    heading = f"<h4>{escape(name)} <small>seed {seed}, {_share(mean)} on the reference in the mean</small></h4>"
-    tops = places[0]["top"]
-    if any(place["top"] != tops for place in places):
-        return f"{heading}{_row(places, OTHERS)}"
-    # A label that does not follow the model is the same at every place: it is told once.
-    if all(mass == places[0]["mass"] for mass in [*(mass for _, mass in tops), *(place["mass"] for place in places)]):
-        told = f"The same at every place: all pieces share alike, {_share(tops[0][1])} each."
-        return f'{heading}<p class="caption">{told}</p>'
-    told = ", ".join(f"{_piece(piece)} {_share(mass)}" for piece, mass in tops)
-    return f'{heading}<p class="caption">The same at every place; its largest shares: {told}.</p>{_row(places, 0)}'
-
-
-def _row(places: Sequence[Place], others: int) -> str:
+def _boxes(tokens: Sequence[Token], alternatives: int) -> tuple[tuple[Bar, ...], ...]:
     largest = max(
-        (mass for place in places for mass in (place["mass"], *(mass for _, mass in place["top"][: others + 1]))),
+        (mass for token in tokens for mass in (token["mass"], *(mass for _, mass in token["top"][: alternatives + 1]))),
         default=0.0,
     )
-    return f'<ol class="places">{"".join(_place(place, others, largest) for place in places)}</ol>'
+    boxes = []
+    for token in tokens:
+        others = [(piece, mass) for piece, mass in token["top"] if piece != token["reference"]][:alternatives]
+        bars = [_bar(token["reference"], token["mass"], largest, is_given=True)]
+        boxes.append((*bars, *(_bar(piece, mass, largest, is_given=False) for piece, mass in others)))
+    return tuple(boxes)
 
 
-def _place(place: Place, others: int, largest: float) -> str:
-    rest = [(piece, mass) for piece, mass in place["top"] if piece != place["reference"]][:others]
-    bars = [_bar("given", f"<b>{_piece(place['reference'])}</b>", place["mass"], largest)]
-    bars += [_bar("other", _piece(piece), mass, largest) for piece, mass in rest]
-    return f"<li>{''.join(bars)}</li>"
-
-
-def _bar(kind: str, piece: str, mass: float, largest: float) -> str:
-    width = 100 * min(1.0, max(0.0, mass / largest)) if largest > 0 else 0.0
-    return f'<span class="bar {kind}"><small>{_share(mass)}</small>{piece}<i style="width: {width:.0f}%"></i></span>'
+def _bar(piece: str, mass: float, largest: float, *, is_given: bool) -> Bar:
+    percent = 100 * min(1.0, max(0.0, mass / largest)) if largest > 0 else 0.0
+    return Bar(_piece(piece), _share(mass), percent, is_given)
 
 
 def _piece(piece: str) -> str:
-    return f"<bdi>{escape(piece).replace(_SPACE, '<span class=gap>␣</span>')}</bdi>"
+    return piece.replace(_SPACE, "␣")
+
+
+def _isolated(text: str) -> str:
+    """`text` between Unicode's isolates, so that its direction of writing does not turn what stands beside it."""
+    return f"\u2068{text}\u2069"
 
 
 def _share(mass: float) -> str:
     """A share as it is written in a narrow box: `.171`, `<.001`."""
     if 0 < mass < 0.0005:
-        return "&lt;.001"
+        return "<.001"
     return f"{mass:.3f}".removeprefix("0")
