@@ -325,6 +325,20 @@ def test_the_terminals_table_fits_into_80_columns(shifted: bool) -> None:
     assert ("shifted" in out.getvalue()) == shifted
 
 
+def test_the_terminals_table_breaks_no_word_where_trials_failed() -> None:
+    from rich.console import Console
+
+    measures = dict.fromkeys(("nll", "nll_scaled", "brier", "ece", "ece_scaled"), 0.1234)
+    records = [record(name, seed, 0.9 + seed / 50) for name in ("label_smoothing", "x" * 20) for seed in range(3)]
+    for each in records:
+        each["metrics"] |= measures
+    out = io.StringIO()
+    summary = summarize_records([*records, record("label_smoothing", 3, None)])
+    Console(file=out, width=80).print(render.terminal(compose.brief(summary)))
+    table = out.getvalue().split("label_smoothing is")[0]
+    assert {"x" * 20, "failed)", "baseline", "±0.0000", "p=1.000", "0.1234"} <= set(table.split())
+
+
 def test_importing_the_report_brings_in_no_plotting() -> None:
     heavy = "('matplotlib', 'rich', 'torch', 'scipy')"
     code = f"import sys, labo.report; print([name for name in {heavy} if name in sys.modules])"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 WIDTH = 3.6  # inches; 346 CSS pixels, the width of a phone
 _DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 MAX_CLASSES = 40  # of a label map
-_LEVELS = 8  # of colour, on either side of an even share
+_LEVELS = 8  # of colour, on either side of the even share
 Matrix = Sequence[Sequence[float | None]]
 
 
@@ -30,17 +30,17 @@ def shorten(name: str, length: int = 34) -> str:
 
 
 def seed_dots(measure: Measure, estimates: dict[str, Estimate], order: Sequence[str]) -> Figure:
-    """A row per method: a dot per seed, the mean and its 95% interval beneath. Colours follow the place in `order`."""
-    rows = [(name, found) for name, found in estimates.items() if found.values]
+    """A row per method: a dot per seed, the mean and its 95% interval beneath. `order` decides the colours."""
+    rows = [(name, estimate) for name, estimate in estimates.items() if estimate.values]
     height = 0.62 + 0.46 * len(rows)
     figure, axes = _panel(measure.label, height, "higher is better" if measure.higher_is_better else "lower is better")
-    for row, (name, found) in enumerate(rows):
+    for row, (name, estimate) in enumerate(rows):
         colour, factor = _colour(order.index(name)), measure.factor
-        values = [value * factor for value in found.values.values()]
+        values = [value * factor for value in estimate.values.values()]
         axes.plot(values, [row] * len(values), "o", color=colour, ms=4.2, alpha=0.45, mew=0, clip_on=False)
-        mean = (found.mean or 0.0) * factor
-        if found.half_width is not None:
-            half = found.half_width * factor
+        mean = (estimate.mean or 0.0) * factor
+        if estimate.half_width is not None:
+            half = estimate.half_width * factor
             axes.plot([mean - half, mean + half], [row + 0.22] * 2, color=colour, lw=2, solid_capstyle="round")
         axes.plot([mean], [row + 0.22], marker="D", color=colour, ms=5, mew=0)
         axes.annotate(
@@ -96,7 +96,7 @@ def curves(title: str, subtitle: str, lines: dict[str, tuple[list, list]], order
         )
     axes.grid(axis="y", color=GRID, lw=0.8)
     axes.margins(x=0.02)
-    axes.set_ylim(*_settled(list(lines.values())))
+    axes.set_ylim(*_limits(list(lines.values())))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.locator_params(axis="y", nbins=5)
     axes.set_xlabel("epoch", size=8, color=MUTED, loc="right", labelpad=1)
@@ -107,8 +107,8 @@ def curves(title: str, subtitle: str, lines: dict[str, tuple[list, list]], order
     return figure
 
 
-def _settled(lines: Sequence[tuple[list, list]]) -> tuple[float, float]:
-    """The range of the values past the first fifth of the epochs, so that a steep start does not flatten the rest."""
+def _limits(lines: Sequence[tuple[list, list]]) -> tuple[float, float]:
+    """The limits of the values after the first fifth of the epochs: a steep start does not flatten the rest."""
     last = max(epochs[-1] for epochs, _ in lines)
     pairs = [pair for epochs, values in lines for pair in zip(epochs, values, strict=True)]
     values = [value for epoch, value in pairs if epoch > last / 5] or [value for _, value in pairs]
@@ -163,10 +163,10 @@ def relative_to_even(labels: Matrix) -> list[list[float | None]]:
 
 def common_reach(matrices: Sequence[Matrix]) -> float:
     """The end of the colour scale that all maps share: the 98th percentile of |log2 ratio|, from 0.01 to 3."""
-    found = sorted(
+    ratios = sorted(
         abs(value) for labels in matrices for row in relative_to_even(labels) for value in row if value is not None
     )
-    return min(3.0, max(0.01, found[int(0.98 * (len(found) - 1))])) if found else 1.0
+    return min(3.0, max(0.01, ratios[int(0.98 * (len(ratios) - 1))])) if ratios else 1.0
 
 
 def label_map(method: str, labels: Matrix, classes: Sequence[str], reach: float) -> Figure:
@@ -191,9 +191,10 @@ def label_map(method: str, labels: Matrix, classes: Sequence[str], reach: float)
             text = "" if value is None else f"{value:.2f}".removeprefix("0")
             axes.text(index + 0.5, index + 0.5, text, size=7.5, color=INK, ha="center", va="center")
     step = math.ceil(size / 12)
-    places = list(range(0, size, step))
-    axes.set_xticks([place + 0.5 for place in places], [names[place] if len(names) > place else "" for place in places])
-    axes.set_yticks([place + 0.5 for place in places], [names[place] if len(names) > place else "" for place in places])
+    ticks = range(0, size, step)
+    labelled = [names[index] if len(names) > index else "" for index in ticks]
+    axes.set_xticks([index + 0.5 for index in ticks], labelled)
+    axes.set_yticks([index + 0.5 for index in ticks], labelled)
     axes.xaxis.tick_top()
     axes.tick_params(length=0, labelsize=7.5, pad=3)
     if slanted:

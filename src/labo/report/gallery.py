@@ -62,7 +62,7 @@ def _seeds(task: TaskSummary, prefix: str) -> Section:
 
 def _decisions(recorded: Recorded, task: TaskSummary, prefix: str) -> list[Section]:
     """How the candidates of a method that chooses its settings by itself predict held-out labels."""
-    found = []
+    drawn = []
     for method in _order(task):
         lines = {name: runs.mean_curve(_held_out(recorded, task, method, name), "accuracy") for name in _CANDIDATES}
         if not all(epochs for epochs, _ in lines.values()):
@@ -76,9 +76,9 @@ def _decisions(recorded: Recorded, task: TaskSummary, prefix: str) -> list[Secti
             "of the training split: with a mild memory and with a strong one, by epoch, mean over halves and seeds. "
             "The last epoch decides, with the likelihood through a noise channel."
         )
-        drawn = _figure(figure, name, f"Share of held-out labels predicted by the candidates of {method}")
-        found.append(_section(f"How {method} decided", [drawn], caption))
-    return found
+        candidates = _figure(figure, name, f"Share of held-out labels predicted by the candidates of {method}")
+        drawn.append(_section(f"How {method} decided", [candidates], caption))
+    return drawn
 
 
 def _held_out(recorded: Recorded, task: TaskSummary, method: str, candidate: str) -> list[list[dict[str, Any]]]:

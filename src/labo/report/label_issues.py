@@ -154,5 +154,5 @@ def _name(issues: LabelIssues) -> str:
     return f"{issues.get('method')}, seed {issues['seed']}"
 
 
-def _has(found: LabelIssues, *keys: str) -> bool:
-    return all(number(found.get(key)) is not None for key in keys)
+def _has(values: LabelIssues, *keys: str) -> bool:
+    return all(number(values.get(key)) is not None for key in keys)

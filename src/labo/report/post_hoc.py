@@ -90,7 +90,7 @@ def _grid(pairs: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
     for kind, severity in pairs:
         by_kind.setdefault(kind, []).append(severity)
     while by_kind:
-        shared = [severity for severity in SEVERITIES if all(severity in found for found in by_kind.values())]
+        shared = [severity for severity in SEVERITIES if all(severity in severities for severities in by_kind.values())]
         if shared:
             return [(kind, severity) for kind in by_kind for severity in shared]
         del by_kind[min(by_kind, key=lambda kind: len(by_kind[kind]))]
@@ -102,8 +102,8 @@ def _key(record: dict[str, Any]) -> Run:
 
 
 def _accuracies(pairs: Pairs) -> dict[tuple[str, int], float]:
-    found = {pair: number(values.get("accuracy")) for pair, values in pairs.items()}
-    return {pair: value for pair, value in found.items() if value is not None}
+    accuracies = {pair: number(values.get("accuracy")) for pair, values in pairs.items()}
+    return {pair: value for pair, value in accuracies.items() if value is not None}
 
 
 def _with_mean(

@@ -19,15 +19,15 @@ _WITHOUT_TEST_PART = ("digits", "table")
 
 def sections(recorded: Recorded, summary: Summary) -> list[Section]:
     """The failed trials, where there are any, the protocol, and how to reproduce the comparison."""
-    found = [_failures(summary), Section("Protocol", tuple(paragraphs(recorded, summary))), _reproduction(recorded)]
-    return [section for section in found if section is not None]
+    parts = [_failures(summary), Section("Protocol", tuple(paragraphs(recorded, summary))), _reproduction(recorded)]
+    return [section for section in parts if section is not None]
 
 
 def paragraphs(recorded: Recorded, summary: Summary) -> list[Text]:
     """The protocol in plain sentences; what the folder does not say is not claimed."""
     config = recorded.comparison
     candidates, tuning_seeds = _count(config.get("settings_per_method")), _count(config.get("tuning_seeds"))
-    found = []
+    texts = []
     if candidates and tuning_seeds:
         seeds = "1 tuning seed that is" if tuning_seeds == 1 else f"{tuning_seeds} tuning seeds that are"
         text = (
@@ -36,17 +36,17 @@ def paragraphs(recorded: Recorded, summary: Summary) -> list[Text]:
             "was chosen. A method without options of its own had its candidates in "
             f"{_shared_candidates(summary)}, which every method has too."
         )
-        found.append(Text(text, term="Tuning"))
-    found += _decisions(recorded)
+        texts.append(Text(text, term="Tuning"))
+    texts += _decisions(recorded)
     value = config.get("task_options")
     options: dict[str, Any] = value if isinstance(value, dict) and len(summary.tasks) == 1 else {}
     if options:
-        found.append(Text(_data(config.get("task"), options, of_text=summary.tasks[0].main.of_text), term="Data"))
-    found.append(Text(_trials(summary, split_given=bool(options.get("split"))), term="Trials"))
+        texts.append(Text(_data(config.get("task"), options, of_text=summary.tasks[0].main.of_text), term="Data"))
+    texts.append(Text(_trials(summary, split_given=bool(options.get("split"))), term="Trials"))
     if config.get("checkpoint") in ("last", "best"):
         which = "the last epoch" if config["checkpoint"] == "last" else "the epoch with the best validation value"
-        found.append(Text(f"For every method alike, {which} is what is tested.", term="Checkpoint"))
-    found.append(Text(_measures(recorded, summary), term="Measures"))
+        texts.append(Text(f"For every method alike, {which} is what is tested.", term="Checkpoint"))
+    texts.append(Text(_measures(recorded, summary), term="Measures"))
     text = (
         f"Differences to {summary.baseline} are paired by seed, over the seeds that both finished, and tested "
         "by the two-sided sign-flip permutation test; Holm's correction is over the methods, within one measure. "
@@ -54,7 +54,7 @@ def paragraphs(recorded: Recorded, summary: Summary) -> list[Text]:
         "measure. “No significant difference” is not “equal”: the interval says how large a difference is still "
         "possible. The other measures are shown for reading; over them nothing is corrected."
     )
-    return [*found, Text(text, term="Verdict")]
+    return [*texts, Text(text, term="Verdict")]
 
 
 def settings(recorded: Recorded, task: str) -> Section | None:
@@ -118,12 +118,12 @@ def _reproduction(recorded: Recorded) -> Section:
 
 def _versions(recorded: Recorded) -> list[tuple[str, str]]:
     """What was installed, by compare.json and the records; where versions differ, all of them."""
-    found: dict[str, dict[str, None]] = {}
+    by_name: dict[str, dict[str, None]] = {}
     for source in (recorded.comparison, *recorded.records):
         versions = source.get("versions")
         for name, version in (versions if isinstance(versions, dict) else {}).items():
-            found.setdefault(str(name), {})[_short(version)] = None
-    return [(name, ", ".join(versions)) for name, versions in found.items()]
+            by_name.setdefault(str(name), {})[_short(version)] = None
+    return [(name, ", ".join(versions)) for name, versions in by_name.items()]
 
 
 def _seconds(recorded: Recorded) -> float:
@@ -137,7 +137,7 @@ def _decisions(recorded: Recorded) -> list[Text]:
         decision = record.get("decision")
         if isinstance(decision, dict) and {"name", "method", "cost"} <= decision.keys():
             by_method.setdefault(str(record["method"]), []).append(decision)
-    found = []
+    texts = []
     for method, decisions in by_method.items():
         memory = sum(decision["name"] == "strong" for decision in decisions)
         cost = fmean(float(decision["cost"]) for decision in decisions)
@@ -146,8 +146,8 @@ def _decisions(recorded: Recorded) -> list[Text]:
             f"{len(decisions)} seeds, label smoothing on the others, by labels held out of the training split. It cost "
             f"{cost:.1f} plain trainings a seed."
         )
-        found.append(Text(text, term="Untuned"))
-    return found
+        texts.append(Text(text, term="Untuned"))
+    return texts
 
 
 def _data(task: Any, options: dict[str, Any], *, of_text: bool) -> str:
@@ -213,13 +213,13 @@ def _text_measures(recorded: Recorded, task: TaskSummary, *, several: bool) -> s
 
 def _signatures(recorded: Recorded, task: str) -> dict[str, list[str]]:
     """SacreBLEU's signatures of each metric in the records of a task."""
-    found: dict[str, dict[str, None]] = {}
+    by_metric: dict[str, dict[str, None]] = {}
     for record in recorded.records:
         signatures = record.get("signatures")
         if str(record["task"]) == task and isinstance(signatures, dict):
             for metric, signature in signatures.items():
-                found.setdefault(str(metric), {})[str(signature)] = None
-    return {metric: list(signatures) for metric, signatures in found.items()}
+                by_metric.setdefault(str(metric), {})[str(signature)] = None
+    return {metric: list(signatures) for metric, signatures in by_metric.items()}
 
 
 def _shared_candidates(summary: Summary) -> str:

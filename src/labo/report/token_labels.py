@@ -53,7 +53,7 @@ def section(recorded: Recorded, task: TaskSummary) -> Section | None:
 
 
 def _pairs(recorded: Recorded, task: TaskSummary) -> dict[tuple[str, str], ByMethod]:
-    """(source, target) -> what each method's first seed with sentences holds of it."""
+    """(source, target) -> method -> the tokens of its first seed that has sentences."""
     found: dict[tuple[str, str], ByMethod] = {}
     names = sorted((summary.method for summary in task.methods), key=_rank)
     for name in names:
@@ -78,21 +78,21 @@ def _rank(name: str) -> int:
 
 
 def _read(sentences: Any) -> list[dict[str, Any]]:
-    """The sentences that are whole."""
-    return [found for found in sentences if _whole(found)] if isinstance(sentences, list) else []
+    """The sentences that are complete; damaged ones are left out."""
+    return [sentence for sentence in sentences if _is_sentence(sentence)] if isinstance(sentences, list) else []
 
 
-def _whole(sentence: Any) -> bool:
+def _is_sentence(sentence: Any) -> bool:
     if not isinstance(sentence, dict) or not all(isinstance(sentence.get(key), str) for key in ("source", "target")):
         return False
-    places = sentence.get("places")
-    return isinstance(places, list) and bool(places) and all(map(_whole_place, places))
+    tokens = sentence.get("places")
+    return isinstance(tokens, list) and bool(tokens) and all(map(_is_token, tokens))
 
 
-def _whole_place(place: Any) -> bool:
-    if not isinstance(place, dict) or not isinstance(place.get("top"), list):
+def _is_token(token: Any) -> bool:
+    if not isinstance(token, dict) or not isinstance(token.get("top"), list):
         return False
-    pieces = [[place.get("reference"), place.get("mass")], *place["top"]]
+    pieces = [[token.get("reference"), token.get("mass")], *token["top"]]
     return len(pieces) > 1 and all(
         isinstance(piece, list) and len(piece) == 2 and isinstance(piece[0], str) and number(piece[1]) is not None
         for piece in pieces
