@@ -13,7 +13,7 @@ from pathlib import Path
 
 from labo import regularizers
 from labo.cli.methods import size
-from labo.report import heatmap, runs
+from labo.report import figures, runs
 from labo.report.svg import render, standalone
 
 _SECTIONS = ("Args", "Needs", "When", "Raises", "Source", "Example")
@@ -99,7 +99,7 @@ def main() -> None:
     for name in regularizers.available():
         if name in labels:
             # A scale of its own each: those that differ by factors would leave the others blank.
-            figure = heatmap.label_map(name, labels[name], classes, heatmap.common_reach([labels[name]]))
+            figure = figures.label_map(name, labels[name], classes, figures.common_reach([labels[name]]))
             svg = standalone(render(figure, name, f"Labels of {name}"))
             (target / "figures" / f"{name}.svg").write_text(svg, encoding="utf-8")
         known = (target / "figures" / f"{name}.svg").exists()  # perhaps of an earlier comparison

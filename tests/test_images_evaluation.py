@@ -192,7 +192,7 @@ def test_a_report_measures_every_run_once(labo: Run, copied: Path):
     assert [list(line["scores"]) for line in added] == [["contrast", "blur"]] * 4
     assert list(added[0]["scores"]["contrast"]) == ["1", "2", "3", "4"]
     page = (copied / "report.html").read_text()
-    assert "Accuracy on shifted pictures" in page
+    assert "Accuracy on corrupted images" in page
     assert "contrast, blur, at severities 1, 2, 3, 4, 5 of 5" in page
 
 

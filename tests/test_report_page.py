@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html as markup
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import random
 import re
 import shutil
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,9 @@ import pytest
 from browser import BROWSER, browse, width_on_a_phone
 from labo import report
 from labo.errors import UserError
+from labo.report import compose, render
+from labo.report.model import Block, Details, Figures, Properties, Section, Table, Text, Verdicts
+from labo.report.reading import read
 
 METHODS = {"none": 0.0, "label_smoothing": 0.018, "confidence_penalty": 0.006, "labo": 0.024}
 CLASSES = [str(index) for index in range(10)]
@@ -127,11 +132,42 @@ def test_everything_is_written(tmp_path: Path) -> None:
     for text in (
         "labo is better than label_smoothing",
         "the loss became NaN",
-        "&#x27;demo dir&#x27;",
+        "&#39;demo dir&#39;",
         "2.13.0",
         "Holm",
     ):
         assert text in html
+
+
+def strings(blocks: Sequence[Block]) -> Iterator[str]:
+    """Every string of a report that is for all formats."""
+    for block in blocks:
+        if isinstance(block, Section | Details) and not block.html_only:
+            yield block.title if isinstance(block, Section) else block.summary
+            yield from strings(block.blocks)
+        elif isinstance(block, Text):
+            yield from filter(None, (block.term, block.text))
+        elif isinstance(block, Verdicts):
+            yield from (sentence for _, sentence in block.items)
+        elif isinstance(block, Table):
+            yield from (*block.columns, block.caption)
+            yield from (part for row in block.rows for cell in row for part in (cell.text, cell.spread, cell.note))
+        elif isinstance(block, Figures):
+            yield from (block.caption, *(figure.description for figure in block.figures))
+        elif isinstance(block, Properties):
+            yield from (part for item in block.items for part in item)
+
+
+def test_page_and_markdown_lose_nothing_of_the_report(tmp_path: Path) -> None:
+    recorded = read(write_folder(tmp_path))
+    found = compose.report(recorded, report.summarize_recorded(recorded))
+    page = markup.unescape(re.sub("<[^>]+?>", "", render.html(found)))
+    page += " ".join(figure.description for figure in found.figures())  # which are attributes there
+    text = markup.unescape(render.markdown(found)).replace("\\", "")
+    known = list(strings(found.sections))
+    assert len(known) > 200
+    assert [each for each in known if each not in page] == []
+    assert [each for each in known if each not in text] == []
 
 
 def test_the_page_asks_for_nothing(tmp_path: Path) -> None:
@@ -195,7 +231,10 @@ def test_text_from_outside_is_escaped(tmp_path: Path) -> None:
         file.write(json.dumps(record) + "\n")
     html = report.build(tmp_path).read_text(encoding="utf-8")
     markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
-    for text in (html, markdown.split("## Command")[0]):  # the command is an indented block, which is literal
+    for text in (
+        html,
+        markdown.split("## How to reproduce it")[0],
+    ):  # the command is an indented block, which is literal
         assert "<script" not in text
         assert "<img" not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html

@@ -19,7 +19,7 @@ from labo.experiment import bootstrap, lock, translations
 from labo.experiment import trial as trials
 from labo.experiment.bootstrap_lines import BOOTSTRAP, Drawn, measured
 from labo.metrics import translation as metric
-from labo.report import tables
+from labo.report import compose, render
 from labo.report.measures import MAIN
 from labo.report.verdict import summarize_records
 from labo.tasks.translation import numbers
@@ -144,7 +144,7 @@ def test_the_terminal_has_room() -> None:
     names = (BASELINE, "confidence_penalty", "unigram_smoothing")
     found = summarize_records([record(name, seed, 31.25 - seed * 9) for name in names for seed in range(3)])
     out = io.StringIO()
-    Console(file=out, width=80).print(tables.console(found))
+    Console(file=out, width=80).print(render.terminal(compose.brief(found)))
     rows = out.getvalue().splitlines()
     first = next(line for line in rows if "confidence_penalty" in line)
     assert first.split()[-1] == "+0.00"

@@ -15,13 +15,14 @@ import pytest
 
 from labo import report
 from labo.errors import UserError
-from labo.report import tables
+from labo.report import compose, render
+from labo.report.model import Report, Section
 from labo.report.reading import Recorded
 from labo.report.verdict import (
     BASELINE,
     BETTER,
     NOT_COMPARED,
-    NOT_TOLD,
+    NOT_SIGNIFICANT,
     WORSE,
     MethodSummary,
     Summary,
@@ -45,6 +46,14 @@ def trials(task: str = "digits", /, **methods: Sequence[float | None]) -> list[d
 
 def of(summary: Summary, method: str, task: int = 0) -> MethodSummary:
     return next(found for found in summary.tasks[task].methods if found.method == method)
+
+
+def leaderboard(summary: Summary) -> list[str]:
+    """The lines of the first task's table in Markdown."""
+    task = summary.tasks[0]
+    table = compose.leaderboard(task, task.measures)
+    text = render.markdown(Report("", "", (Section("", (table,)),)))
+    return [line for line in text.splitlines() if line.startswith("|")]
 
 
 def test_mean_and_interval_by_hand() -> None:
@@ -76,8 +85,8 @@ def test_lower_is_better_for_nll() -> None:
     found = of(summarize_records(records), "labo")
     assert found.differences["nll"].verdict == BETTER
     assert found.differences["nll"].mean < 0
-    assert found.verdict == NOT_TOLD
-    assert "not told apart from label_smoothing by these 8 seeds" in found.sentence
+    assert found.verdict == NOT_SIGNIFICANT
+    assert "no significant difference from label_smoothing (8 seeds)" in found.sentence
     assert found.differences["accuracy"].p == 1
 
 
@@ -93,7 +102,7 @@ def test_holm_is_over_the_methods() -> None:
 
 def test_three_seeds_can_tell_nothing_and_it_is_said() -> None:
     summary = summarize_records(trials(label_smoothing=[0.5, 0.5, 0.5], labo=[0.9, 0.91, 0.92]))
-    assert of(summary, "labo").verdict == NOT_TOLD
+    assert of(summary, "labo").verdict == NOT_SIGNIFICANT
     assert "the smallest p they can reach is 0.250" in of(summary, "labo").sentence
 
 
@@ -101,7 +110,7 @@ def test_one_seed_has_no_interval() -> None:
     found = of(summarize_records(trials(label_smoothing=[0.5], labo=[0.9])), "labo")
     assert found.estimates["accuracy"].half_width is None
     assert found.differences["accuracy"].half_width is None
-    assert "by this 1 seed" in found.sentence
+    assert "(1 seed)" in found.sentence
     assert "nan" not in found.sentence
 
 
@@ -154,7 +163,7 @@ def test_several_tasks_are_tested_together() -> None:
     records = trials("a", label_smoothing=base, labo=up) + trials("b", label_smoothing=base, labo=up)
     summary = summarize_records(records)
     assert [task.task for task in summary.tasks] == ["a", "b"]
-    assert of(summary, "labo").verdict == NOT_TOLD  # five seeds reach 0.0625
+    assert of(summary, "labo").verdict == NOT_SIGNIFICANT  # five seeds reach 0.0625
     (overall,) = summary.overall
     assert overall.better_on == ("a", "b")
     assert overall.worse_on == ()
@@ -200,11 +209,11 @@ def test_summarize_takes_the_baseline_of_the_comparison(tmp_path: Path) -> None:
 
 def test_markdown_ranks_and_marks_the_best() -> None:
     summary = summarize_records(trials(none=[0.5, 0.5], label_smoothing=[0.9, 0.9], labo=[0.7, 0.7]))
-    rows = tables.leaderboard(summary.tasks[0]).splitlines()
+    rows = leaderboard(summary)
     assert [row.split(" ")[1] for row in rows[2:]] == ["label_smoothing", "labo", "none"]
     assert rows[2] == "| label_smoothing | 2 | **90.00%** ± 0.00 |"
-    text = tables.markdown(Recorded(Path("."), []), summary, {})
-    assert "| labo | 2 | −20.00 ± 0.00 (p 1.000) | 1.000 |" in text
+    text = render.markdown(compose.report(Recorded(Path("."), []), summary))
+    assert "| labo | 2 (p ≥ 1.000) | −20.00 ± 0.00 (p 1.000) |" in text
 
 
 def test_console_table() -> None:
@@ -212,7 +221,7 @@ def test_console_table() -> None:
 
     out = io.StringIO()
     summary = summarize_records(trials(label_smoothing=[0.5, 0.6], **{"[red]labo": [0.5, None]}))
-    Console(file=out, width=160).print(tables.console(summary))
+    Console(file=out, width=160).print(render.terminal(compose.brief(summary)))
     assert "[red]labo" in out.getvalue()
     assert "1 (1 failed)" in out.getvalue()
     assert "55.00%" in out.getvalue()
@@ -227,7 +236,7 @@ def test_console_table_fits_eighty_columns() -> None:
     for found in records:
         found["metrics"] |= dict.fromkeys(measures, 0.1)
     out = io.StringIO()
-    Console(file=out, width=80).print(tables.console(summarize_records(records, "label_smoothing")))
+    Console(file=out, width=80).print(render.terminal(compose.brief(summarize_records(records, "label_smoothing"))))
     assert "…" not in out.getvalue()
     assert "confidence_penalty" in out.getvalue()
     assert "±0.0000" in out.getvalue()
@@ -294,7 +303,7 @@ def test_records_from_before_top5_and_with_it_go_together() -> None:
     assert [measure.key for measure in summary.tasks[0].measures] == ["accuracy", "top5"]
     assert of(summary, "none").estimates["top5"].values == {1: 0.9}
     assert of(summary, "labo").differences["top5"].seeds == (1,)
-    assert "| **50.00%** | 90.00% |" in tables.leaderboard(summary.tasks[0]).replace(" ± 0.00", "")
+    assert "| **50.00%** | 90.00% |" in "\n".join(leaderboard(summary)).replace(" ± 0.00", "")
 
 
 @pytest.mark.parametrize("shifted", [False, True])
@@ -308,12 +317,26 @@ def test_the_terminals_table_fits_into_80_columns(shifted: bool) -> None:
         for seed in range(3)
     ]
     out = io.StringIO()
-    Console(file=out, width=80).print(tables.console(summarize_records(records)))
+    Console(file=out, width=80).print(render.terminal(compose.brief(summarize_records(records))))
     rows = [line for line in out.getvalue().splitlines() if "confidence_penalty" in line or "p=1" in line]
     assert rows[0].split()[-1] == "+0.00"
     assert "p=1.000" in rows[1]
     assert "Top-5" not in out.getvalue()
     assert ("shifted" in out.getvalue()) == shifted
+
+
+def test_the_terminals_table_breaks_no_word_where_trials_failed() -> None:
+    from rich.console import Console
+
+    measures = dict.fromkeys(("nll", "nll_scaled", "brier", "ece", "ece_scaled"), 0.1234)
+    records = [record(name, seed, 0.9 + seed / 50) for name in ("label_smoothing", "x" * 20) for seed in range(3)]
+    for each in records:
+        each["metrics"] |= measures
+    out = io.StringIO()
+    summary = summarize_records([*records, record("label_smoothing", 3, None)])
+    Console(file=out, width=80).print(render.terminal(compose.brief(summary)))
+    table = out.getvalue().split("label_smoothing is")[0]
+    assert {"x" * 20, "failed)", "baseline", "±0.0000", "p=1.000", "0.1234"} <= set(table.split())
 
 
 def test_importing_the_report_brings_in_no_plotting() -> None:

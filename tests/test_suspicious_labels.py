@@ -24,7 +24,7 @@ from labo.errors import UserError
 from labo.experiment import folds, listing, runs, suspicion
 from labo.experiment import trial as trials
 from labo.experiment.progress import Progress
-from labo.report import suspects
+from labo.report import label_issues
 from labo.tasks.splitting import equal_parts
 from pictures import class_folders
 
@@ -345,12 +345,12 @@ def test_a_damaged_file_is_left_out_of_the_report(comparison: Path, spoil):
 
 
 def test_text_and_pictures_from_outside_cannot_break_out(comparison: Path):
-    found = suspects.read(comparison / "digits" / "labo" / "0")
+    found = label_issues.read(comparison / "digits" / "labo" / "0")
     assert found is not None
     for key in ("example", "given", "other", "before"):
         found["top"][0][key] = '"><script>alert(1)</script>'
     found["method"] = "<img src=x>"
-    assert "<script" not in suspects.page(found)
-    assert "<img src=x" not in suspects.page(found)
+    assert "<script" not in label_issues.page(found)
+    assert "<img src=x" not in label_issues.page(found)
     found["top"][1]["picture"] = 'data:image/png;base64,AAAA" onerror="alert(1)'
-    assert "onerror" not in suspects.page(found)
+    assert "onerror" not in label_issues.page(found)

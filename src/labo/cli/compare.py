@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from labo.cli import options
-from labo.cli.report import tell
+from labo.cli.report import write_and_print
 
 
 def compare(
@@ -92,7 +92,7 @@ def compare(
     )
     with Progress() as progress:
         lost = experiment.run(asked, progress)
-    tell(asked.output, baseline=None, no_samples=no_samples, shift=shift, severity=severity)
+    write_and_print(asked.output, baseline=None, no_samples=no_samples, shift=shift, severity=severity)
     return 1 if lost or not _any_finished(asked.output) else 0
 
 

@@ -55,17 +55,17 @@ def labels(
 
 
 def _keep(found: Listing, top: int, output: Path | None, *, samples: bool) -> None:
-    from labo.report import suspects
+    from labo.report import label_issues
     from labo.storage import write_object, write_text
 
     folder = found.run.folder
     summary = found.summary(top, samples=samples)
-    write_object(folder / suspects.LABELS, summary)
-    page = write_text(folder / PAGE, suspects.page(summary, samples=samples))
+    write_object(folder / label_issues.LABELS, summary)
+    page = write_text(folder / PAGE, label_issues.page(summary, samples=samples))
     if output is not None:
         _write(found, output)
     print(_table(summary["top"]))
-    print(f"\n{suspects.lead(summary)}")
+    print(f"\n{label_issues.lead(summary)}")
     if not found.folds and not found.memory:
         print("What it has learnt by heart a network does not suspect: --folds 5, or a run of few epochs, shows more.")
     print(f"\nPage: {page}" + ("" if output is None else f"\nAll of them: {output}"))

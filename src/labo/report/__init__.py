@@ -1,6 +1,6 @@
 """Reports from recorded trials: the verdict, tables, figures and one self-contained page.
 
-matplotlib and rich are imported only when a figure or a console table is made.
+matplotlib, jinja2 and rich are imported only when a report is drawn or rendered.
 """
 
 from __future__ import annotations
@@ -23,14 +23,18 @@ def summarize(directory: str | Path, baseline: str | None = None, *, shifts: Shi
     """The verdict on the trials recorded under `directory`.
 
     `shifts` are the (kind, severity) pairs that the accuracy on shifted inputs is the mean over; by default those that
-    its shift.jsonl has of every measured trial. `baseline` defaults to the one the comparison was made with, else
-    label_smoothing where it was run, else the first method. Raises UserError where nothing is recorded or `baseline`
-    was not run.
+    its shift.jsonl has of every measured trial. `baseline` defaults to that of the comparison, else label_smoothing
+    where it was run, else the first method. Raises UserError where nothing is recorded or `baseline` was not run.
     """
-    from labo.report.reading import read
-    from labo.report.shifts import with_shifts
+    return summarize_recorded(_read(directory, shifts), baseline)
 
-    return _summarize(with_shifts(read(directory), shifts), baseline)
+
+def summarize_recorded(recorded: Recorded, baseline: str | None = None) -> Summary:
+    """The verdict on what was read from a folder; `baseline` is that of `summarize`."""
+    from labo.report.verdict import summarize_records
+
+    preferred = recorded.comparison.get("baseline")
+    return summarize_records(recorded.records, baseline, preferred=preferred if isinstance(preferred, str) else None)
 
 
 def build(
@@ -38,47 +42,36 @@ def build(
 ) -> Path:
     """Writes report.md, figures/*.svg and report.html into `directory`; returns the path of report.html.
 
-    `baseline` and `shifts` are those of `summarize`.
-
-    `samples=False` promises a report without pictures or sentences of the data, and the page says so. Figures whose
-    run folders are missing are left out with a word. Raises UserError where nothing is recorded, `baseline` was not
-    run, or `directory` cannot be written.
+    `baseline` and `shifts` are those of `summarize`. `samples=False` leaves out images and sentences of the data, and
+    the page says so. Where run folders are missing, the page says which figures are left out. Raises UserError where
+    nothing is recorded, `baseline` was not run, or `directory` cannot be written.
     """
-    from labo.errors import UserError
-    from labo.report.gallery import groups, slug
-    from labo.report.page import page
-    from labo.report.reading import read
-    from labo.report.shifts import with_shifts
-    from labo.report.svg import standalone
-    from labo.report.tables import markdown
+    recorded = _read(directory, shifts)
+    return write(recorded, summarize_recorded(recorded, baseline), samples=samples)
 
-    directory = Path(directory)
-    recorded = with_shifts(read(directory), shifts)
-    summary = _summarize(recorded, baseline)
-    several = len(summary.tasks) > 1
-    pictures = {
-        task.task: groups(recorded, task, f"{index}-{slug(task.task)}-" if several else "")
-        for index, task in enumerate(summary.tasks)
-    }
+
+def write(recorded: Recorded, summary: Summary, *, samples: bool = True) -> Path:
+    """Writes the report of what was read from a folder into it, as `build` does."""
+    from labo.errors import UserError
+    from labo.report import compose, render
+    from labo.report.svg import standalone
+
+    report, directory = compose.report(recorded, summary, samples=samples), recorded.directory
     try:
         folder = directory / "figures"
         folder.mkdir(exist_ok=True)
-        for group in (group for found in pictures.values() for group in found):
-            for picture in group.pictures:
-                _write(folder / f"{picture.name}.svg", standalone(picture.svg))
-        _write(directory / "report.md", markdown(recorded, summary, pictures))
-        return _write(directory / "report.html", page(recorded, summary, pictures, samples=samples))
+        for figure in report.figures():
+            (folder / f"{figure.name}.svg").write_text(standalone(figure.svg), encoding="utf-8")
+        (directory / "report.md").write_text(render.markdown(report), encoding="utf-8")
+        page = directory / "report.html"
+        page.write_text(render.html(report), encoding="utf-8")
     except OSError as error:
         raise UserError(f"Cannot write the report into '{directory}': {error.strerror or error}.") from error
+    return page
 
 
-def _summarize(recorded: Recorded, baseline: str | None) -> Summary:
-    from labo.report.verdict import summarize_records
+def _read(directory: str | Path, shifts: Shifts | None) -> Recorded:
+    from labo.report.post_hoc import with_shifts
+    from labo.report.reading import read
 
-    asked = recorded.comparison.get("baseline")
-    return summarize_records(recorded.records, baseline, preferred=asked if isinstance(asked, str) else None)
-
-
-def _write(path: Path, text: str) -> Path:
-    path.write_text(text, encoding="utf-8")
-    return path
+    return with_shifts(read(directory), shifts)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from labo.report.measures import Measure
-from labo.report.svg import GRID, INK, MUTED, SERIES
+from labo.report.svg import ABOVE, BELOW, BLANK, GRID, INK, MUTED, SERIES
 from labo.report.verdict import Estimate
 
 if TYPE_CHECKING:
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
 
 WIDTH = 3.6  # inches; 346 CSS pixels, the width of a phone
 _DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
-_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "p")
+MAX_CLASSES = 40  # of a label map
+_LEVELS = 8  # of colour, on either side of the even share
+Matrix = Sequence[Sequence[float | None]]
 
 
 def shorten(name: str, length: int = 34) -> str:
@@ -27,17 +30,17 @@ def shorten(name: str, length: int = 34) -> str:
 
 
 def seed_dots(measure: Measure, estimates: dict[str, Estimate], order: Sequence[str]) -> Figure:
-    """A row per method: a dot per seed, the mean and its 95% interval beneath. Colours follow the place in `order`."""
-    rows = [(name, found) for name, found in estimates.items() if found.values]
+    """A row per method: a dot per seed, the mean and its 95% interval beneath. `order` decides the colours."""
+    rows = [(name, estimate) for name, estimate in estimates.items() if estimate.values]
     height = 0.62 + 0.46 * len(rows)
     figure, axes = _panel(measure.label, height, "higher is better" if measure.higher_is_better else "lower is better")
-    for row, (name, found) in enumerate(rows):
+    for row, (name, estimate) in enumerate(rows):
         colour, factor = _colour(order.index(name)), measure.factor
-        values = [value * factor for value in found.values.values()]
+        values = [value * factor for value in estimate.values.values()]
         axes.plot(values, [row] * len(values), "o", color=colour, ms=4.2, alpha=0.45, mew=0, clip_on=False)
-        mean = (found.mean or 0.0) * factor
-        if found.half_width is not None:
-            half = found.half_width * factor
+        mean = (estimate.mean or 0.0) * factor
+        if estimate.half_width is not None:
+            half = estimate.half_width * factor
             axes.plot([mean - half, mean + half], [row + 0.22] * 2, color=colour, lw=2, solid_capstyle="round")
         axes.plot([mean], [row + 0.22], marker="D", color=colour, ms=5, mew=0)
         axes.annotate(
@@ -93,7 +96,7 @@ def curves(title: str, subtitle: str, lines: dict[str, tuple[list, list]], order
         )
     axes.grid(axis="y", color=GRID, lw=0.8)
     axes.margins(x=0.02)
-    axes.set_ylim(*_settled(list(lines.values())))
+    axes.set_ylim(*_limits(list(lines.values())))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.locator_params(axis="y", nbins=5)
     axes.set_xlabel("epoch", size=8, color=MUTED, loc="right", labelpad=1)
@@ -104,8 +107,8 @@ def curves(title: str, subtitle: str, lines: dict[str, tuple[list, list]], order
     return figure
 
 
-def _settled(lines: Sequence[tuple[list, list]]) -> tuple[float, float]:
-    """The range of the values past the first fifth of the epochs, so that a steep start does not flatten the rest."""
+def _limits(lines: Sequence[tuple[list, list]]) -> tuple[float, float]:
+    """The limits of the values after the first fifth of the epochs: a steep start does not flatten the rest."""
     last = max(epochs[-1] for epochs, _ in lines)
     pairs = [pair for epochs, values in lines for pair in zip(epochs, values, strict=True)]
     values = [value for epoch, value in pairs if epoch > last / 5] or [value for _, value in pairs]
@@ -137,3 +140,103 @@ def blank(title: str, height: float, subtitle: str = "") -> tuple[Figure, Axes]:
         spine.set_visible(False)
     axes.tick_params(length=0, labelsize=8, labelcolor=MUTED, pad=4)
     return figure, axes
+
+
+def relative_to_even(labels: Matrix) -> list[list[float | None]]:
+    """log2 of each off-diagonal entry over the mean off-diagonal entry of its row; None on the diagonal or unknown.
+
+    0 is what label smoothing gives (the mass on the other classes is spread evenly), 1 twice that, -1 half of it.
+    The diagonal is one or two orders larger than the rest, so a common scale would show nothing but the diagonal.
+    """
+    rows: list[list[float | None]] = []
+    for true, row in enumerate(labels):
+        others = [value for other, value in enumerate(row) if other != true and value is not None]
+        even = sum(others) / len(others) if others else 0.0
+        rows.append(
+            [
+                None if other == true or value is None or even <= 0 else math.log2(max(value / even, 2.0**-10))
+                for other, value in enumerate(row)
+            ]
+        )
+    return rows
+
+
+def common_reach(matrices: Sequence[Matrix]) -> float:
+    """The end of the colour scale that all maps share: the 98th percentile of |log2 ratio|, from 0.01 to 3."""
+    ratios = sorted(
+        abs(value) for labels in matrices for row in relative_to_even(labels) for value in row if value is not None
+    )
+    return min(3.0, max(0.01, ratios[int(0.98 * (len(ratios) - 1))])) if ratios else 1.0
+
+
+def label_map(method: str, labels: Matrix, classes: Sequence[str], reach: float) -> Figure:
+    """Rows are the true class; colour says how much more (or less) than an even share the label gives to each other."""
+    size = min(len(labels), MAX_CLASSES)
+    own = [labels[index][index] for index in range(len(labels))]
+    known = [value for value in own if value is not None]
+    subtitle = f"on the true class: {sum(known) / len(known):.3f} on average" if known else "row: true class"
+    names = [shorten(str(name), 12) for name in classes[:size]]
+    longest = max((len(name) for name in names), default=1)
+    slanted = longest > 3
+    left, right, top = 0.2 + 0.065 * longest, 0.14, 0.66
+    if slanted:  # names over the columns lean to the right: they need room above, and beside the last column
+        right, top = right + 0.04 * longest, top + 0.04 * longest
+    width = WIDTH - left - right
+    height = top + width + 0.62
+    figure, axes = blank(shorten(method), height, subtitle)
+    axes.set_position((left / WIDTH, 0.62 / height, width / WIDTH, width / height))
+    _draw(axes, [row[:size] for row in relative_to_even(labels)[:size]], reach)
+    if size <= 12:
+        for index, value in enumerate(own[:size]):
+            text = "" if value is None else f"{value:.2f}".removeprefix("0")
+            axes.text(index + 0.5, index + 0.5, text, size=7.5, color=INK, ha="center", va="center")
+    step = math.ceil(size / 12)
+    ticks = range(0, size, step)
+    labelled = [names[index] if len(names) > index else "" for index in ticks]
+    axes.set_xticks([index + 0.5 for index in ticks], labelled)
+    axes.set_yticks([index + 0.5 for index in ticks], labelled)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0, labelsize=7.5, pad=3)
+    if slanted:
+        for label in axes.get_xticklabels():
+            label.set(rotation=40, ha="left", rotation_mode="anchor")
+    axes.set(xlim=(0, size), ylim=(size, 0))
+    _scale(figure, left, height, width, reach)
+    return figure
+
+
+def _draw(axes: Axes, ratios: list[list[float | None]], reach: float) -> None:
+    """The cells, one path per colour level, so that a map of a thousand cells stays a small file."""
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path
+
+    cells: dict[int | None, list[Path]] = {}
+    for row, values in enumerate(ratios):
+        for column, value in enumerate(values):
+            level = None if value is None else round(max(-1.0, min(1.0, value / reach)) * _LEVELS)
+            gap = 0.03
+            corners = [(column + gap, row + gap), (column + 1 - gap, row + gap), (column + 1 - gap, row + 1 - gap),
+                       (column + gap, row + 1 - gap), (column + gap, row + gap)]  # fmt: skip
+            cells.setdefault(level, []).append(Path(corners, closed=True))
+    for level, paths in cells.items():
+        colour, opacity = _level(level)
+        axes.add_patch(PathPatch(Path.make_compound_path(*paths), fc=colour, alpha=opacity, lw=0))
+
+
+def _level(level: int | None) -> tuple[str, float]:
+    if level is None or level == 0:
+        return BLANK, 0.45 if level is None else 1.0
+    return (ABOVE if level > 0 else BELOW), 0.06 + 0.9 * abs(level) / _LEVELS
+
+
+def _scale(figure: Figure, left: float, height: float, width: float, reach: float) -> None:
+    axes = figure.add_axes((left / WIDTH, 0.3 / height, width / WIDTH, 0.09 / height))
+    _draw(axes, [[reach * level / _LEVELS for level in range(-_LEVELS, _LEVELS + 1)]], reach)
+    axes.set(xlim=(0, 2 * _LEVELS + 1), ylim=(0, 1), yticks=[])
+    ends = [f"×{2**-reach:.2f}", "an even share", f"×{2**reach:.2f}"]
+    axes.set_xticks([0, _LEVELS + 0.5, 2 * _LEVELS + 1], ends)
+    for label, side in zip(axes.get_xticklabels(), ("left", "center", "right"), strict=True):
+        label.set(ha=side)
+    axes.tick_params(length=0, labelsize=7.5, labelcolor=MUTED, pad=3)
+    for spine in axes.spines.values():
+        spine.set_visible(False)

@@ -1,39 +1,19 @@
-"""The pictures of one task: which there are, in what order, what is said under them, and what is missing."""
+"""The figures of one task: which there are, in what order, their captions, and what is missing."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from typing import Any
 
-from labo.report import figures, heatmap, runs
+from labo.report import figures, runs
 from labo.report.measures import number
+from labo.report.model import Block, Cell, Details, Figure, Figures, Section, Table, Text
 from labo.report.reading import Recorded
 from labo.report.svg import render
 from labo.report.verdict import TaskSummary
 
-_CANDIDATES = ("mild", "strong")  # of a method that decides by itself
+_CANDIDATES = ("mild", "strong")  # of a method that chooses its settings by itself
 _FIRST = ("label_smoothing", "labo")  # the pair that the label maps are there to compare
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One figure: `name` is its file name without ending, `svg` stands in a page, `description` is told in words."""
-
-    name: str
-    svg: str
-    description: str
-
-
-@dataclass(frozen=True)
-class Group:
-    """Pictures that belong side by side, with a heading and a caption; `missing` says what was left out and why."""
-
-    title: str
-    caption: str
-    pictures: tuple[Picture, ...] = ()
-    missing: str = ""
-    tables: dict[str, tuple[list[str], runs.Matrix]] = field(default_factory=dict)
 
 
 def slug(text: str) -> str:
@@ -41,42 +21,50 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "x"
 
 
-def groups(recorded: Recorded, task: TaskSummary, prefix: str) -> list[Group]:
-    """All groups of one task; `prefix` begins the names of its pictures."""
+def sections(recorded: Recorded, task: TaskSummary, prefix: str) -> list[Section]:
+    """A section for each kind of figure of a task; `prefix` begins the names of the figures."""
     files = runs.figure_files(recorded, task.task)
-    labels = [] if task.main.of_text else [_labels(task, files, prefix)]  # those of sentences are no pictures
+    # Labels of sentences are not figures: see token_labels.
+    labels = [] if task.main.of_text else [_labels(task, files, prefix)]
     figures_of_runs = [_reliability(task, files, prefix), _curves(recorded, task, prefix)]
     return [_seeds(task, prefix), *_decisions(recorded, task, prefix), *labels, *figures_of_runs]
+
+
+def _section(title: str, drawn: list[Figure], caption: str, missing: str = "", *more: Block) -> Section:
+    """Figures with their caption; `missing` says what was left out and why."""
+    blocks: list[Block] = [Figures(tuple(drawn), caption)] if drawn else []
+    blocks += [*more, Text(missing, "missing")] if missing else more
+    return Section(title, tuple(blocks))
 
 
 def _order(task: TaskSummary) -> list[str]:
     return [summary.method for summary in task.methods]
 
 
-def _picture(figure: object, name: str, description: str) -> Picture:
-    return Picture(name, render(figure, name, description), description)  # type: ignore[arg-type] (matplotlib's figure, not imported for its type)
+def _figure(figure: object, name: str, description: str) -> Figure:
+    return Figure(name, description, render(figure, name, description))  # type: ignore[arg-type] (matplotlib's figure, not imported for its type)
 
 
-def _seeds(task: TaskSummary, prefix: str) -> Group:
-    pictures = []
+def _seeds(task: TaskSummary, prefix: str) -> Section:
+    drawn = []
     for measure in task.measures:
         estimates = {summary.method: summary.estimates[measure.key] for summary in task.methods}
-        if any(found.values for found in estimates.values()):
+        if any(estimate.values for estimate in estimates.values()):
             figure = figures.seed_dots(measure, estimates, _order(task))
             name = f"{prefix}seeds-{slug(measure.key)}"
-            pictures.append(_picture(figure, name, f"{measure.label} of every seed and method, with 95% intervals"))
+            drawn.append(_figure(figure, name, f"{measure.label} of every seed and method, with 95% intervals"))
     caption = (
         "Each dot is one seed; the diamond beneath is the mean, the line its 95% interval. The intervals are of each "
-        "method alone: the verdict pairs the seeds, so it can tell methods apart whose intervals overlap."
+        "method alone: the verdict pairs the seeds, so a difference can be significant where the intervals overlap."
     )
-    return Group("Seed by seed", caption, tuple(pictures), "" if pictures else "No trial has a finite measure.")
+    return _section("Seed by seed", drawn, caption, "" if drawn else "No trial has a finite measure.")
 
 
-def _decisions(recorded: Recorded, task: TaskSummary, prefix: str) -> list[Group]:
-    """What a method that decides by itself saw of held-out labels; nothing where there is none."""
-    found = []
+def _decisions(recorded: Recorded, task: TaskSummary, prefix: str) -> list[Section]:
+    """How the candidates of a method that chooses its settings by itself predict held-out labels."""
+    drawn = []
     for method in _order(task):
-        lines = {name: runs.mean_curve(_decided(recorded, task, method, name), "accuracy") for name in _CANDIDATES}
+        lines = {name: runs.mean_curve(_held_out(recorded, task, method, name), "accuracy") for name in _CANDIDATES}
         if not all(epochs for epochs, _ in lines.values()):
             continue
         figure = figures.curves(
@@ -88,25 +76,28 @@ def _decisions(recorded: Recorded, task: TaskSummary, prefix: str) -> list[Group
             "of the training split: with a mild memory and with a strong one, by epoch, mean over halves and seeds. "
             "The last epoch decides, with the likelihood through a noise channel."
         )
-        figure = _picture(figure, name, f"Share of held-out labels predicted by the candidates of {method}")
-        found.append(Group(f"What {method} decided by", caption, (figure,)))
-    return found
+        candidates = _figure(figure, name, f"Share of held-out labels predicted by the candidates of {method}")
+        drawn.append(_section(f"How {method} decided", [candidates], caption))
+    return drawn
 
 
-def _decided(recorded: Recorded, task: TaskSummary, method: str, candidate: str) -> list[list[dict[str, Any]]]:
+def _held_out(recorded: Recorded, task: TaskSummary, method: str, candidate: str) -> list[list[dict[str, Any]]]:
     """The curve of a candidate in each record of a method, a line an epoch."""
-    found = []
+    curves = []
     for record in recorded.records:
         decision = record.get("decision")
         if (str(record["task"]), str(record["method"])) == (task.task, method) and isinstance(decision, dict):
             curve = (decision.get("curves") or {}).get(candidate) or ()
-            found.append([{**line, "epoch": epoch} for epoch, line in enumerate(curve, 1)])
-    return found
+            curves.append([{**line, "epoch": epoch} for epoch, line in enumerate(curve, 1)])
+    return curves
 
 
-def _labels(task: TaskSummary, files: dict[str, list[dict]], prefix: str) -> Group:
-    found = {method: labels for method in _order(task) if (labels := runs.mean_labels(files.get(method, [])))}
-    found = dict(sorted(found.items(), key=lambda item: (item[0] not in _FIRST, item[0] != _FIRST[0])))
+def _labels(task: TaskSummary, files: dict[str, list[dict]], prefix: str) -> Section:
+    title = "What the labels look like"
+    by_method = {method: labels for method in _order(task) if (labels := runs.mean_labels(files.get(method, [])))}
+    by_method = dict(sorted(by_method.items(), key=lambda item: (item[0] not in _FIRST, item[0] != _FIRST[0])))
+    if not by_method:
+        return _section(title, [], "", _absent("label maps", "figures.json"))
     caption = (
         "The mean label q that each regularizer gives to the validation examples of a class, which the network has not "
         "trained on, averaged over seeds; a row is the class. The diagonal stands apart: it is written as a number and "
@@ -114,72 +105,78 @@ def _labels(task: TaskSummary, files: dict[str, list[dict]], prefix: str) -> Gro
         "even share, blue is less. Label smoothing shares evenly; a label that follows the model shows which classes "
         "it confuses. All maps share one scale, whose ends say how far from even it is."
     )
-    if not found:
-        return Group("What the labels look like", caption, missing=_absent("label maps", "figures.json"))
-    reach = heatmap.common_reach(list(found.values()))
-    pictures, tables = [], {}
-    for method, labels in found.items():
+    reach = figures.common_reach(list(by_method.values()))
+    drawn, tables = [], []
+    for method, labels in by_method.items():
         names = runs.classes(files[method], len(labels))
-        figure = heatmap.label_map(method, labels, names, reach)
+        figure = figures.label_map(method, labels, names, reach)
         name = f"{prefix}labels-{_order(task).index(method)}-{slug(method)}"
-        pictures.append(_picture(figure, name, f"Mean label of {method}, class by class"))
+        drawn.append(_figure(figure, name, f"Mean label of {method}, class by class"))
         if len(labels) <= 12:
-            tables[method] = (names, labels)
-    if len(next(iter(found.values()))) > heatmap.MOST_CLASSES:
-        caption += f" Only the first {heatmap.MOST_CLASSES} classes are drawn."
-    without = [method for method in _order(task) if method not in found]
+            tables.append(Details(f"The numbers: {method}", (_numbers(method, names, labels),), html_only=True))
+    if len(next(iter(by_method.values()))) > figures.MAX_CLASSES:
+        caption += f" Only the first {figures.MAX_CLASSES} classes are drawn."
+    without = [method for method in _order(task) if method not in by_method]
     missing = f"No label map for {', '.join(without)}: no label is recorded for them." if without else ""
-    return Group("What the labels look like", caption, tuple(pictures), missing, tables)
+    return _section(title, drawn, caption, missing, *tables)
 
 
-def _reliability(task: TaskSummary, files: dict[str, list[dict]], prefix: str) -> Group:
-    pictures, without = [], []
+def _numbers(method: str, names: list[str], labels: runs.Matrix) -> Table:
+    rows = [
+        (Cell(name), *(Cell("–" if value is None else f"{value:.4f}") for value in row))
+        for name, row in zip(names, labels, strict=True)
+    ]
+    return Table(f"Mean label of {method}", ("True class", *names), tuple(rows))
+
+
+def _reliability(task: TaskSummary, files: dict[str, list[dict]], prefix: str) -> Section:
+    drawn, without = [], []
     for index, method in enumerate(_order(task)):
         raw, scaled = (runs.pooled_bins(files.get(method, []), which) for which in ("raw", "scaled"))
         if not raw and not scaled:
             without.append(method)
             continue
-        found = [number(content.get("temperature")) for content in files[method]]
-        known = [value for value in found if value is not None]
-        temperature = f"mean temperature {sum(known) / len(known):.2f}" if known else "accuracy against confidence"
-        figure = figures.reliability(method, raw, scaled, index, temperature)
+        values = [number(content.get("temperature")) for content in files[method]]
+        known = [value for value in values if value is not None]
+        subtitle = f"mean temperature {sum(known) / len(known):.2f}" if known else "accuracy against confidence"
+        figure = figures.reliability(method, raw, scaled, index, subtitle)
         name = f"{prefix}reliability-{index}-{slug(method)}"
-        pictures.append(_picture(figure, name, f"Accuracy against confidence of {method}, before and after scaling"))
-    what, counted = ("test examples", "examples")
+        drawn.append(_figure(figure, name, f"Accuracy against confidence of {method}, before and after scaling"))
+    predicted, counted = "test examples", "examples"
     if task.main.of_text:
-        what, counted = "tokens of the test references, each predicted from those before it,", "tokens"
+        predicted, counted = "tokens of the test references, each predicted from those before it,", "tokens"
     caption = (
-        f"Accuracy (up) against confidence (across) in 15 bins, {what} of all seeds together. Above the dotted "
+        f"Accuracy (up) against confidence (across) in 15 bins, {predicted} of all seeds together. Above the dotted "
         f"diagonal a model is less sure than it could be, below it too sure. Halos grow with the number of {counted}. "
         "One temperature per trial is fitted on the validation split; it leaves the accuracy as it is."
     )
-    missing = _absent("reliability diagrams", "figures.json") if not pictures else ""
-    if pictures and without:
+    missing = "" if drawn else _absent("reliability diagrams", "figures.json")
+    if drawn and without:
         missing = f"No reliability diagram for {', '.join(without)}: its runs left no figures.json."
-    return Group("Calibration", caption, tuple(pictures), missing)
+    return _section("Calibration", drawn, caption, missing)
 
 
-def _curves(recorded: Recorded, task: TaskSummary, prefix: str) -> Group:
-    files, pictures = runs.curve_files(recorded, task.task), []
+def _curves(recorded: Recorded, task: TaskSummary, prefix: str) -> Section:
+    files, drawn = runs.curve_files(recorded, task.task), []
     for key, title, subtitle in (
         ("loss", "Training loss", "each method's own objective: heights do not compare"),
         ("validation_nll", "Validation NLL", "lower is better; not temperature-scaled"),
         ("validation_accuracy", "Validation accuracy", "higher is better"),
         ("validation_bleu", "Validation BLEU", "higher is better"),
     ):
-        lines = {method: runs.mean_curve(found, key) for method, found in files.items()}
-        lines = {method: lines[method] for method in _order(task) if lines.get(method, ((), ()))[0]}
+        curves = {method: runs.mean_curve(curve, key) for method, curve in files.items()}
+        lines = {method: curves[method] for method in _order(task) if curves.get(method, ((), ()))[0]}
         if lines:
             figure = figures.curves(title, subtitle, lines, _order(task))
-            pictures.append(_picture(figure, f"{prefix}curve-{slug(key)}", f"{title} by epoch, mean over seeds"))
+            drawn.append(_figure(figure, f"{prefix}curve-{slug(key)}", f"{title} by epoch, mean over seeds"))
     caption = (
-        "Means over the seeds of each method. The first fifth of the epochs may leave the picture at its edge, so that "
-        "the rest can be told apart."
+        "Means over the seeds of each method. The first fifth of the epochs may lie outside the axes, so that the "
+        "lines after it can be distinguished."
     )
-    missing = _absent("training curves", "curve.jsonl") if not pictures else ""
-    if pictures and not any("validation" in picture.name for picture in pictures):
+    missing = "" if drawn else _absent("training curves", "curve.jsonl")
+    if drawn and not any("validation" in figure.name for figure in drawn):
         missing = "The runs were not evaluated while they trained, so there are no validation curves."
-    return Group("Training", caption, tuple(pictures), missing)
+    return _section("Training", drawn, caption, missing)
 
 
 def _absent(what: str, file: str) -> str:

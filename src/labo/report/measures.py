@@ -1,9 +1,11 @@
-"""What each recorded measure is called, which way is better, and how it is written."""
+"""What each recorded measure is called, which direction is better, and how its values are written."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+
+from labo.report.model import Cell
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,14 @@ class Measure:
             return "–"
         text = f"{difference * self.factor:+.{self.digits}f}"
         return text.replace("-", "−")
+
+    def cell(self, mean: float | None, half_width: float | None, *, emphasized: bool = False) -> Cell:
+        """A cell with a mean and half of its interval."""
+        return Cell(self.value(mean), self.spread(half_width), emphasized=emphasized)
+
+    def difference_cell(self, mean: float | None, half_width: float | None, note: str = "") -> Cell:
+        """A cell with a mean difference, with its sign, and half of its interval."""
+        return Cell(self.signed(mean), self.spread(half_width), note)
 
 
 _PERCENT = {"factor": 100.0, "digits": 2, "unit": "%", "difference_unit": " points"}

@@ -1,217 +1,238 @@
-"""How the comparison was made, in words and small tables: the protocol, the settings, the failures, the versions."""
+"""How the comparison was made: the protocol, the settings, the failures, and how to reproduce it."""
 
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import PurePosixPath, PureWindowsPath
 from statistics import fmean
 from typing import Any
 
+from labo.report.model import Block, Cell, Code, Details, Properties, Section, Table, Text
 from labo.report.reading import Recorded
-from labo.report.verdict import LEVEL, Summary, TaskSummary
+from labo.report.verdict import SIGNIFICANCE_LEVEL, Summary, TaskSummary
 from labo.tasks.registry import TEXTS
 
-# Tasks whose data bring no test part (but by a table's split column, which is looked at before); others may.
-_WITHOUT_PARTS = ("digits", "table")
+# Tasks whose data bring no test part (except by a table's split column, which is checked first); others may.
+_WITHOUT_TEST_PART = ("digits", "table")
 
 
-def paragraphs(recorded: Recorded, summary: Summary) -> list[str]:
-    """The protocol in plain sentences; what the folder does not tell is not claimed."""
-    asked = recorded.comparison
-    tried, tuning_seeds = _count(asked.get("settings_per_method")), _count(asked.get("tuning_seeds"))
-    found = []
-    if tried and tuning_seeds:
-        found.append(
-            f"Choosing. Every method was given the same number of candidate settings, {tried}, each tried on "
-            f"{tuning_seeds} tuning seeds that are not among the seeds of the verdict, and judged on the validation "
-            "split alone; the best mean over those seeds was chosen. A method without options of its own had its "
-            f"candidates in {_own_candidates(summary)}, which every method has too."
+def sections(recorded: Recorded, summary: Summary) -> list[Section]:
+    """The failed trials, where there are any, the protocol, and how to reproduce the comparison."""
+    parts = [_failures(summary), Section("Protocol", tuple(paragraphs(recorded, summary))), _reproduction(recorded)]
+    return [section for section in parts if section is not None]
+
+
+def paragraphs(recorded: Recorded, summary: Summary) -> list[Text]:
+    """The protocol in plain sentences; what the folder does not say is not claimed."""
+    config = recorded.comparison
+    candidates, tuning_seeds = _count(config.get("settings_per_method")), _count(config.get("tuning_seeds"))
+    texts = []
+    if candidates and tuning_seeds:
+        seeds = "1 tuning seed that is" if tuning_seeds == 1 else f"{tuning_seeds} tuning seeds that are"
+        text = (
+            f"Every method was given the same number of candidate settings, {candidates}, each tried on {seeds} not "
+            "among the seeds of the verdict, and judged on the validation split alone; the best mean over those seeds "
+            "was chosen. A method without options of its own had its candidates in "
+            f"{_shared_candidates(summary)}, which every method has too."
         )
-    found += _decisions(recorded)
-    options = asked.get("task_options")
-    given: dict[str, Any] = options if isinstance(options, dict) and len(summary.tasks) == 1 else {}
-    if given:
-        told = ", ".join(f"{key.replace('_', ' ')} {_without_place(key, value)}" for key, value in given.items())
-        wrong = "translations" if summary.tasks[0].main.of_text else "labels"
-        noise = (
-            f" The wrong {wrong} are in the training and validation splits, the test split is clean: temperatures are "
-            f"fitted on {wrong} some of which are wrong, so that scaled measures are not those of a calibrated model."
-        )
-        found.append(f"Data. The task is {asked.get('task')}, with {told}." + (noise if "label_noise" in given else ""))
-    found.append(_trials(summary, split_given=bool(given.get("split"))))
-    if asked.get("checkpoint") in ("last", "best"):
-        which = "the last epoch" if asked["checkpoint"] == "last" else "the epoch with the best validation value"
-        found.append(f"Checkpoint. For every method alike, {which} is what is tested.")
-    found.append(_measures(recorded, summary))
-    found.append(
-        f"Verdict. Differences to {summary.baseline} are paired by seed, over the seeds that both finished, and tested "
+        texts.append(Text(text, term="Tuning"))
+    texts += _decisions(recorded)
+    value = config.get("task_options")
+    options: dict[str, Any] = value if isinstance(value, dict) and len(summary.tasks) == 1 else {}
+    if options:
+        texts.append(Text(_data(config.get("task"), options, of_text=summary.tasks[0].main.of_text), term="Data"))
+    texts.append(Text(_trials(summary, split_given=bool(options.get("split"))), term="Trials"))
+    if config.get("checkpoint") in ("last", "best"):
+        which = "the last epoch" if config["checkpoint"] == "last" else "the epoch with the best validation value"
+        texts.append(Text(f"For every method alike, {which} is what is tested.", term="Checkpoint"))
+    texts.append(Text(_measures(recorded, summary), term="Measures"))
+    text = (
+        f"Differences to {summary.baseline} are paired by seed, over the seeds that both finished, and tested "
         "by the two-sided sign-flip permutation test; Holm's correction is over the methods, within one measure. "
-        f"“Better” and “worse” mean a corrected p of at most {LEVEL:g} in the main measure. “Not told apart” "
-        "is not “equal”: the interval says how large a difference is still possible. The other measures are shown "
-        "for reading; over them nothing is corrected."
+        f"“Better” and “worse” mean significantly so: a corrected p of at most {SIGNIFICANCE_LEVEL:g} in the main "
+        "measure. “No significant difference” is not “equal”: the interval says how large a difference is still "
+        "possible. The other measures are shown for reading; over them nothing is corrected."
     )
-    return found
+    return [*texts, Text(text, term="Verdict")]
 
 
-def settings_table(
-    recorded: Recorded, task: str
-) -> tuple[list[str], list[tuple[str, list[str]]], list[tuple[str, str]]]:
-    """(methods, rows of what differs between methods, pairs that all methods share) of the settings that were run."""
+def settings(recorded: Recorded, task: str) -> Section | None:
+    """The settings that the methods ran with: a table of what differs, a list of what they share."""
     by_method: dict[str, list[dict[str, Any]]] = {}
     for record in recorded.records:
         if str(record["task"]) == task:
-            settings = record.get("settings")
-            by_method.setdefault(str(record["method"]), []).append(settings if isinstance(settings, dict) else {})
+            own = record.get("settings")
+            by_method.setdefault(str(record["method"]), []).append(own if isinstance(own, dict) else {})
     keys = list(dict.fromkeys(key for runs in by_method.values() for run in runs for key in run))
-    differing, shared = [], []
+    rows, shared = [], []
     for key in keys:
-        cells = []
+        values = []
         for runs in by_method.values():
-            values = list(dict.fromkeys(_short(run[key]) for run in runs if key in run))
-            cells.append(" / ".join(values) if values else "–")
-        if len(set(cells)) == 1:
-            shared.append((key, cells[0]))
+            distinct = list(dict.fromkeys(_short(run[key]) for run in runs if key in run))
+            values.append(" / ".join(distinct) if distinct else "–")
+        if len(set(values)) == 1:
+            shared.append((key, values[0]))
         else:
-            differing.append((key, cells))
-    return list(by_method), differing, shared
+            rows.append((Cell(key), *map(Cell, values)))
+    blocks: list[Block] = [Table("Settings", ("Setting", *by_method), tuple(rows))] if rows else []
+    if shared:
+        blocks.append(Details("Settings that all methods share", (Properties(tuple(shared)),)))
+    counts = _candidate_counts(recorded, task)
+    if counts:
+        listed = ", ".join(f"{method} {count}" for method, count in counts.items())
+        blocks.append(Text(f"Candidates tried: {listed}.", "caption"))
+    return Section("Settings chosen", tuple(blocks)) if blocks else None
 
 
-def tuning_note(recorded: Recorded, task: str) -> str:
-    """How many candidates were tried for each method, counted in tuning.jsonl; empty where it tells nothing."""
+def _candidate_counts(recorded: Recorded, task: str) -> dict[str, int]:
+    """How many candidates were tried for each method, by the lines of tuning.jsonl."""
     tried: dict[str, set[str]] = {}
     for line in recorded.tuning:
         if str(line.get("task")) == task and "settings" in line and "method" in line:
             tried.setdefault(str(line["method"]), set()).add(json.dumps(line["settings"], sort_keys=True))
-    if not tried:
-        return ""
-    counts = ", ".join(f"{method} {len(settings)}" for method, settings in tried.items())
-    return f"Candidates tried: {counts}."
+    return {method: len(candidates) for method, candidates in tried.items()}
 
 
-def failures(summary: Summary) -> list[tuple[str, str, str, str, str]]:
-    """(task, method, seed, step, reason) of every failed trial."""
-    rows = []
-    for task in summary.tasks:
-        for method in task.methods:
-            for failure in method.failures:
-                step, reason = failure.get("step"), failure.get("reason")
-                rows.append((task.task, method.method, str(failure["seed"]), _short(step), _short(reason)))
-    return rows
+def _failures(summary: Summary) -> Section | None:
+    rows = [
+        tuple(map(Cell, (task.task, method.method, str(failure["seed"]), *map(_short, _reason(failure)))))
+        for task in summary.tasks
+        for method in task.methods
+        for failure in method.failures
+    ]
+    columns = ("Task", "Method", "Seed", "Step", "Reason")
+    return Section("Failed trials", (Table("Failed trials", columns, tuple(rows), has_prose=True),)) if rows else None
 
 
-def versions(recorded: Recorded) -> list[tuple[str, str]]:
-    """What was installed, by the records and compare.json; several versions of one thing are all told."""
-    found: dict[str, dict[str, None]] = {}
+def _reason(failure: dict[str, Any]) -> tuple[Any, Any]:
+    return failure.get("step"), failure.get("reason")
+
+
+def _reproduction(recorded: Recorded) -> Section:
+    command = recorded.comparison.get("command")
+    line = shlex.join(map(str, command)) if isinstance(command, list) else str(command or "")
+    properties = Properties((("trial time, added up", _duration(_seconds(recorded))), *_versions(recorded)))
+    return Section("How to reproduce it", (Code(line), properties) if line else (properties,))
+
+
+def _versions(recorded: Recorded) -> list[tuple[str, str]]:
+    """What was installed, by compare.json and the records; where versions differ, all of them."""
+    by_name: dict[str, dict[str, None]] = {}
     for source in (recorded.comparison, *recorded.records):
-        known = source.get("versions")
-        for name, version in (known if isinstance(known, dict) else {}).items():
-            found.setdefault(str(name), {})[_short(version)] = None
-    return [(name, ", ".join(values)) for name, values in found.items()]
+        versions = source.get("versions")
+        for name, version in (versions if isinstance(versions, dict) else {}).items():
+            by_name.setdefault(str(name), {})[_short(version)] = None
+    return [(name, ", ".join(versions)) for name, versions in by_name.items()]
 
 
-def command(recorded: Recorded) -> str:
-    """The command line that asked for this comparison, or an empty string."""
-    import shlex
-
-    asked = recorded.comparison.get("command")
-    return shlex.join(map(str, asked)) if isinstance(asked, list) else str(asked or "")
-
-
-def seconds(recorded: Recorded) -> float:
-    """The time that the recorded trials took, added up."""
+def _seconds(recorded: Recorded) -> float:
     return sum(value for record in recorded.records if isinstance(value := record.get("seconds"), int | float))
 
 
-def _decisions(recorded: Recorded) -> list[str]:
-    """What methods that decide by themselves chose, and what that cost."""
+def _decisions(recorded: Recorded) -> list[Text]:
+    """What the methods that choose their settings by themselves chose, and its cost."""
     by_method: dict[str, list[dict[str, Any]]] = {}
     for record in recorded.records:
         decision = record.get("decision")
         if isinstance(decision, dict) and {"name", "method", "cost"} <= decision.keys():
             by_method.setdefault(str(record["method"]), []).append(decision)
-    found = []
+    texts = []
     for method, decisions in by_method.items():
         memory = sum(decision["name"] == "strong" for decision in decisions)
         cost = fmean(float(decision["cost"]) for decision in decisions)
-        found.append(
-            f"Untuned. {method} decided by itself, without candidate settings: LABO with a memory on {memory} of "
+        text = (
+            f"{method} decided by itself, without candidate settings: LABO with a memory on {memory} of "
             f"{len(decisions)} seeds, label smoothing on the others, by labels held out of the training split. It cost "
             f"{cost:.1f} plain trainings a seed."
         )
-    return found
+        texts.append(Text(text, term="Untuned"))
+    return texts
+
+
+def _data(task: Any, options: dict[str, Any], *, of_text: bool) -> str:
+    listed = ", ".join(f"{key.replace('_', ' ')} {_without_folder(key, value)}" for key, value in options.items())
+    text = f"The task is {task}, with {listed}."
+    if "label_noise" not in options:
+        return text
+    wrong = "translations" if of_text else "labels"
+    return (
+        f"{text} The wrong {wrong} are in the training and validation splits, the test split is clean: temperatures "
+        f"are fitted on {wrong} some of which are wrong, so that scaled measures are not those of a calibrated model."
+    )
 
 
 def _trials(summary: Summary, *, split_given: bool) -> str:
     drawn, overlap = "the split, ", " What trains or validates on one seed tests on another, for every method alike."
     if split_given:
         drawn = overlap = ""
-    elif not all(task.task in _WITHOUT_PARTS for task in summary.tasks):
+    elif not all(task.task in _WITHOUT_TEST_PART for task in summary.tasks):
         drawn = "the parts that the data do not bring, "
         overlap = (
             " Where the test part is drawn, what trains or validates on one seed tests on another, for every method "
             "alike."
         )
     return (
-        f"Trials. One trial is one method on one seed with its chosen settings. A seed draws {drawn}the initialisation "
+        f"One trial is one method on one seed with its chosen settings. A seed draws {drawn}the initialisation "
         "and the order of the examples, the same for every method. The test split is read once per trial." + overlap
     )
 
 
 def _measures(recorded: Recorded, summary: Summary) -> str:
-    classes = [task for task in summary.tasks if not task.main.of_text]
-    told = [_of_text(recorded, task, several=len(summary.tasks) > 1) for task in summary.tasks if task.main.of_text]
-    if classes:
-        told.append(
+    several = len(summary.tasks) > 1
+    parts = [_text_measures(recorded, task, several=several) for task in summary.tasks if task.main.of_text]
+    if not all(task.main.of_text for task in summary.tasks):
+        parts.append(
             "Accuracy, Brier score and expected calibration error (ECE, 15 bins of equal width) are of the test split, "
             "as is the negative log-likelihood (NLL)."
         )
-    scaled = "“Scaled” means after one temperature per trial, fitted on the validation split."
-    return f"Measures. {' '.join(told)} {scaled} {_top5(summary)}Intervals are 95% by Student's t over seeds."
+    parts.append("“Scaled” means after one temperature per trial, fitted on the validation split.")
+    if any(measure.key == "top5" for task in summary.tasks for measure in task.measures):
+        parts.append("Top-5 is the share of test examples whose class is among the five likeliest.")
+    parts.append("Intervals are 95% by Student's t over seeds.")
+    return " ".join(parts)
 
 
-def _of_text(recorded: Recorded, task: TaskSummary, *, several: bool) -> str:
-    known = signatures(recorded, task.task)
+def _text_measures(recorded: Recorded, task: TaskSummary, *, several: bool) -> str:
+    by_metric = _signatures(recorded, task.task)
     names = {"bleu": "BLEU", "chrf": "chrF"}
-    listed = "; ".join(f"{names.get(name, name)} {' and '.join(found)}" for name, found in known.items())
-    scored = "BLEU and chrF are sacreBLEU's, of the whole test split and of text, not of pieces"
-    scored = f"On {task.task}, {scored}" if several else scored
-    told = (
-        f"{scored}, with {'these signatures' if len(known) > 1 else 'this signature'}: {listed}."
-        if known
-        else f"{scored}."
-    )
-    if any(len(found) > 1 for found in known.values()):
-        told += " Scores with other signatures do not compare."
+    listed = "; ".join(f"{names.get(name, name)} {' and '.join(known)}" for name, known in by_metric.items())
+    text = "BLEU and chrF are sacreBLEU's, of the whole test split and of text, not of pieces"
+    text = f"On {task.task}, {text}" if several else text
+    if by_metric:
+        text += f", with {'these signatures' if len(by_metric) > 1 else 'this signature'}: {listed}"
+    text += "."
+    if any(len(known) > 1 for known in by_metric.values()):
+        text += " Scores with other signatures do not compare."
     return (
-        f"{told} NLL, perplexity and the expected calibration error (ECE, 15 bins of equal width) are of the tokens of "
+        f"{text} NLL, perplexity and the expected calibration error (ECE, 15 bins of equal width) are of the tokens of "
         "the test references, each predicted from the source and the tokens before it; they compare where the "
         "vocabulary is the same."
     )
 
 
-def signatures(recorded: Recorded, task: str) -> dict[str, list[str]]:
-    """What sacreBLEU says of how the scores of a task were made: for each metric, all that its records have."""
-    found: dict[str, dict[str, None]] = {}
+def _signatures(recorded: Recorded, task: str) -> dict[str, list[str]]:
+    """SacreBLEU's signatures of each metric in the records of a task."""
+    by_metric: dict[str, dict[str, None]] = {}
     for record in recorded.records:
-        known = record.get("signatures")
-        if str(record["task"]) == task and isinstance(known, dict):
-            for metric, signature in known.items():
-                found.setdefault(str(metric), {})[str(signature)] = None
-    return {metric: list(told) for metric, told in found.items()}
+        signatures = record.get("signatures")
+        if str(record["task"]) == task and isinstance(signatures, dict):
+            for metric, signature in signatures.items():
+                by_metric.setdefault(str(metric), {})[str(signature)] = None
+    return {metric: list(signatures) for metric, signatures in by_metric.items()}
 
 
-def _own_candidates(summary: Summary) -> str:
-    kinds = {task.main.of_text for task in summary.tasks}
+def _shared_candidates(summary: Summary) -> str:
+    """What varies between the candidates of a method without options of its own."""
     varied = {
         False: "the learning rate and the weight decay",
         True: "the learning rate, the dropout and the weight decay",
     }
-    return " or ".join(varied[of_text] for of_text in sorted(kinds))
+    return " or ".join(varied[of_text] for of_text in sorted({task.main.of_text for task in summary.tasks}))
 
 
-def _top5(summary: Summary) -> str:
-    shown = any(measure.key == "top5" for task in summary.tasks for measure in task.measures)
-    return "Top-5 is the share of test examples whose class is among the five likeliest. " if shown else ""
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def _count(value: Any) -> int:
@@ -228,8 +249,10 @@ def _short(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _without_place(key: str, value: Any) -> str:
-    # A report is shown to others; where the file lay on one machine is no business of theirs. A target that is no whole
-    # path is a column, in whose name a slash is one.
-    whole = key in TEXTS and (PurePosixPath(str(value)).is_absolute() or PureWindowsPath(str(value)).is_absolute())
-    return _short(str(value).replace("\\", "/").rpartition("/")[2] if key == "data" or whole else value)
+def _without_folder(key: str, value: Any) -> str:
+    # A report is shown to others, whom the folders of one machine do not concern. A target that is no absolute path is
+    # a column, whose name may hold a slash.
+    absolute = PurePosixPath(str(value)).is_absolute() or PureWindowsPath(str(value)).is_absolute()
+    if key == "data" or (key in TEXTS and absolute):
+        return str(value).replace("\\", "/").rpartition("/")[2]
+    return _short(value)

@@ -10,7 +10,7 @@ from xml.sax.saxutils import quoteattr
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Colours that only stand for a role while matplotlib draws; `render` puts the theme's variables in their place.
+# Placeholders for roles while matplotlib draws; `render` replaces them by the theme's variables.
 INK, MUTED, GRID, ABOVE, BELOW, BLANK = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
 SERIES = tuple(f"#0700{index:02x}" for index in range(8))
 
@@ -43,7 +43,7 @@ def variables(theme: int) -> str:
 
 
 def render(figure: Figure, name: str, description: str) -> str:
-    """The figure as an `<svg>` element to stand in a page that defines `variables`; transparent, no outside reference.
+    """The figure as an `<svg>` element for a page that defines `variables`; transparent, without outside references.
 
     `name` keeps its ids apart from those of the page's other figures; `description` is what a screen reader says.
     """
@@ -64,7 +64,7 @@ def render(figure: Figure, name: str, description: str) -> str:
     text = re.sub(r"\bfont: ((?:\w+ )*)([\d.]+)px [^;\"]+", _font, text)
     for colour, role in _ROLES.items():
         text = text.replace(colour, f"var(--fig-{role})")
-    width, height = (float(value) for value in _found(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text))
+    width, height = (float(value) for value in _groups(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text))
     opening = (
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" class="figure" '
         f'viewBox="0 0 {width:g} {height:g}" width="{width * 4 / 3:.0f}" height="{height * 4 / 3:.0f}" role="img" '
@@ -74,7 +74,7 @@ def render(figure: Figure, name: str, description: str) -> str:
 
 
 def standalone(svg: str) -> str:
-    """The element as a file of its own: it carries both themes and its own ground, so that it reads on any page."""
+    """The element as a file of its own, with both themes and a background, so that it is readable on any page."""
     style = (
         f"<style>svg {{ {variables(0)} font-family: {FONT}; }} "
         f"@media (prefers-color-scheme: dark) {{ svg {{ {variables(1)} }} }}</style>"
@@ -84,13 +84,13 @@ def standalone(svg: str) -> str:
     return f'<?xml version="1.0" encoding="utf-8"?>\n{svg[:end]}{style}{svg[end:]}\n'
 
 
-def _font(found: re.Match[str]) -> str:
-    weight = " font-weight: 600;" if "bold" in found[1] or "600" in found[1] else ""
-    return f"font-size: {found[2]}px;{weight} font-family: inherit"
+def _font(match: re.Match[str]) -> str:
+    weight = " font-weight: 600;" if "bold" in match[1] or "600" in match[1] else ""
+    return f"font-size: {match[2]}px;{weight} font-family: inherit"
 
 
-def _found(pattern: str, text: str) -> tuple[str, ...]:
+def _groups(pattern: str, text: str) -> tuple[str, ...]:
     match = re.search(pattern, text)
     if match is None:
-        raise ValueError(f"Expected matplotlib's SVG to have {pattern}, but it has not")
+        raise ValueError(f"Expected matplotlib's SVG to match {pattern}, but it does not")
     return match.groups()

@@ -1,4 +1,4 @@
-"""From records to a verdict: per method the means, the paired difference to the baseline and whether it is luck."""
+"""From records to a verdict: means, paired differences to the baseline, and which of them are significant."""
 
 from __future__ import annotations
 
@@ -12,8 +12,14 @@ from labo.metrics import significance
 from labo.report.measures import MAIN, MEASURES, Measure, number, p_text, present
 from labo.report.reading import latest
 
-LEVEL = 0.05
-BETTER, WORSE, NOT_TOLD, BASELINE, NOT_COMPARED = "better", "worse", "not told apart", "baseline", "not compared"
+SIGNIFICANCE_LEVEL = 0.05
+BETTER, WORSE, NOT_SIGNIFICANT, BASELINE, NOT_COMPARED = (
+    "better",
+    "worse",
+    "not significant",
+    "baseline",
+    "not compared",
+)
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class Estimate:
 class Difference:
     """Method minus baseline over the seeds that both finished; p two-sided, `p_holm` corrected over the methods.
 
-    `smallest_p` and `smallest_p_holm` are the least that these two could have been with so many seeds.
+    `smallest_p` and `smallest_p_holm` are the smallest values that these two can take with so many seeds.
     """
 
     seeds: tuple[int, ...]
@@ -42,12 +48,12 @@ class Difference:
     smallest_p: float
     p_holm: float = 1.0
     smallest_p_holm: float = 1.0
-    verdict: str = NOT_TOLD
+    verdict: str = NOT_SIGNIFICANT
 
 
 @dataclass(frozen=True)
 class MethodSummary:
-    """One method on one task; `estimates` and `differences` are keyed by measure, `sentence` is the plain verdict."""
+    """One method on one task; `estimates` and `differences` are keyed by measure, `sentence` states the verdict."""
 
     method: str
     finished: int
@@ -71,9 +77,16 @@ class TaskSummary:
     def ranked(self) -> list[MethodSummary]:
         """The methods by their mean of the main measure, the best first; those without a value last."""
         sign = -1.0 if self.main.higher_is_better else 1.0
-        means = {found.method: found.estimates[self.main.key].mean for found in self.methods}
-        found = [(mean is None, sign * (mean or 0.0)) for mean in means.values()]
-        return [method for _, method in sorted(zip(found, self.methods, strict=True), key=lambda pair: pair[0])]
+
+        def rank(method: MethodSummary) -> tuple[bool, float]:
+            mean = method.estimates[self.main.key].mean
+            return mean is None, sign * (mean or 0.0)
+
+        return sorted(self.methods, key=rank)
+
+    def baseline_last(self) -> list[MethodSummary]:
+        """The methods as `ranked`, but the baseline after all others."""
+        return sorted(self.ranked(), key=lambda method: method.verdict == BASELINE)
 
 
 @dataclass(frozen=True)
@@ -125,27 +138,27 @@ def summarize_records(
 def finding(task: TaskSummary) -> str:
     """The verdict on a task in one sentence: which methods are better than the baseline, and by how much."""
     main = task.main
-    better = [found for found in task.ranked() if found.verdict == BETTER]
-    baseline = next((found for found in task.methods if found.method == task.baseline), None)
+    better = [summary for summary in task.ranked() if summary.verdict == BETTER]
+    baseline = next((summary for summary in task.methods if summary.method == task.baseline), None)
     mean = None if baseline is None else baseline.estimates[main.key].mean
     value = "" if mean is None else f" ({main.value(mean)})"
     if not better:
         return f"On {task.task} no method is significantly better than {task.baseline}{value}."
-    differences = [found.differences[main.key] for found in better]
-    names = _listed(
-        [f"{found.method} ({main.value(of.method_mean)})" for found, of in zip(better, differences, strict=True)]
+    differences = [summary.differences[main.key] for summary in better]
+    names = _enumerate(
+        [f"{summary.method} ({main.value(summary.differences[main.key].method_mean)})" for summary in better]
     )
-    gains = _listed([f"{main.signed(of.mean).lstrip('+−-')}" for of in differences])
-    least = min(len(of.seeds) for of in differences)
-    p = max(of.p_holm for of in differences)
+    gains = _enumerate([main.signed(difference.mean).lstrip("+−-") for difference in differences])
+    fewest_seeds = min(len(difference.seeds) for difference in differences)
+    p = max(difference.p_holm for difference in differences)
     phrase = p_phrase(p) if len(better) == 1 or p < 0.001 else f"p ≤ {p_text(p)}"
     return (
         f"On {task.task} {names} {'is' if len(better) == 1 else 'are'} better than {task.baseline}{value}, by {gains}"
-        f"{main.difference_unit} ({phrase} after Holm, {_seeds(least)})."
+        f"{main.difference_unit} ({phrase} after Holm, {_seeds(fewest_seeds)})."
     )
 
 
-def _listed(names: Sequence[str]) -> str:
+def _enumerate(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
 
 
@@ -168,20 +181,20 @@ def _task(task: str, records: list[dict[str, Any]], baseline: str) -> TaskSummar
     for measure in measures:
         for name, difference in _differences(methods, baseline, measure).items():
             methods[name].differences[measure.key] = difference
-    told = tuple(_tell(summary, task, baseline, main, methods) for summary in methods.values())
-    return TaskSummary(task, baseline, main, measures, told)
+    judged = tuple(_with_verdict(summary, task, baseline, main) for summary in methods.values())
+    return TaskSummary(task, baseline, main, measures, judged)
 
 
 def _method(name: str, records: list[dict[str, Any]], measures: Sequence[Measure]) -> MethodSummary:
-    done = sorted((record for record in records if not record.get("failed")), key=lambda record: record["seed"])
+    finished = sorted((record for record in records if not record.get("failed")), key=lambda record: record["seed"])
     failures = tuple(
         {"seed": record["seed"], **_failure(record["failed"])} for record in records if record.get("failed")
     )
     estimates = {}
     for measure in measures:
-        values = {record["seed"]: number((record.get("metrics") or {}).get(measure.key)) for record in done}
+        values = {record["seed"]: number((record.get("metrics") or {}).get(measure.key)) for record in finished}
         estimates[measure.key] = estimate({seed: value for seed, value in values.items() if value is not None})
-    return MethodSummary(name, len(done), failures, estimates)
+    return MethodSummary(name, len(finished), failures, estimates)
 
 
 def _failure(failed: Any) -> dict[str, Any]:
@@ -194,20 +207,22 @@ def _differences(methods: dict[str, MethodSummary], baseline: str, measure: Meas
     if baseline not in methods:
         return {}
     reference = methods[baseline].estimates[measure.key].values
-    found = {}
+    differences = {}
     for name, summary in methods.items():
         values = summary.estimates[measure.key].values
         seeds = tuple(seed for seed in values if seed in reference)
         if name != baseline and seeds:
-            found[name] = _difference(seeds, values, reference)
-    names, floor = list(found), min((difference.smallest_p for difference in found.values()), default=1.0)
-    for name, p_holm in zip(names, significance.holm([found[name].p for name in names]) if names else [], strict=True):
-        difference = found[name]
-        # Holm multiplies the least p by the number of methods and is monotone, so nothing falls below this.
-        reach = min(1.0, max(difference.smallest_p, floor * len(names)))
+            differences[name] = _difference(seeds, values, reference)
+    if not differences:
+        return {}
+    smallest = min(difference.smallest_p for difference in differences.values())
+    corrected = significance.holm([difference.p for difference in differences.values()])
+    for (name, difference), p_holm in zip(list(differences.items()), corrected, strict=True):
+        # Holm multiplies the smallest p by the number of methods and is monotone, so nothing falls below this.
+        smallest_p_holm = min(1.0, max(difference.smallest_p, smallest * len(differences)))
         verdict = _judge(difference.mean if measure.higher_is_better else -difference.mean, p_holm)
-        found[name] = replace(difference, p_holm=p_holm, smallest_p_holm=reach, verdict=verdict)
-    return found
+        differences[name] = replace(difference, p_holm=p_holm, smallest_p_holm=smallest_p_holm, verdict=verdict)
+    return differences
 
 
 def _difference(seeds: tuple[int, ...], values: dict[int, float], reference: dict[int, float]) -> Difference:
@@ -226,14 +241,12 @@ def _difference(seeds: tuple[int, ...], values: dict[int, float], reference: dic
 
 
 def _judge(gain: float, p: float) -> str:
-    if p > LEVEL or gain == 0:
-        return NOT_TOLD
+    if p > SIGNIFICANCE_LEVEL or gain == 0:
+        return NOT_SIGNIFICANT
     return BETTER if gain > 0 else WORSE
 
 
-def _tell(
-    summary: MethodSummary, task: str, baseline: str, main: Measure, methods: dict[str, MethodSummary]
-) -> MethodSummary:
+def _with_verdict(summary: MethodSummary, task: str, baseline: str, main: Measure) -> MethodSummary:
     difference = summary.differences.get(main.key)
     if summary.method == baseline:
         verdict, sentence = BASELINE, _baseline_sentence(summary, main)
@@ -250,19 +263,18 @@ def _tell(
 
 
 def _baseline_sentence(summary: MethodSummary, main: Measure) -> str:
-    estimate_ = summary.estimates[main.key]
-    if estimate_.mean is None:
+    own = summary.estimates[main.key]
+    if own.mean is None:
         return f"{summary.method} is the baseline, and has no finished trial."
-    interval = f" ± {main.spread(estimate_.half_width)}" if estimate_.half_width is not None else ""
-    value = f"{main.value(estimate_.mean)}{interval}"
-    return f"{summary.method} is the baseline: {_noun(main)} {value} over {_seeds(len(estimate_.values))}."
+    interval = f" ± {main.spread(own.half_width)}" if own.half_width is not None else ""
+    value = f"{main.value(own.mean)}{interval}"
+    return f"{summary.method} is the baseline: {_noun(main)} {value} over {_seeds(len(own.values))}."
 
 
 def _sentence(method: str, baseline: str, main: Measure, difference: Difference) -> str:
     count = len(difference.seeds)
-    if difference.verdict == NOT_TOLD:
-        which = "this 1 seed" if count == 1 else f"these {count} seeds"
-        opening = f"{method} is not told apart from {baseline} by {which}"
+    if difference.verdict == NOT_SIGNIFICANT:
+        opening = f"{method} shows no significant difference from {baseline} ({_seeds(count)})"
     else:
         opening = f"{method} is {difference.verdict} than {baseline}"
     numbers = f"{_noun(main)} {main.value(difference.method_mean)} against {main.value(difference.baseline_mean)}"
@@ -272,43 +284,43 @@ def _sentence(method: str, baseline: str, main: Measure, difference: Difference)
     elif difference.half_width is not None:
         low, high = difference.mean - difference.half_width, difference.mean + difference.half_width
         size += f" (95% interval {main.signed(low)} to {main.signed(high)})"
-    over = "" if difference.verdict == NOT_TOLD else f" over {_seeds(count)}"
+    over = "" if difference.verdict == NOT_SIGNIFICANT else f" over {_seeds(count)}"
     sentence = f"{opening}: {numbers}, {size}{over}; {p_phrase(difference.p_holm)} after Holm."
-    if difference.smallest_p_holm > LEVEL:
-        reach = p_text(difference.smallest_p_holm)
-        sentence += f" So few seeds cannot tell: after Holm, the smallest p they can reach is {reach}."
+    if difference.smallest_p_holm > SIGNIFICANCE_LEVEL:
+        smallest = p_text(difference.smallest_p_holm)
+        sentence += (
+            f" With so few seeds nothing can be significant: after Holm, the smallest p they can reach is {smallest}."
+        )
     return sentence
 
 
 def _overall(tasks: Sequence[TaskSummary], baseline: str) -> tuple[Overall, ...]:
-    pairs: dict[str, dict[str, Difference]] = {}
-    signs = {task.task: 1.0 if task.main.higher_is_better else -1.0 for task in tasks}
+    # method -> task -> gains over the baseline by seed, positive where the method is better
+    gains: dict[str, dict[str, list[float]]] = {}
     for task in tasks:
+        sign = 1.0 if task.main.higher_is_better else -1.0
         for summary in task.methods:
-            if task.main.key in summary.differences:
-                pairs.setdefault(summary.method, {})[task.task] = summary.differences[task.main.key]
-    pairs = {method: found for method, found in pairs.items() if len(found) > 1}
-    gains = {
-        method: {task: [signs[task] * value for value in difference.values] for task, difference in found.items()}
-        for method, found in pairs.items()
-    }
-    p_values = [significance.stratified_sign_flip_test(list(found.values())) for found in gains.values()]
+            difference = summary.differences.get(task.main.key)
+            if difference is not None:
+                gains.setdefault(summary.method, {})[task.task] = [sign * value for value in difference.values]
+    gains = {method: by_task for method, by_task in gains.items() if len(by_task) > 1}
+    p_values = [significance.stratified_sign_flip_test(list(by_task.values())) for by_task in gains.values()]
     corrected = significance.holm(p_values) if p_values else []
     return tuple(
-        _overall_of(method, baseline, found, p, p_holm)
-        for (method, found), p, p_holm in zip(gains.items(), p_values, corrected, strict=True)
+        _overall_of(method, baseline, by_task, p, p_holm)
+        for (method, by_task), p, p_holm in zip(gains.items(), p_values, corrected, strict=True)
     )
 
 
 def _overall_of(method: str, baseline: str, gains: dict[str, list[float]], p: float, p_holm: float) -> Overall:
     better = tuple(task for task, values in gains.items() if fmean(values) > 0)
     worse = tuple(task for task, values in gains.items() if fmean(values) < 0)
-    # Each task counts in units of its own spread, as in the test: a task in points does not drown one in hundredths.
+    # Each task counts in units of its own spread, as in the test, so that measures of different units compare.
     scaled = [sum(values) / (sum(value * value for value in values) ** 0.5 or 1.0) for values in gains.values()]
     verdict = _judge(sum(scaled), p_holm)
-    is_what = f"not told apart from {baseline}" if verdict == NOT_TOLD else f"{verdict} than {baseline}"
+    outcome = "shows no significant difference from" if verdict == NOT_SIGNIFICANT else f"is {verdict} than"
     sentence = (
-        f"Over {len(gains)} tasks {method} is {is_what}: its mean is better on {len(better)} and worse on "
+        f"Over {len(gains)} tasks {method} {outcome} {baseline}: its mean is better on {len(better)} and worse on "
         f"{len(worse)}; {p_phrase(p_holm)} (stratified sign-flip test, Holm)."
     )
     return Overall(method, better, worse, tuple(gains), p, p_holm, verdict, sentence)
