@@ -13,9 +13,10 @@ import torch
 
 from labo import tasks
 from labo.errors import UserError, unknown
-from labo.tasks.images import arrays, places
-from labo.tasks.images.tasks import Cifar10
-from labo.tasks.splitting import some
+from labo.splitting import some
+from labo.tasks import data_files as places
+from labo.tasks.images import npz as arrays
+from labo.tasks.images.custom import Cifar10
 
 # The human labels are stored row by row for this part of the training images.
 PART = "a"

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from labo.tasks.translation import reading
+from labo.tasks.translation import text_files as reading
 from labo.tasks.translation.batching import TokenBatches
-from labo.tasks.translation.sentences import Sentences
+from labo.tasks.translation.dataset import Sentences
 from labo.tasks.translation.vocabulary import Vocabulary
 
 REPEATS, SIZE, BUDGET = 5, 8_000, 2_048

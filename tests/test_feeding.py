@@ -17,8 +17,8 @@ from labo.errors import UserError
 from labo.experiment import feeding
 from labo.experiment import trial as trials
 from labo.tasks.base import Examples
-from labo.tasks.images import sets
-from labo.tasks.images.encoded import Pictures
+from labo.tasks.images import dataset as sets
+from labo.tasks.images.decoding import Pictures
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 

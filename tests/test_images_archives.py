@@ -18,8 +18,9 @@ import torch
 import pictures as made
 from labo import tasks
 from labo.errors import UserError
-from labo.tasks.images import cifar, imagenet, pickles, pictures, places
-from labo.tasks.images import tasks as image_tasks
+from labo.tasks import data_files as places
+from labo.tasks.images import cifar, imagenet, pickles, pictures
+from labo.tasks.images import custom as image_tasks
 
 TEN = [f"class {number}" for number in range(10)]
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from labo.errors import UserError
-from labo.tasks.images import augment
-from labo.tasks.images.augment import Augmentation, crop_and_flip, cutmix, mixup
+from labo.tasks.images import augmentation as augment
+from labo.tasks.images.augmentation import Augmentation, crop_and_flip, cutmix, mixup
 from labo.tasks.images.randaugment import RandAugment
 
 N, SIZE, CLASSES = 12, 32, 7

@@ -15,7 +15,10 @@ import pictures as made
 from labo import tasks
 from labo.errors import UserError
 from labo.experiment import prediction
-from labo.tasks.images import cifar, encoded, examples, models, places, sets
+from labo.tasks import data_files as places
+from labo.tasks.images import cifar, examples, models
+from labo.tasks.images import dataset as sets
+from labo.tasks.images import decoding as encoded
 
 TEN = [f"class {number}" for number in range(10)]
 
@@ -36,7 +39,7 @@ def test_large_data_are_decoded_batch_by_batch(tmp_path: Path, monkeypatch: pyte
     options: dict[str, Any] = {"data": str(tmp_path), "image_size": 8}
     whole = tasks.create("image", **options).splits(3)
     monkeypatch.setattr(sets, "MOST_BYTES", 1000)
-    monkeypatch.setattr("labo.tasks.images.base._KEPT", {})
+    monkeypatch.setattr("labo.tasks.images.task._KEPT", {})
     lazy = tasks.create("image", **options).splits(3)
     assert isinstance(lazy.train.features, encoded.Pictures)
     assert lazy.train.features.shape == whole.train.features.shape

@@ -18,7 +18,7 @@ from labo.cli import main
 from labo.experiment import prediction, runs, shifts
 from labo.experiment import trial as trials
 from labo.metrics.scores import scores_at
-from labo.tasks.images.shift import shifted
+from labo.tasks.images.corruptions import shifted
 from pictures import class_folders, noise, save
 
 Run = Callable[..., tuple[int, str, str]]

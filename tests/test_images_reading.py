@@ -15,7 +15,12 @@ from PIL import Image
 import pictures as made
 from labo import tasks
 from labo.errors import UserError
-from labo.tasks.images import arrays, folders, hub, pictures, places, sets
+from labo.tasks import data_files as places
+from labo.tasks.images import dataset as sets
+from labo.tasks.images import hf_datasets as hub
+from labo.tasks.images import npz as arrays
+from labo.tasks.images import pictures
+from labo.tasks.images import sources as folders
 
 TEN = [f"class {number}" for number in range(10)]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from labo.errors import UserError
-from labo.tasks.images.shift import KINDS, shifted
+from labo.tasks.images.corruptions import KINDS, shifted
 
 
 def images(count: int = 4, size: int = 32) -> torch.Tensor:

@@ -11,9 +11,9 @@ import torch
 from labo import regularizers
 from labo.experiment import prediction
 from labo.experiment.judges import classification
-from labo.tasks.images import encoded
+from labo.tasks.images import decoding as encoded
+from labo.tasks.images.corruptions import Shifted, shifted
 from labo.tasks.images.examples import ImageExamples
-from labo.tasks.images.shift import Shifted, shifted
 from pictures import blobs, jpeg, noise
 
 

@@ -25,7 +25,7 @@ from labo.experiment import folds, listing, runs, suspicion
 from labo.experiment import trial as trials
 from labo.experiment.progress import Progress
 from labo.report import suspects
-from labo.tasks.splitting import equal_parts
+from labo.splitting import equal_parts
 from pictures import class_folders
 
 Run = Callable[..., tuple[int, str, str]]

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from labo import tasks
 from labo.errors import UserError
-from labo.tasks.noise import flip_labels, parse_label_noise
-from labo.tasks.splitting import some, stratified
-from labo.tasks.table import COMPARED_FIRST
+from labo.splitting import some, stratified
+from labo.tasks.labels import flip_labels, parse_label_noise
+from labo.tasks.tabular.custom import COMPARED_FIRST
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from labo.errors import UserError
 from labo.tasks.translation.batching import TokenBatches, over_budget
-from labo.tasks.translation.sentences import Ragged, Sentences
+from labo.tasks.translation.dataset import Ragged, Sentences
 
 
 @given(

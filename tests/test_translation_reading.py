@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from labo.errors import UserError
-from labo.tasks.translation import iwslt, languages, numbers, places, reading
+from labo.tasks.translation import corpus_files as places
+from labo.tasks.translation import iwslt, languages, numbers
+from labo.tasks.translation import text_files as reading
 from labo.tasks.translation.pairs import Pairs, matched, wrong_targets
 
 
@@ -147,7 +149,7 @@ def published(folder: Path, year: str, sets: list[str]) -> None:
 
 
 def test_iwslt_as_published(tmp_path: Path):
-    from labo.tasks.translation.own import texts
+    from labo.tasks.translation.custom import texts
 
     published(tmp_path / "14", "IWSLT14", ["dev2010", "tst2010", "tst2011"])
     found = places.in_folder(tmp_path / "14", "de", "en")

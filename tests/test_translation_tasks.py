@@ -14,7 +14,8 @@ import pytest
 from labo import tasks
 from labo.errors import UserError
 from labo.tasks import registry
-from labo.tasks.translation import hub, numbers, places
+from labo.tasks.translation import corpus_files as places
+from labo.tasks.translation import hub, numbers
 from labo.tasks.translation import task as shared
 from labo.tasks.translation.pairs import Pairs
 from labo.tasks.translation.vocabulary import Vocabulary

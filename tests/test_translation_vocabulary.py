@@ -11,8 +11,8 @@ import torch
 
 from labo.errors import UserError
 from labo.tasks.translation import numbers, vocabulary
+from labo.tasks.translation.dataset import Ragged, Sentences
 from labo.tasks.translation.pairs import Pairs
-from labo.tasks.translation.sentences import Ragged, Sentences
 from labo.tasks.translation.vocabulary import JOINT, SEPARATE, Vocabulary
 
 TEXT = numbers.draw(0, 300, "de", "en")["train"]
@@ -122,7 +122,7 @@ def test_ragged():
 
 
 def test_batches_are_padded(words: Vocabulary, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("labo.tasks.translation.sentences._PIECE", 7)  # lines are encoded in several pieces
+    monkeypatch.setattr("labo.tasks.translation.dataset._PIECE", 7)  # lines are encoded in several pieces
     part = Sentences.of(TEXT, words)
     assert len(part) == 300
     batch = part.__getitems__([4, 0, 299])

@@ -27,47 +27,47 @@ _CORPORA = {
 }
 _HOMES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "digits": (
-        "labo.tasks.digits:Digits",
+        "labo.tasks.tabular.digits:Digits",
         _DRAWN,
         "1,797 real 8x8 images of handwritten digits, 400 of them to train on; ships with scikit-learn",
     ),
     "table": (
-        "labo.tasks.table:Table",
+        "labo.tasks.tabular.custom:Table",
         ("data", "target", "split", *_DRAWN),
         "your own table: --data FILE.csv|.parquet|.npz --target COLUMN",
     ),
     "cifar10": (
-        "labo.tasks.images.tasks:Cifar10",
+        "labo.tasks.images.custom:Cifar10",
         ("parts", *_IMAGES),
         "CIFAR-10: 50,000 and 10,000 pictures of 32x32 pixels in ten classes",
     ),
     "cifar100": (
-        "labo.tasks.images.tasks:Cifar100",
+        "labo.tasks.images.custom:Cifar100",
         ("parts", *_IMAGES),
         "CIFAR-100: 50,000 and 10,000 pictures of 32x32 pixels in a hundred classes",
     ),
     "tiny-imagenet": (
-        "labo.tasks.images.tasks:TinyImageNet",
+        "labo.tasks.images.custom:TinyImageNet",
         _IMAGES,
         "Tiny-ImageNet: 100,000 and 10,000 pictures of 64x64 pixels in 200 classes",
     ),
     "imagenet": (
-        "labo.tasks.images.tasks:ImageNet",
+        "labo.tasks.images.custom:ImageNet",
         tuple(option for option in _IMAGES if option != "fetch"),
         "ImageNet-1k: 1,281,167 and 50,000 pictures in a thousand classes, at 224x224 pixels",
     ),
     "image": (
-        "labo.tasks.images.tasks:Image",
+        "labo.tasks.images.custom:Image",
         ("target", *_IMAGES),
         "your own pictures: --data FOLDER of class folders, FILE.npz|.parquet, or a Hugging Face data set",
     ),
     "numbers": (
-        "labo.tasks.translation.tasks:Numbers",
+        "labo.tasks.translation.corpora:Numbers",
         (*_LANGUAGES, *_TEXT),
         "translation of number names, German to English, 400 to train on; made by num2words",
     ),
     "translation": (
-        "labo.tasks.translation.own:Translation",
+        "labo.tasks.translation.custom:Translation",
         (*_FILES, *_LANGUAGES, *_TEXT),
         "your own pairs of sentences: two files with one a line, or --data FILE.tsv|.parquet or a folder",
     ),
@@ -79,7 +79,7 @@ def _corpora() -> dict[str, tuple[str, tuple[str, ...], str]]:
     for corpus, (what, directions) in _CORPORA.items():
         for direction in directions:
             name, (source, target) = f"{corpus}-{direction}", direction.split("-")
-            home = "labo.tasks.translation.tasks:" + "".join(part.capitalize() for part in name.split("-"))
+            home = "labo.tasks.translation.corpora:" + "".join(part.capitalize() for part in name.split("-"))
             found[name] = (home, ("data", "fetch", *_TEXT), f"translation from {source} to {target}: {what}")
     return found
 

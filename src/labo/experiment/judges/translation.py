@@ -17,10 +17,10 @@ from labo.metrics.temperature import fit_temperature
 from labo.metrics.translation import TokenScores, bleu, chrf, signatures
 from labo.networks import logits_of
 from labo.storage import write_object
+from labo.tasks.translation.dataset import Sentences, said_of_cut
 from labo.tasks.translation.decoding import translate
 from labo.tasks.translation.models import limits_of
 from labo.tasks.translation.pairs import Pairs
-from labo.tasks.translation.sentences import Sentences, said_of_cut
 from labo.tasks.translation.vocabulary import Vocabulary
 
 # So many logits, evenly spaced over the validation tokens, tell the temperature.

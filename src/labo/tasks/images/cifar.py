@@ -15,8 +15,11 @@ from typing import Any
 import numpy as np
 
 from labo.errors import UserError
-from labo.tasks.images import arrays, hub, pickles, places
-from labo.tasks.images.sets import ImageSet, Part
+from labo.tasks import data_files as places
+from labo.tasks.images import hf_datasets as hub
+from labo.tasks.images import npz as arrays
+from labo.tasks.images import pickles
+from labo.tasks.images.dataset import ImageSet, Part
 
 PARTS = ("a", "b")
 

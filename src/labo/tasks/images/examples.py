@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from labo.tasks.base import Examples
-from labo.tasks.images.encoded import Pictures
+from labo.tasks.images.decoding import Pictures
 
 
 @dataclass(frozen=True)

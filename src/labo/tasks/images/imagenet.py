@@ -15,9 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from labo.errors import UserError
-from labo.tasks.images import arrays, folders, places
-from labo.tasks.images.encoded import Files
-from labo.tasks.images.sets import ImageSet, Part
+from labo.tasks import data_files as places
+from labo.tasks.images import npz as arrays
+from labo.tasks.images import sources as folders
+from labo.tasks.images.dataset import ImageSet, Part
+from labo.tasks.images.decoding import Files
 
 TINY_FOLDER, TINY_FILE = "tiny-imagenet-200", "tiny_imagenet.npz"
 TINY_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"

@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from labo.errors import UserError, not_here
-from labo.tasks.columns import class_index
-from labo.tasks.images import arrays, folders, hub, places
-from labo.tasks.images.encoded import Encoded, Files
+from labo.tasks import data_files as places
+from labo.tasks.images import hf_datasets as hub
+from labo.tasks.images import npz as arrays
+from labo.tasks.images import sources as folders
+from labo.tasks.images.dataset import ImageSet, Part
+from labo.tasks.images.decoding import Encoded, Files
 from labo.tasks.images.pictures import ENDINGS
-from labo.tasks.images.sets import ImageSet, Part
+from labo.tasks.tabular.features import class_index
 
 
 def read(data: str, target: str | None = None, fetch: bool = False) -> ImageSet:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from labo.errors import UserError
+from labo.tasks.translation.corpus_files import STEMS
 from labo.tasks.translation.pairs import Pairs, matched
-from labo.tasks.translation.places import STEMS
-from labo.tasks.translation.reading import columns_of
+from labo.tasks.translation.text_files import columns_of
 
 # Where the hub keeps the .parquet files that it makes of data sets which come with code.
 CONVERTED = "refs/convert/parquet"

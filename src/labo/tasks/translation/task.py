@@ -14,12 +14,13 @@ from torch import nn
 
 from labo.errors import UserError, unknown
 from labo.tasks.base import Sample, Splits, Task
-from labo.tasks.noise import parse_label_noise
-from labo.tasks.translation import models, reading
+from labo.tasks.labels import parse_label_noise
+from labo.tasks.translation import models
+from labo.tasks.translation import text_files as reading
 from labo.tasks.translation.batching import over_budget
+from labo.tasks.translation.dataset import Sentences, said_of_cut
 from labo.tasks.translation.drawing import Texts, drawn
 from labo.tasks.translation.pairs import Pairs, wrong_targets
-from labo.tasks.translation.sentences import Sentences, said_of_cut
 from labo.tasks.translation.vocabulary import BEGIN, END, KINDS, NORMALISATION, PAD, UNKNOWN, Vocabulary
 
 MAX_LENGTH = 128

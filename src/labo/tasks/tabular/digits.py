@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from labo.errors import UserError
+from labo.splitting import some, stratified
 from labo.tasks.base import Examples, Origin, Sample, Splits
-from labo.tasks.column_task import ColumnTask
-from labo.tasks.splitting import some, stratified
+from labo.tasks.tabular.task import ColumnTask
 
 VALIDATION, TEST = 397, 1_000
 BRIGHTEST = 16.0

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from labo.errors import UserError, not_here
-from labo.tasks.images.places import fingerprint
-from labo.tasks.translation import hub, languages, places, reading
+from labo.tasks.data_files import fingerprint
+from labo.tasks.translation import corpus_files as places
+from labo.tasks.translation import hub, languages
+from labo.tasks.translation import text_files as reading
 from labo.tasks.translation.pairs import Pairs
 from labo.tasks.translation.task import TranslationTask
 

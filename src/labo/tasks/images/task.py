@@ -14,13 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from labo.errors import UserError
+from labo.splitting import some, stratified
 from labo.tasks.base import Examples, Origin, Sample, Splits, Task
-from labo.tasks.images import augment, models, own, sets, shift
-from labo.tasks.images.encoded import Encoded, Numbered, Pictures, channels_first
+from labo.tasks.images import augmentation as augment
+from labo.tasks.images import corruptions as shift
+from labo.tasks.images import dataset as sets
+from labo.tasks.images import models, own
+from labo.tasks.images.dataset import ImageSet, Part
+from labo.tasks.images.decoding import Encoded, Numbered, Pictures, channels_first
 from labo.tasks.images.examples import ImageExamples, Normalised, channel_statistics
-from labo.tasks.images.sets import ImageSet, Part
-from labo.tasks.noise import parse_label_noise, with_noise
-from labo.tasks.splitting import some, stratified
+from labo.tasks.labels import parse_label_noise, with_noise
 
 VALIDATION_SHARE, MOST_VALIDATION, TEST_SHARE = 0.1, 5_000, 0.2
 # So many training pictures tell the channels' statistics where they are decoded one by one.

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from labo.errors import UserError, unknown
-from labo.tasks import columns
+from labo.splitting import some, stratified
 from labo.tasks.base import Examples, Origin, Sample, Splits
-from labo.tasks.column_task import ColumnTask
-from labo.tasks.files import Frame, Series, digest, read_frame, to_numbers
-from labo.tasks.splitting import some, stratified
+from labo.tasks.tabular import features as columns
+from labo.tasks.tabular.table_files import Frame, Series, digest, read_frame, to_numbers
+from labo.tasks.tabular.task import ColumnTask
 
 SHARES = (0.6, 0.2, 0.2)
 SPLIT_NAMES = {"train": 0, "training": 0, "validation": 1, "val": 1, "valid": 1, "dev": 1, "test": 2}

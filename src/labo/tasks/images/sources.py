@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from labo.errors import UserError
-from labo.tasks.images.encoded import Files
+from labo.tasks.images.dataset import PART_NAMES, ImageSet, Part
+from labo.tasks.images.decoding import Files
 from labo.tasks.images.pictures import ENDINGS, UNREAD_ENDINGS
-from labo.tasks.images.sets import PART_NAMES, ImageSet, Part
 
 
 def pictures_in(folder: Path) -> list[Path]:

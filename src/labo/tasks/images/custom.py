@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from labo.errors import UserError
-from labo.tasks.images import cifar, imagenet, own, places
-from labo.tasks.images.base import ImageTask
-from labo.tasks.images.sets import ImageSet
+from labo.tasks import data_files as places
+from labo.tasks.images import cifar, imagenet, own
+from labo.tasks.images.dataset import ImageSet
+from labo.tasks.images.task import ImageTask
 
 
 class Cifar10(ImageTask):

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from labo.errors import UserError
-from labo.tasks.images.places import fingerprint
-from labo.tasks.translation import hub, iwslt, numbers, places
-from labo.tasks.translation.own import texts
+from labo.tasks.data_files import fingerprint
+from labo.tasks.translation import corpus_files as places
+from labo.tasks.translation import hub, iwslt, numbers
+from labo.tasks.translation.custom import texts
 from labo.tasks.translation.pairs import Pairs
 from labo.tasks.translation.task import TranslationTask
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from labo.errors import UserError
-from labo.tasks.files import Frame, Series, to_numbers
+from labo.tasks.tabular.table_files import Frame, Series, to_numbers
 
 # A column of texts counts as numbers when at least this share of them are; the others are then mistakes to be told.
 NUMERIC_SHARE = 0.9

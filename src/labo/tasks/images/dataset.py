@@ -9,7 +9,7 @@ import numpy as np
 
 from labo.errors import UserError
 from labo.tasks.images import pictures
-from labo.tasks.images.encoded import Encoded, decode_all
+from labo.tasks.images.decoding import Encoded, decode_all
 
 # What the parts may be called in folders, arrays and data sets.
 PART_NAMES = {

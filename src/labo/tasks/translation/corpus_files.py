@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from labo.errors import UserError
-from labo.tasks.images.places import VARIABLE, roots, told
+from labo.tasks.data_files import VARIABLE, roots, told
 
 # What the parts are called in files, the first that is there counts: newstest is WMT's, test_2016_flickr Multi30k's.
 STEMS = {

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from labo.errors import UserError, unknown
-from labo.tasks import columns, networks
 from labo.tasks.base import Examples, Origin, Task
-from labo.tasks.files import read_frame
-from labo.tasks.noise import parse_label_noise, with_noise
+from labo.tasks.labels import parse_label_noise, with_noise
+from labo.tasks.tabular import features as columns
+from labo.tasks.tabular import networks
+from labo.tasks.tabular.table_files import read_frame
 
 
 class ColumnTask(Task):

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from labo.errors import UserError, unknown
-from labo.tasks.columns import class_name
-from labo.tasks.images.encoded import Blobs, Encoded
-from labo.tasks.images.sets import PART_NAMES, ImageSet, Part
+from labo.tasks.images.dataset import PART_NAMES, ImageSet, Part
+from labo.tasks.images.decoding import Blobs, Encoded
+from labo.tasks.tabular.features import class_name
 
 Arrays = dict[str, np.ndarray]
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from labo.errors import UserError, unknown
-from labo.tasks.images.arrays import numbered
-from labo.tasks.images.encoded import Encoded, Numbered
-from labo.tasks.images.sets import PART_NAMES, ImageSet, Part
+from labo.tasks.images.dataset import PART_NAMES, ImageSet, Part
+from labo.tasks.images.decoding import Encoded, Numbered
+from labo.tasks.images.npz import numbered
 
 
 class Rows(Encoded):

@@ -15,9 +15,9 @@ _ROOM = "labo.tasks.images.models."
 # name or prefix -> ("module:function", the settings it takes, what it is); a model is added by its file and a line here
 _HOMES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "convnet": ("convnet:convnet", ("width", "dropout"), "three convolutions, 0.1M parameters, for a CPU"),
-    "resnet18": ("resnet:resnet", ("stem", "dropout"), "ResNet-18, 11.7M parameters"),
-    "resnet34": ("resnet:resnet", ("stem", "dropout"), "ResNet-34, 21.8M parameters"),
-    "resnet50": ("resnet:resnet", ("stem", "dropout"), "ResNet-50, 25.6M parameters"),
+    "resnet18": ("convolutional:resnet", ("stem", "dropout"), "ResNet-18, 11.7M parameters"),
+    "resnet34": ("convolutional:resnet", ("stem", "dropout"), "ResNet-34, 21.8M parameters"),
+    "resnet50": ("convolutional:resnet", ("stem", "dropout"), "ResNet-50, 25.6M parameters"),
     "wrn-28-10": ("wide_resnet:wide_resnet", ("dropout",), "wide ResNet, 36.5M parameters; any wrn-DEPTH-WIDTH"),
     "densenet121": ("densenet:densenet", ("stem", "dropout"), "DenseNet-121, 8.0M parameters"),
     "mobilenet_v2": ("mobilenet:mobilenet", ("stem", "dropout"), "MobileNetV2, 3.5M parameters"),
@@ -25,8 +25,8 @@ _HOMES: dict[str, tuple[str, tuple[str, ...], str]] = {
 }
 _PREFIXES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "wrn-": (*_HOMES["wrn-28-10"][:2], "a wide ResNet, wrn-DEPTH-WIDTH"),
-    "hf/": ("outside:from_transformers", ("pretrained",), "a Transformers image classifier, hf/NAME_OR_PATH"),
-    "timm/": ("outside:from_timm", ("pretrained", "dropout"), "a model of timm, timm/NAME"),
+    "hf/": ("external:from_transformers", ("pretrained",), "a Transformers image classifier, hf/NAME_OR_PATH"),
+    "timm/": ("external:from_timm", ("pretrained", "dropout"), "a model of timm, timm/NAME"),
 }
 
 # What a model is trained with, where that is not what its task says.
