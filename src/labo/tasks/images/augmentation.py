@@ -1,14 +1,15 @@
-"""What is done to a batch of training images: crops, flips, RandAugment, mixing, erasing.
+"""Augmentation of training batches: crops, flips, RandAugment, mixup, CutMix, random erasing.
 
-Every draw is made on the CPU by torch's global generator, whatever device the images are on, so that a run that is
-resumed with the state of that generator goes on as it would have. Crops and flips of small images are exact copies of
-pixels and need nothing but torch; the rest of the changes to single images is kornia's.
+All random numbers come from torch's global generator on the CPU, whatever device the images are on, so that a run
+resumed with the state of that generator continues exactly. Crops and flips of small images need torch alone; the other
+operations on single images use kornia.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,28 +17,29 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from labo.errors import UserError, unknown
-from labo.tasks.images.randaugment import STRONGEST, RandAugment, kornia
 
 AUGMENTATIONS = ("none", "standard", "randaugment")
-# Images up to this size are padded by PADDING pixels of black and cropped; of larger ones a part is resized.
-LARGEST_PADDED, PADDING = 64, 4
-# What erased places become; black would be far from the average of normalised images.
+# Images up to this size are padded by PADDING black pixels and cropped; larger ones get a random resized crop.
+MAX_PADDED_SIZE, PADDING = 64, 4
+# The value of erased pixels; black would be far from the mean of normalised images.
 GREY = 0.5
+# RandAugment's scale of magnitudes.
+MAX_MAGNITUDE = 30
 
 Batch = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What `Augmentation` is told.
+class AugmentationSettings:
+    """The settings of `Augmentation`.
 
     Args:
         augment: "none", "standard" (a random crop and a horizontal flip) or "randaugment" (these, then RandAugment).
-        randaugment_count: operations on each image.
-        randaugment_magnitude: their strength, 1 to 29.
+        randaugment_count: number of operations per image.
+        randaugment_magnitude: their magnitude, 1 to 29.
         mixup: the alpha of mixup's Beta(alpha, alpha); 0 is off.
-        cutmix: the alpha of CutMix; 0 is off. With both on, a coin decides for each batch.
-        erasing: the share of images a rectangle of which is erased.
+        cutmix: the alpha of CutMix; 0 is off. With both on, each batch gets one of them, with equal probability.
+        erasing: the probability that a rectangle of an image is erased.
 
     Raises:
         UserError: a setting is out of range.
@@ -53,44 +55,44 @@ class Settings:
     def __post_init__(self) -> None:
         if self.augment not in AUGMENTATIONS:
             raise unknown("augment", self.augment, AUGMENTATIONS)
-        for name, least, most in (
+        for name, low, high in (
             ("randaugment_count", 1, 14),
-            ("randaugment_magnitude", 1, STRONGEST - 1),
+            ("randaugment_magnitude", 1, MAX_MAGNITUDE - 1),
             ("mixup", 0, 1000),
             ("cutmix", 0, 1000),
             ("erasing", 0, 1),
         ):
             value = getattr(self, name)
-            whole = isinstance(getattr(Settings, name), int)
+            is_int = isinstance(getattr(AugmentationSettings, name), int)
             if (
                 isinstance(value, bool)
-                or not isinstance(value, int if whole else (int, float))
-                or not (least <= value <= most)
+                or not isinstance(value, int if is_int else (int, float))
+                or not (low <= value <= high)
             ):
-                kind = "a whole number" if whole else "a number"
-                raise UserError(f"Expected setting `{name}` to be {kind} from {least} to {most}, but got {value!r}.")
+                kind = "a whole number" if is_int else "a number"
+                raise UserError(f"Expected setting `{name}` to be {kind} from {low} to {high}, but got {value!r}.")
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> Settings:
-        """Those among `settings`; what else is there is not for augmentation."""
+    def of(cls, settings: Mapping[str, Any]) -> AugmentationSettings:
+        """From a run's settings; other keys are ignored."""
         return cls(**{field.name: settings[field.name] for field in fields(cls) if field.name in settings})
 
 
-DEFAULTS: dict[str, Any] = asdict(Settings())
+DEFAULTS: dict[str, Any] = asdict(AugmentationSettings())
 
 
 class Augmentation:
-    """Called with a training batch; gives another batch of the same size, float32 in [0, 1].
+    """Maps a training batch to an augmented batch of the same size, float32 in [0, 1].
 
     Labels stay class indices (N,) unless mixup or CutMix is on (`soft`); then they are probabilities (N, C) float32.
 
     Args:
-        settings: see `Settings`; whatever else is in it is not looked at.
+        settings: see `AugmentationSettings`; other keys are ignored.
         image_size: H = W, in pixels.
         classes: C.
 
     Raises:
-        UserError: a setting is out of range, or kornia is needed and does not import.
+        UserError: a setting is out of range, or kornia is needed and cannot be imported.
 
     Sources: He et al., CVPR 2016 (padding by 4 and flips); Cubuk et al., *RandAugment*, 2020; Zhang et al., *mixup*,
         ICLR 2018; Yun et al., *CutMix*, ICCV 2019; Zhong et al., *Random Erasing*, AAAI 2020.
@@ -103,7 +105,7 @@ class Augmentation:
     """
 
     def __init__(self, settings: Mapping[str, Any], image_size: int, classes: int) -> None:
-        self.settings, self.image_size, self.classes = Settings.of(settings), image_size, classes
+        self.settings, self.image_size, self.classes = AugmentationSettings.of(settings), image_size, classes
         self.soft = self.settings.mixup > 0 or self.settings.cutmix > 0
         self._steps = _steps(self.settings, image_size)
 
@@ -116,7 +118,7 @@ class Augmentation:
             labels: class indices (N,).
 
         Raises:
-            UserError: features or labels are of another shape or kind.
+            UserError: features or labels have another shape or dtype.
         """
         self._check(features, labels)
         features = features.float() / 255 if features.dtype == torch.uint8 else features.float()
@@ -128,13 +130,13 @@ class Augmentation:
 
     def _mix(self, features: Tensor, labels: Tensor) -> Batch:
         both = self.settings.mixup > 0 and self.settings.cutmix > 0
-        coin = bool(torch.rand(()) < 0.5) if both else self.settings.cutmix > 0
-        mix, alpha = (cutmix, self.settings.cutmix) if coin else (mixup, self.settings.mixup)
+        use_cutmix = bool(torch.rand(()) < 0.5) if both else self.settings.cutmix > 0
+        mix, alpha = (cutmix, self.settings.cutmix) if use_cutmix else (mixup, self.settings.mixup)
         return mix(features, labels, alpha)
 
     def _check(self, features: Tensor, labels: Tensor) -> None:
         size = (3, self.image_size, self.image_size)
-        if features.dim() != 4 or features.shape[1:] != size or features.dtype not in _IMAGES:
+        if features.dim() != 4 or features.shape[1:] != size or features.dtype not in _IMAGE_DTYPES:
             raise UserError(
                 f"Expected argument `features` to be uint8 or floating point of shape {('N', *size)}, but got "
                 f"{features.dtype} of shape {tuple(features.shape)}."
@@ -146,70 +148,159 @@ class Augmentation:
             )
 
 
-_IMAGES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_IMAGE_DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def mixup(features: Tensor, labels: Tensor, alpha: float) -> Batch:
-    """Each image and label mixed with another's: lambda x + (1 - lambda) x', with one lambda from Beta(alpha, alpha).
+    """mixup: lambda x + (1 - lambda) x' of each image and label with another's, one lambda from Beta(alpha, alpha).
 
     Args:
         features: (N, C, H, W).
         labels: probabilities (N, K).
         alpha: above 0.
     """
-    share, partner = _beta(alpha), torch.randperm(len(features)).to(features.device)
-    return features.lerp(features[partner], 1 - share), labels.lerp(labels[partner], 1 - share)
+    lam, partner = _sample_beta(alpha), torch.randperm(len(features)).to(features.device)
+    return features.lerp(features[partner], 1 - lam), labels.lerp(labels[partner], 1 - lam)
 
 
 def cutmix(features: Tensor, labels: Tensor, alpha: float) -> Batch:
-    """A rectangle of each image replaced by another's; the labels are mixed by the areas.
+    """CutMix: a rectangle of each image is replaced by another image's; labels are mixed in proportion to the areas.
 
-    The rectangle has the share 1 - lambda of the area, lambda from Beta(alpha, alpha), before its ends outside of the
-    image are cut off; one rectangle for the batch. Arguments as in `mixup`.
+    The rectangle, one for the batch, has 1 - lambda of the area before it is clipped to the image, lambda from
+    Beta(alpha, alpha). Arguments as in `mixup`.
     """
-    share, partner = _beta(alpha), torch.randperm(len(features)).to(features.device)
+    lam, partner = _sample_beta(alpha), torch.randperm(len(features)).to(features.device)
     height, width = features.shape[2:]
-    top, bottom = _span(height, share)
-    left, right = _span(width, share)
+    top, bottom = _random_span(height, lam)
+    left, right = _random_span(width, lam)
     features = features.clone()
     features[:, :, top:bottom, left:right] = features[partner, :, top:bottom, left:right]
     return features, labels.lerp(labels[partner], (bottom - top) * (right - left) / (height * width))
 
 
 def crop_and_flip(features: Tensor, padding: int = PADDING) -> Tensor:
-    """Each image padded with black, cut to its size at a random place, and mirrored in half of the cases."""
+    """Each image padded with black, cropped to its size at a random position, and flipped with probability 1/2."""
     count, channels, height, width = features.shape
     top, left = torch.randint(2 * padding + 1, (2, count, 1))
-    mirrored = torch.rand(count, 1) < 0.5
+    flip = torch.rand(count, 1) < 0.5
     rows = top + torch.arange(height)
     columns = left + torch.arange(width)
-    columns = torch.where(mirrored, columns.flip(1), columns)
-    at = features.device
+    columns = torch.where(flip, columns.flip(1), columns)
+    device = features.device
     return F.pad(features, (padding,) * 4)[
-        torch.arange(count, device=at)[:, None, None, None],
-        torch.arange(channels, device=at)[:, None, None],
-        rows.to(at)[:, None, :, None],
-        columns.to(at)[:, None, None, :],
+        torch.arange(count, device=device)[:, None, None, None],
+        torch.arange(channels, device=device)[:, None, None],
+        rows.to(device)[:, None, :, None],
+        columns.to(device)[:, None, None, :],
     ]
 
 
-def _beta(alpha: float) -> float:
-    both = torch.tensor(float(alpha))
-    return torch.distributions.Beta(both, both).sample().item()
+class RandAugment:
+    """`count` operations per image, drawn from the paper's fourteen (identity included), at one magnitude.
+
+    A larger magnitude is always a larger change: colour, contrast, brightness and sharpness are raised or lowered by it
+    (by 0.9 of 1 at 30), and the solarization threshold falls. kornia's own class draws the operations once per batch,
+    and its colour operations change nothing at the middle of its scale; here its operations are applied to the images
+    that drew them. Colour, contrast and brightness are blends with grey, with the mean and with black, as in Pillow.
+
+    Source: Cubuk et al., *RandAugment: Practical Automated Data Augmentation*, 2020, figure 2.
+    """
+
+    # kornia's names, with its parameters at magnitudes 0 and 30.
+    PLAIN = (
+        ("auto_contrast", 0, 1),
+        ("equalize", 0, 1),
+        ("rotate", -30.0, 30.0),
+        ("posterize", 4.0, 8.0),
+        ("shear_x", -0.3, 0.3),
+        ("shear_y", -0.3, 0.3),
+        ("translate_x", -0.3, 0.3),
+        ("translate_y", -0.3, 0.3),
+    )
+    NAMES = (*(name for name, _, _ in PLAIN), "solarize", "sharpness", "color", "contrast", "brightness")
+
+    def __init__(self, count: int, magnitude: int) -> None:
+        make = kornia().auto.RandAugment
+        self.count = count
+        # Each operation has two slots in the draw; the signed ones have one slot per sign.
+        self.operations: list[Callable[[Tensor], Tensor]] = []
+        for entry in self.PLAIN:
+            self.operations += [make(n=1, m=magnitude, policy=[[entry]])] * 2
+        self.operations += [make(n=1, m=MAX_MAGNITUDE - magnitude, policy=[[("solarize", 0.0, 1.0)]])] * 2
+        signs = (-1, 1)
+        middles = [(MAX_MAGNITUDE + sign * magnitude) / 2 for sign in signs]  # on kornia's scale, 15 is no change
+        self.operations += [make(n=1, m=middle, policy=[[("sharpness", 0.1, 1.9)]]) for middle in middles]
+        factors = [1 + 0.9 * sign * magnitude / MAX_MAGNITUDE for sign in signs]
+        self.operations += [
+            partial(blend, factor=factor)
+            for blend in (_adjust_color, _adjust_contrast, _adjust_brightness)
+            for factor in factors
+        ]
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """(N, 3, H, W) in [0, 1] to the same."""
+        features = features.clone()
+        for _ in range(self.count):
+            drawn = torch.randint(len(self.operations) + 2, (len(features),))  # the last two slots are the identity
+            for operation in dict.fromkeys(self.operations):
+                slots = torch.tensor([slot for slot, other in enumerate(self.operations) if other is operation])
+                rows = torch.nonzero(torch.isin(drawn, slots)).flatten().to(features.device)
+                if len(rows):
+                    features[rows] = operation(features[rows]).clamp(0, 1)
+        return features
 
 
-def _span(size: int, share: float) -> tuple[int, int]:
-    """The side of a square of 1 - share of the area, around a random place, within [0, size]."""
-    half = int(size * (1 - share) ** 0.5) / 2
+def _to_grey(features: Tensor) -> Tensor:
+    red, green, blue = features.unbind(1)
+    return (0.299 * red + 0.587 * green + 0.114 * blue)[:, None]
+
+
+def _adjust_color(features: Tensor, factor: float) -> Tensor:
+    return torch.lerp(_to_grey(features), features, factor)
+
+
+def _adjust_contrast(features: Tensor, factor: float) -> Tensor:
+    return torch.lerp(_to_grey(features).mean((2, 3), keepdim=True), features, factor)
+
+
+def _adjust_brightness(features: Tensor, factor: float) -> Tensor:
+    return factor * features
+
+
+def kornia() -> Any:
+    """The module `kornia.augmentation`.
+
+    Raises:
+        UserError: it cannot be imported, or is older than 0.9, whose RandAugment skips half of the rotations.
+    """
+    message = "This augmentation needs kornia 0.9 or newer, {}; the extra `image` has it under Python 3.11 or newer."
+    try:
+        import kornia
+        import kornia.augmentation.auto
+    except Exception as error:  # a binary built for another torch raises other errors than ImportError
+        raise UserError(message.format(f"which does not import here ({' '.join(str(error).split())})")) from error
+    if tuple(map(int, kornia.__version__.split(".")[:2])) < (0, 9):
+        raise UserError(message.format(f"but {kornia.__version__} is here"))
+    return kornia.augmentation
+
+
+def _sample_beta(alpha: float) -> float:
+    concentration = torch.tensor(float(alpha))
+    return torch.distributions.Beta(concentration, concentration).sample().item()
+
+
+def _random_span(size: int, lam: float) -> tuple[int, int]:
+    """The side of a square of 1 - lam of the area, around a random centre, clipped to [0, size]."""
+    half = int(size * (1 - lam) ** 0.5) / 2
     centre = int(torch.randint(size, ()))
     return max(0, int(centre - half)), min(size, int(centre + half))
 
 
-def _steps(settings: Settings, image_size: int) -> list[Callable[[Tensor], Tensor]]:
-    """What is done to single images, in order."""
+def _steps(settings: AugmentationSettings, image_size: int) -> list[Callable[[Tensor], Tensor]]:
+    """The operations on single images, in order."""
     steps: list[Callable[[Tensor], Tensor]] = []
     if settings.augment != "none":
-        steps.append(crop_and_flip if image_size <= LARGEST_PADDED else _resized_crop(image_size))
+        steps.append(crop_and_flip if image_size <= MAX_PADDED_SIZE else _resized_crop(image_size))
     if settings.augment == "randaugment":
         steps.append(RandAugment(settings.randaugment_count, settings.randaugment_magnitude))
     if settings.erasing > 0:
@@ -218,7 +309,7 @@ def _steps(settings: Settings, image_size: int) -> list[Callable[[Tensor], Tenso
 
 
 def _resized_crop(image_size: int) -> Callable[[Tensor], Tensor]:
-    made = kornia()
-    crop = made.RandomResizedCrop((image_size, image_size), cropping_mode="resample")
-    flip = made.RandomHorizontalFlip()
+    augmentations = kornia()
+    crop = augmentations.RandomResizedCrop((image_size, image_size), cropping_mode="resample")
+    flip = augmentations.RandomHorizontalFlip()
     return lambda features: flip(crop(features)).clamp(0, 1)

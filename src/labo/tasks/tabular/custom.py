@@ -1,4 +1,4 @@
-"""The user's own table: any columns, a column of classes, a split of ours or of theirs."""
+"""The task `table`: the user's own table with a column of classes."""
 
 from __future__ import annotations
 
@@ -11,29 +11,31 @@ import torch
 from torch import Tensor
 
 from labo.errors import UserError, unknown
-from labo.splitting import some, stratified
+from labo.splitting import stratified, stratified_sample
 from labo.tasks.base import Examples, Origin, Sample, Splits
-from labo.tasks.tabular import features as columns
-from labo.tasks.tabular.table_files import Frame, Series, digest, read_frame, to_numbers
-from labo.tasks.tabular.task import ColumnTask
+from labo.tasks.data_files import digest
+from labo.tasks.labels import class_name
+from labo.tasks.tabular import features
+from labo.tasks.tabular.table_files import Frame, Series, read_frame, to_numbers
+from labo.tasks.tabular.task import TabularTask
 
-SHARES = (0.6, 0.2, 0.2)
+SPLIT_FRACTIONS = (0.6, 0.2, 0.2)
 SPLIT_NAMES = {"train": 0, "training": 0, "validation": 1, "val": 1, "valid": 1, "dev": 1, "test": 2}
-# More different numbers than this in the target column are a quantity, not classes.
-MOST_NUMERIC_CLASSES = 100
-# Few enough to compare fast, and enough to tell most rows apart.
-COMPARED_FIRST = 16
+# A target column with more distinct numbers than this is a quantity, not classes.
+MAX_NUMERIC_CLASSES = 100
+# Columns compared first in the search for duplicate rows: few, for speed, but enough to separate most rows.
+DUPLICATE_KEY_COLUMNS = 16
 
 
-class Table(ColumnTask):
+class Table(TabularTask):
     """A table in a file.
 
     Args:
         data: path of a .csv, .parquet or .npz file.
         target: the column of the classes.
-        split: a column that says train, validation or test; without it 60/20/20, stratified, drawn by the seed.
-        train_size: how many of the training examples to keep (stratified); all by default.
-        label_noise: "SHARE,symmetric|pair" of the training and validation labels are turned into wrong ones.
+        split: a column with values train, validation or test; without it 60/20/20, stratified, drawn by the seed.
+        train_size: number of training examples to keep (stratified); all by default.
+        label_noise: "SHARE,symmetric|pair": this share of the training and validation labels is changed.
     """
 
     name = "table"
@@ -48,8 +50,8 @@ class Table(ColumnTask):
         label_noise: str | None = None,
     ) -> None:
         if not data or not target:
-            lacks = "--data FILE.csv|.parquet|.npz --target COLUMN" if not data else "--target COLUMN, the classes"
-            raise UserError(f"Task 'table' needs {lacks}.")
+            missing = "--data FILE.csv|.parquet|.npz --target COLUMN" if not data else "--target COLUMN, the classes"
+            raise UserError(f"Task 'table' needs {missing}.")
         self.path = str(Path(data).resolve())
         super().__init__(data=self.path, target=target, split=split, train_size=train_size, label_noise=label_noise)
         self.target, self.split, self.train_size = target, split, train_size
@@ -58,26 +60,25 @@ class Table(ColumnTask):
         """See `Task.splits`."""
         frame, target, classes, notes = self._read()
         generator = torch.Generator().manual_seed(seed)
-        parts = self._parts(frame, target, classes, generator, notes)
+        parts = self._split(frame, target, classes, generator, notes)
         if self.train_size is not None:
-            parts[0] = _some(parts[0], target, self.train_size, generator)
+            parts[0] = _sample(parts[0], target, self.train_size, generator)
         inputs = frame.drop(columns=[name for name in (self.target, self.split) if name])
-        known, told = columns.fit(inputs, _mask(parts[0], len(frame)))
-        features = columns.encode(inputs, known)
-        rows = Origin(torch.tensor(frame.index.to_numpy()), _called)
-        examples = self.parts(features, rows, target, parts, len(classes), generator)
-        return Splits(*examples, classes, {"columns": known}, (*notes, *told))
+        columns, column_notes = features.fit(inputs, _mask(parts[0], len(frame)))
+        origin = Origin(torch.tensor(frame.index.to_numpy()), _row_name)
+        examples = self.make_parts(features.encode(inputs, columns), origin, target, parts, len(classes), generator)
+        return Splits(*examples, classes, {"columns": columns}, (*notes, *column_notes))
 
     def samples(self, examples: Examples, preprocessing: Mapping[str, Any]) -> list[Sample]:
-        """See `Task.samples`: the columns learnt from, as the file has them."""
+        """See `Task.samples`: the columns used as inputs, with the values of the file."""
         assert examples.origin is not None
         names = [column["name"] for column in preprocessing["columns"]]
-        rows = read_frame(self.path).loc[examples.origin.places.numpy(), names]
-        shown = rows.astype(object).where(rows.notna(), "").map(str)
-        return [dict(zip(names, values, strict=True)) for values in shown.itertuples(index=False, name=None)]
+        rows = read_frame(self.path).loc[examples.origin.source_indices.numpy(), names]
+        strings = rows.astype(object).where(rows.notna(), "").map(str)
+        return [dict(zip(names, values, strict=True)) for values in strings.itertuples(index=False, name=None)]
 
     def default_settings(self, model: Any = None) -> dict[str, Any]:
-        """See `Task.default_settings`: 60 epochs of a small table, fewer of a large one."""
+        """See `Task.default_settings`: 60 epochs for a small table, fewer for a large one."""
         rows = len(read_frame(self.path))
         epochs = max(10, round(60 * min(1.0, 5_000 / rows)))
         return super().default_settings(model) | {"epochs": epochs, "batch_size": 64 if rows <= 20_000 else 256}
@@ -96,14 +97,14 @@ class Table(ColumnTask):
         unlabelled = frame[self.target].isna()
         if unlabelled.any():
             notes.append(f"{int(unlabelled.sum())} rows have no '{self.target}' and are left out.")
-            frame = frame[~unlabelled]  # whose index still tells the row in the file
-        copies = _copies(frame)
-        if copies:
-            notes.append(f"{copies} rows are copies of another row; a copy may test what its twin trained.")
+            frame = frame[~unlabelled]  # the index keeps the row number in the file
+        duplicates = _count_duplicates(frame)
+        if duplicates:
+            notes.append(f"{duplicates} rows are copies of another row; copies may be split between training and test.")
         target, classes = _classes(frame[self.target], self.path)
         return frame, target, classes, notes
 
-    def _parts(
+    def _split(
         self,
         frame: Frame,
         target: Tensor,
@@ -112,15 +113,15 @@ class Table(ColumnTask):
         notes: list[str],
     ) -> list[Tensor]:
         if self.split is None:
-            return stratified(target, SHARES, generator)
+            return stratified(target, SPLIT_FRACTIONS, generator)
         codes = _split_codes(frame[self.split])
         parts = [torch.nonzero(codes == code).flatten() for code in range(3)]
         for part, name in ((parts[0], "train"), (parts[2], "test")):
             if not len(part):
                 raise UserError(f"The split column '{self.split}' has no '{name}' row.")
         if not len(parts[1]):
-            kept, drawn = stratified(target[parts[0]], (0.8, 0.2), generator)
-            parts[0], parts[1] = parts[0][kept], parts[0][drawn]
+            train, validation = stratified(target[parts[0]], (0.8, 0.2), generator)
+            parts[0], parts[1] = parts[0][train], parts[0][validation]
             notes.append(f"'{self.split}' names no validation rows: the seed draws a fifth of the training rows.")
         else:
             notes.append("The split is your own: seeds differ in the initialisation and the order alone.")
@@ -130,60 +131,60 @@ class Table(ColumnTask):
         return parts
 
 
-def _copies(frame: Frame) -> int:
-    """How many rows are copies of a row above them.
+def _count_duplicates(frame: Frame) -> int:
+    """The number of rows that equal an earlier row.
 
-    Only rows that are alike in the first columns are compared in all, of which there may be thousands.
+    A table may have thousands of columns: all are compared only for rows that agree in the first few.
     """
-    alike = frame.duplicated(subset=list(frame.columns[:COMPARED_FIRST]), keep=False)
-    return int(frame[alike].duplicated().sum())
+    candidates = frame.duplicated(subset=list(frame.columns[:DUPLICATE_KEY_COLUMNS]), keep=False)
+    return int(frame[candidates].duplicated().sum())
 
 
 def _classes(series: Series, path: str) -> tuple[Tensor, tuple[str, ...]]:
-    """Class indices (N,) and names; numbers in the order of numbers, texts in that of the alphabet."""
+    """Class indices (N,) and class names, in numerical or alphabetical order."""
     numbers = to_numbers(series)
     values = numbers if numbers.notna().all() else series.map(str)
-    found, counts = np.unique(values.to_numpy(), return_counts=True)
-    if len(found) < 2:
-        raise UserError(f"The column '{series.name}' in '{path}' holds one class only, '{found[0]}'.")
-    if numbers.notna().all() and len(found) > MOST_NUMERIC_CLASSES:
+    distinct, counts = np.unique(values.to_numpy(), return_counts=True)
+    if len(distinct) < 2:
+        raise UserError(f"The column '{series.name}' in '{path}' holds one class only, '{distinct[0]}'.")
+    if numbers.notna().all() and len(distinct) > MAX_NUMERIC_CLASSES:
         raise UserError(
-            f"The column '{series.name}' holds {len(found)} different numbers: a quantity, not classes; labo trains "
+            f"The column '{series.name}' holds {len(distinct)} different numbers: a quantity, not classes; labo trains "
             "classifiers."
         )
     if counts.min() == 1:
-        lonely = found[counts.argmin()]
-        row = series.index[int((values == lonely).to_numpy().argmax())]
+        single = distinct[counts.argmin()]
+        row = series.index[int((values == single).to_numpy().argmax())]
         raise UserError(
-            f"The class '{columns.class_name(lonely)}' has a single example (row {row + 1}), which cannot both train "
+            f"The class '{class_name(single)}' has a single example (row {row + 1}), which cannot be in both training "
             "and test: merge the class with another or leave it out."
         )
-    return torch.from_numpy(np.searchsorted(found, values.to_numpy())).long(), tuple(map(columns.class_name, found))
+    return torch.from_numpy(np.searchsorted(distinct, values.to_numpy())).long(), tuple(map(class_name, distinct))
 
 
 def _split_codes(series: Series) -> Tensor:
     names = series.map(lambda value: str(value).strip().lower())
     wrong = ~names.isin(list(SPLIT_NAMES))
     if wrong.any():
-        place = int(wrong.to_numpy().argmax())
+        row = int(wrong.to_numpy().argmax())
         raise UserError(
-            f"Expected train, validation or test in row {series.index[place] + 1} of column '{series.name}', but got "
-            f"'{series.iloc[place]}'."
+            f"Expected train, validation or test in row {series.index[row] + 1} of column '{series.name}', but got "
+            f"'{series.iloc[row]}'."
         )
     return torch.tensor([SPLIT_NAMES[name] for name in names])
 
 
-def _called(place: int) -> str:
-    return f"row {place + 1}"
+def _row_name(index: int) -> str:
+    return f"row {index + 1}"
 
 
-def _some(part: Tensor, target: Tensor, size: int, generator: torch.Generator) -> Tensor:
+def _sample(part: Tensor, target: Tensor, size: int, generator: torch.Generator) -> Tensor:
     try:
-        return part[some(target[part], size, generator)]
+        return part[stratified_sample(target[part], size, generator)]
     except ValueError as error:
         classes = len(torch.unique(target[part]))
         raise UserError(
-            f"Expected a train size from {classes} (the classes) to {len(part)} (all there is to train on), but got "
+            f"Expected a train size from {classes} (the number of classes) to {len(part)} (all training rows), but got "
             f"{size}."
         ) from error
 

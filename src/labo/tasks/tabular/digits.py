@@ -1,35 +1,38 @@
-"""scikit-learn's handwritten digits, with few of them to train on, so that regularization matters."""
+"""scikit-learn's handwritten digits, with few training examples, so that regularization matters."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from labo.errors import UserError
-from labo.splitting import some, stratified
+from labo.splitting import stratified, stratified_sample
 from labo.tasks.base import Examples, Origin, Sample, Splits
-from labo.tasks.tabular.task import ColumnTask
+from labo.tasks.tabular.task import TabularTask
 
 VALIDATION, TEST = 397, 1_000
-BRIGHTEST = 16.0
+MAX_INTENSITY = 16.0
 
 
-class Digits(ColumnTask):
-    """1,797 images of 8 x 8 pixels in ten classes: 400 train, 397 validate, 1,000 test; the seed draws which.
+class Digits(TabularTask):
+    """1,797 images of 8 x 8 pixels in ten classes: 400 training, 397 validation, 1,000 test, drawn by the seed.
 
-    Inputs to predict have the columns pixel_0 to pixel_63, 0 to 16, row by row; in an .npz file, an array `pixel` of
-    shape (N, 64) or (N, 8, 8).
+    New inputs have the columns pixel_0 to pixel_63, 0 to 16, row by row; in an .npz file, an array `pixel` of shape
+    (N, 64) or (N, 8, 8).
 
     Args:
-        train_size: how many to train on, up to 400.
-        label_noise: "SHARE,symmetric|pair" of the training and validation labels are turned into wrong ones.
+        train_size: number of training examples, 10 to 400.
+        label_noise: "SHARE,symmetric|pair": this share of the training and validation labels is changed.
 
-    Source: Alpaydin and Kaynak, *Optical Recognition of Handwritten Digits*, UCI, 1998; the test part of it, as
-        scikit-learn ships it.
+    Source: Alpaydin and Kaynak, *Optical Recognition of Handwritten Digits*, UCI, 1998; its test part, as shipped with
+        scikit-learn.
     """
 
     name = "digits"
@@ -42,35 +45,42 @@ class Digits(ColumnTask):
 
     def splits(self, seed: int) -> Splits:
         """See `Task.splits`."""
-        pixels, target = _images()
+        pixels, target = _load()
         generator = torch.Generator().manual_seed(seed)
         train, validation, test = stratified(target, (len(target) - VALIDATION - TEST, VALIDATION, TEST), generator)
-        train = train[some(target[train], self.train_size, generator)] if self.train_size < len(train) else train
+        if self.train_size < len(train):
+            train = train[stratified_sample(target[train], self.train_size, generator)]
         mean = pixels[train].mean(0)
-        features = (pixels - mean) / BRIGHTEST
-        known = [
-            {"name": f"pixel_{i}", "kind": "number", "mean": m, "scale": BRIGHTEST, "missing": False}
+        features = (pixels - mean) / MAX_INTENSITY
+        columns = [
+            {"name": f"pixel_{i}", "kind": "number", "mean": m, "scale": MAX_INTENSITY, "missing": False}
             for i, m in enumerate(mean.tolist())
         ]
-        every = Origin(torch.arange(len(target)), _called)
-        parts = self.parts(features, every, target, (train, validation, test), 10, generator)
-        return Splits(*parts, tuple("0123456789"), {"columns": known})
+        origin = Origin(torch.arange(len(target)), _image_name)
+        parts = self.make_parts(features, origin, target, (train, validation, test), 10, generator)
+        return Splits(*parts, tuple("0123456789"), {"columns": columns})
 
     def samples(self, examples: Examples, preprocessing: Mapping[str, Any]) -> list[Sample]:
-        """See `Task.samples`: dark strokes on a light ground, as they were written."""
+        """See `Task.samples`: dark strokes on a light background, as written."""
         mean = torch.tensor([column["mean"] for column in preprocessing["columns"]])
-        ink = (examples.features * BRIGHTEST + mean).round().clamp(0, BRIGHTEST)
-        paper = (255 - ink * (255 / BRIGHTEST)).round().to(torch.uint8)
-        return list(paper.view(-1, 8, 8).numpy())
+        intensity = (examples.features * MAX_INTENSITY + mean).round().clamp(0, MAX_INTENSITY)
+        inverted = (255 - intensity * (255 / MAX_INTENSITY)).round().to(torch.uint8)
+        return list(inverted.view(-1, 8, 8).numpy())
 
 
-def _called(place: int) -> str:
-    return f"image {place + 1}"
+def _image_name(index: int) -> str:
+    return f"image {index + 1}"
 
 
 @lru_cache(maxsize=1)
-def _images() -> tuple[Tensor, Tensor]:
-    from sklearn.datasets import load_digits
+def _load() -> tuple[Tensor, Tensor]:
+    """Pixels (1797, 64) float32 and class indices (1797,), from the file that `sklearn.datasets.load_digits` reads.
 
-    pixels, target = load_digits(return_X_y=True)
-    return torch.from_numpy(pixels).float(), torch.from_numpy(target).long()
+    scikit-learn itself is not imported: that takes longer than training on the digits.
+    """
+    package = importlib.util.find_spec("sklearn")
+    if package is None or not package.submodule_search_locations:
+        raise ModuleNotFoundError("No module named 'sklearn'", name="sklearn")
+    file = Path(package.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
+    table = torch.from_numpy(np.loadtxt(file, delimiter=","))
+    return table[:, :-1].float(), table[:, -1].long()

@@ -1,4 +1,4 @@
-"""The task `translation`: sentences of one's own."""
+"""The task `translation`: the user's own sentence pairs."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from pathlib import Path
 from typing import Any
 
 from labo.errors import UserError, not_here
-from labo.tasks.data_files import fingerprint
-from labo.tasks.translation import corpus_files as places
-from labo.tasks.translation import hub, languages
-from labo.tasks.translation import text_files as reading
-from labo.tasks.translation.pairs import Pairs
+from labo.tasks.data_files import fingerprint, hf_fingerprint
+from labo.tasks.translation.corpora import HubDataset
+from labo.tasks.translation.corpus_files import CorpusFiles, in_folder, load_hub, read_hub
 from labo.tasks.translation.task import TranslationTask
+from labo.tasks.translation.text_files import Pairs, holds_both_sides
 
 _NEEDED = "Task 'translation' needs --source FILE --target FILE, or --data FILE.tsv|.parquet or a folder."
-# What a side is called that no option and no file name calls anything.
+# Language names where neither an option nor the endings of two files give any.
 SIDES = ("source", "target")
 
 
 class Translation(TranslationTask):
-    """Pairs of one's own, from two files of lines, a file with both sides, a folder, or the Hugging Face hub.
+    """The user's own pairs: two files of lines, a file with both sides, a folder, or a data set of the hub.
 
     Args:
         source, target: files with a sentence a line, plain or gzipped; a .tsv or .parquet source needs no target.
         validation_source, validation_target, test_source, test_target: likewise; drawn by the seed if not given.
         data: in place of source and target: a .tsv or .parquet file; a folder with train, valid and test by language,
             such as train.de and train.en; with `fetch`, the name of a data set on the hub.
-        source_language, target_language: codes, by default the endings of the files; columns of a .parquet file.
+        source_language, target_language: endings of the files in a folder, or columns of a .parquet file; by default
+            the endings of two files.
         options: see `TranslationTask`.
     """
 
@@ -48,26 +48,25 @@ class Translation(TranslationTask):
         target_language: str | None = None,
         **options: Any,
     ) -> None:
-        _require_texts(source=source, target=target, validation_source=validation_source, data=data)
-        _require_texts(validation_target=validation_target, test_source=test_source, test_target=test_target)
+        languages = {"source_language": source_language, "target_language": target_language}
+        _require_strings("the path of a file", source=source, target=target, data=data)
+        _require_strings("the path of a file", validation_source=validation_source, validation_target=validation_target)
+        _require_strings("the path of a file", test_source=test_source, test_target=test_target)
+        _require_strings("the ending of a file or the name of a column", **languages)
         if (data is None) == (source is None):
             raise UserError(_NEEDED if data is None else "Expected either --data or --source, but got both.")
-        data, on_hub = (None, False) if data is None else _named(data, fetch)
-        # By its name where it has gone: a finished run still translates.
-        one_file = data is not None and not on_hub and reading.holds_both(Path(data)) and not Path(data).is_dir()
-        self._given = {
-            "train": _files("", data if one_file else source, target),
-            "validation": _files("validation_", validation_source, validation_target),
-            "test": _files("test_", test_source, test_target),
+        data, on_hub = (None, False) if data is None else _resolve(data, fetch)
+        # Decided by its name, so that a run can be used after its data are gone.
+        one_file = data is not None and not on_hub and holds_both_sides(Path(data)) and not Path(data).is_dir()
+        self._files = {
+            "train": _file_pair("", data if one_file else source, target),
+            "validation": _file_pair("validation_", validation_source, validation_target),
+            "test": _file_pair("test_", test_source, test_target),
         }
-        if data is not None and not one_file and any(self._given.values()):
+        if data is not None and not one_file and any(self._files.values()):
             raise UserError(f"Expected the parts of '{data}' to be in it, but got files beside it.")
-        named = {"source_language": source_language, "target_language": target_language}
-        for option, code in named.items():
-            if code is not None:
-                languages.checked(code, option)
-        self._languages = _languages(self._given["train"], source_language, target_language)
-        options |= {**named, **_paths({**self._given, **({"train": None} if one_file else {})})}
+        self._languages = _infer_languages(self._files["train"], source_language, target_language)
+        options |= {**languages, **_path_options({**self._files, **({"train": None} if one_file else {})})}
         super().__init__(data=data, fetch=on_hub, **options)
 
     @property
@@ -78,104 +77,98 @@ class Translation(TranslationTask):
     def read(self, seed: int) -> dict[str, Pairs]:
         """See `TranslationTask.read`."""
         if self.fetch:
-            return hub.read(self._corpus(), *self._languages)
-        return texts(self._found().parts, self._languages)
+            return read_hub(self._hub_dataset(), *self._languages)
+        return self._locate().read(self._languages)
 
     def fingerprint(self) -> str:
         """See `Task.fingerprint`."""
         if self.fetch:
-            return hub.fingerprint(self._corpus())
-        files = self._found().files()
+            return hf_fingerprint(load_hub(self._hub_dataset()))
+        files = self._locate().files()
         for file in files:
             if not file.is_file():
                 raise UserError(f"No such file: '{file}'.")
         return fingerprint(files, files[0].parent)
 
-    def _corpus(self) -> hub.Corpus:
+    def _hub_dataset(self) -> HubDataset:
         assert self.data is not None
-        return hub.Corpus(self.data)
+        return HubDataset(self.data)
 
-    def _found(self) -> places.Found:
-        """The files on this disk.
+    def _locate(self) -> CorpusFiles:
+        """The files on disk.
 
         Raises:
-            UserError: `data` is not there, or not all of its parts are told.
+            UserError: `data` does not exist, or its languages or training files are unknown.
         """
         if self.data is not None and not Path(self.data).exists():
             raise not_here(self.data)
-        if self._given["train"]:
-            return places.Found({part: [pair] for part, pair in self._given.items() if pair})
+        if self._files["train"]:
+            return CorpusFiles({part: [pair] for part, pair in self._files.items() if pair})
         assert self.data is not None
         if SIDES[0] in self._languages or SIDES[1] in self._languages:
             raise UserError(
-                f"Which files in '{self.data}' are which? Name the languages, as in --option source_language=de "
-                "--option target_language=en."
+                f"Cannot infer the languages of '{self.data}'; pass --option source_language=… and target_language=…"
             )
-        found = places.in_folder(Path(self.data), *self._languages)
-        if "train" not in found.parts:
+        corpus = in_folder(Path(self.data), *self._languages)
+        if "train" not in corpus.parts:
             source, target = self._languages
             raise UserError(f"The folder '{self.data}' holds no train.{source} and train.{target}, and no .parquet.")
-        return found
+        return corpus
 
 
-def texts(parts: dict[str, places.Files], codes: tuple[str, str]) -> dict[str, Pairs]:
-    """The pairs in the files of each part, one file after another."""
-    found: dict[str, Pairs] = {}
-    for part, files in parts.items():
-        for source, target in files:
-            pairs = reading.read_pairs(source, target, codes)
-            found[part] = found[part].joined(pairs) if part in found else pairs
-    return found
+def _require_strings(what: str, **options: object) -> None:
+    for option, value in options.items():
+        if value is not None and not (isinstance(value, str) and value):
+            raise UserError(f"Expected option `{option}` to be {what}, but got {value!r}.")
 
 
-def _require_texts(**paths: object) -> None:
-    for option, path in paths.items():
-        if path is not None and not isinstance(path, str):
-            raise UserError(f"Expected option `{option}` to be the path of a file, but got {path!r}.")
-
-
-def _named(data: str, fetch: bool) -> tuple[str, bool]:
-    """(the path or the name on the hub, whether it is the latter); whether the path is there is seen in reading."""
+def _resolve(data: str, fetch: bool) -> tuple[str, bool]:
+    """(the absolute path or the name on the hub, whether it is the latter); a missing path is reported in reading."""
     path = Path(data)
     if not path.exists():
         return data, fetch
-    if path.is_file() and not reading.holds_both(path):
+    if path.is_file() and not holds_both_sides(path):
         raise UserError(f"Expected --data to be a folder, a .tsv or a .parquet file, but got '{data}'.")
     return str(path.resolve()), False
 
 
-def _paths(given: Mapping[str, tuple[Path, Path | None] | None]) -> dict[str, str]:
-    """The options that name these files again."""
+def _path_options(files: Mapping[str, tuple[Path, Path | None] | None]) -> dict[str, str]:
+    """The options that name these files."""
     prefixes = {"train": "", "validation": "validation_", "test": "test_"}
     return {
         f"{prefixes[part]}{side}": str(path)
-        for part, pair in given.items()
+        for part, pair in files.items()
         for side, path in zip(SIDES, pair or (None, None), strict=True)
         if path is not None
     }
 
 
-def _files(part: str, source: str | None, target: str | None) -> tuple[Path, Path | None] | None:
-    """Where a part lies; None if it was not named."""
+def _file_pair(prefix: str, source: str | None, target: str | None) -> tuple[Path, Path | None] | None:
+    """The files of a part; None if none were given."""
     if source is None and target is None:
         return None
     if source is None:
-        raise UserError(f"Option `{part}target` needs `{part}source` beside it.")
-    one = Path(source).resolve()
-    if reading.holds_both(one):
+        raise UserError(f"Option `{prefix}target` needs `{prefix}source` beside it.")
+    path = Path(source).resolve()
+    if holds_both_sides(path):
         if target is not None:
-            raise UserError(f"The file '{source}' holds both sides: leave `{part}target` out.")
-        return one, None
+            raise UserError(f"The file '{source}' holds both sides: leave `{prefix}target` out.")
+        return path, None
     if target is None:
-        raise UserError(f"Option `{part}source` needs `{part}target` beside it, unless it is a .tsv or .parquet file.")
-    return one, Path(target).resolve()
+        raise UserError(
+            f"Option `{prefix}source` needs `{prefix}target` beside it, unless it is a .tsv or .parquet file."
+        )
+    return path, Path(target).resolve()
 
 
-def _languages(files: tuple[Path, Path | None] | None, source: str | None, target: str | None) -> tuple[str, str]:
-    """Those given, else the endings of two files if they are codes, else "source" and "target"."""
-    ends = [_ending(path) if path is not None and files and files[1] else None for path in files or (None, None)]
-    return source or ends[0] or SIDES[0], target or ends[1] or SIDES[1]
+def _infer_languages(files: tuple[Path, Path | None] | None, source: str | None, target: str | None) -> tuple[str, str]:
+    """The languages given, else the endings of two files where they differ, else "source" and "target"."""
+    endings: tuple[str, str] = SIDES
+    if files and files[1]:
+        found = _ending(files[0]), _ending(files[1])
+        endings = found if all(found) and found[0] != found[1] else SIDES
+    return source or endings[0], target or endings[1]
 
 
-def _ending(path: Path) -> str | None:
-    return languages.of_ending(path.name.removesuffix(".gz").rpartition(".")[2])
+def _ending(path: Path) -> str:
+    return path.name.removesuffix(".gz").rpartition(".")[2] if "." in path.name.removesuffix(".gz") else ""

@@ -1,70 +1,141 @@
-"""Sentences in files: one a line, plain or gzipped; two columns of a .tsv file; the columns of a .parquet file."""
+"""Sentence pairs, and the files they are read from: lines of text (plain, gzipped, IWSLT's XML), .tsv and .parquet.
+
+Source of IWSLT's formats: Cettolo et al., *WIT3: Web Inventory of Transcribed and Translated Talks*, EAMT 2012.
+"""
 
 from __future__ import annotations
 
 import gzip
+import html
+import re
 import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from labo.errors import UserError
-from labo.tasks.translation import iwslt
-from labo.tasks.translation.pairs import Pairs, matched
 
 _GZIP, _BOM = b"\x1f\x8b", "\ufeff"
-COLUMNS = (".tsv", ".tsv.gz", ".parquet")
+# Files with both sides of each pair.
+PAIR_SUFFIXES = (".tsv", ".tsv.gz", ".parquet")
+
+_SEGMENT = re.compile(r"<seg\b[^>]*>(.*?)</seg>", re.DOTALL)
+# Markup between the sentences of a train.tags file; titles and descriptions are sentences too.
+_TITLE = re.compile(r"^<(title|description)>(.*)</\1>$")
+_METADATA = re.compile(r"^</?(url|keywords|speaker|talkid|reviewer|translator|transcript|doc)\b")
 
 
-def holds_both(path: Path) -> bool:
+@dataclass(frozen=True)
+class Pairs:
+    """N sentences and their N translations.
+
+    `source_indices` are their line numbers in the files, counted from 0; None stands for 0 to N - 1.
+    """
+
+    source: list[str]
+    target: list[str]
+    source_indices: list[int] | None = field(default=None, compare=False, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def take(self, indices: Sequence[int]) -> Pairs:
+        """The pairs at `indices`, in this order."""
+        lines = self.source_indices
+        taken = list(indices) if lines is None else [lines[i] for i in indices]
+        return Pairs([self.source[i] for i in indices], [self.target[i] for i in indices], taken)
+
+    def joined(self, other: Pairs) -> Pairs:
+        """These pairs followed by the others, as if from one file."""
+        return Pairs(self.source + other.source, self.target + other.target)
+
+    def without_empty(self) -> tuple[Pairs, int]:
+        """(the pairs with text on both sides, the number of pairs left out).
+
+        Example:
+            >>> Pairs(["eins", " "], ["one", "two"]).without_empty()
+            (Pairs(source=['eins'], target=['one']), 1)
+        """
+        sides = zip(self.source, self.target, strict=True)
+        kept = [i for i, (source, target) in enumerate(sides) if source.strip() and target.strip()]
+        return (self if len(kept) == len(self) else self.take(kept)), len(self) - len(kept)
+
+
+def match_lines(source: list[str], target: list[str], source_name: str, target_name: str) -> Pairs:
+    """The pairs of two files, line by line.
+
+    Raises:
+        UserError: the files differ in length, or one has only empty lines.
+
+    Example:
+        >>> match_lines(["eins", "zwei"], ["one"], "a.de", "a.en")
+        Traceback (most recent call last):
+        labo.errors.UserError: Expected 'a.de' and 'a.en' to have as many lines, but got 2 and 1: line 2 of 'a.de' has \
+no partner.
+    """
+    if len(source) != len(target):
+        longer = source_name if len(source) > len(target) else target_name
+        raise UserError(
+            f"Expected '{source_name}' and '{target_name}' to have as many lines, but got {len(source)} and "
+            f"{len(target)}: line {min(len(source), len(target)) + 1} of '{longer}' has no partner."
+        )
+    for lines, name in ((source, source_name), (target, target_name)):
+        if not any(line.strip() for line in lines):
+            raise UserError(f"Expected '{name}' to hold sentences, but got {len(lines)} empty lines.")
+    return Pairs(source, target)
+
+
+def holds_both_sides(path: Path) -> bool:
     """Whether a file of this name holds both sides: a .tsv, .tsv.gz or .parquet file."""
-    return path.name.lower().endswith(COLUMNS)
+    return path.name.lower().endswith(PAIR_SUFFIXES)
 
 
 def read_pairs(source: Path, target: Path | None, languages: tuple[str, str]) -> Pairs:
-    """The pairs in two files, or in the one that holds both sides; `languages` name the columns of a .parquet file.
+    """The pairs in two files, or in one that holds both sides; `languages` are the columns of a .parquet file.
 
     Raises:
-        UserError: a file is missing, damaged or no UTF-8, or the sides do not match.
+        UserError: a file is missing, damaged or not UTF-8, or the sides do not match.
     """
     if target is not None:
-        return matched(read_lines(source), read_lines(target), str(source), str(target))
+        return match_lines(read_lines(source), read_lines(target), str(source), str(target))
     is_parquet = source.suffix.lower() == ".parquet"
-    columns = _parquet(source, languages) if is_parquet else read_columns(source)
-    return matched(*columns, f"{source}, the first column", f"{source}, the second column")
+    sides = _read_parquet(source, languages) if is_parquet else read_tsv(source)
+    return match_lines(*sides, f"{source}, the first column", f"{source}, the second column")
 
 
 def read_lines(path: str | Path) -> list[str]:
     r"""The lines of a UTF-8 file, plain or gzipped, without a byte-order mark and without \n or \r\n.
 
-    Only \n ends a line: the other line ends of Unicode, such as U+2028, stand inside sentences. In the XML and tagged
-    files of IWSLT, the sentences.
+    Only \n ends a line: Unicode's other line ends, such as U+2028, occur inside sentences. Of the XML and tagged files
+    of IWSLT, the sentences.
 
     Raises:
-        UserError: the file is missing, damaged, or not UTF-8; the latter with the line and the byte.
+        UserError: the file is missing, damaged, or not UTF-8 (the message gives the line and the byte).
     """
     path = Path(path)
-    content = _content(path)
+    content = _read_bytes(path)
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        within = error.start - (content.rfind(b"\n", 0, error.start) + 1) + 1
+        column = error.start - (content.rfind(b"\n", 0, error.start) + 1) + 1
         raise UserError(
             f"Expected '{path}' to be UTF-8 text, but got the byte 0x{content[error.start]:02x} at offset "
-            f"{error.start}, line {line}, byte {within} of it."
+            f"{error.start}, line {line}, byte {column} of it."
         ) from error
     lines = text.removeprefix(_BOM).split("\n")
     if lines[-1] == "":
         lines.pop()
     lines = [line[:-1] if line.endswith("\r") else line for line in lines]
-    return iwslt.sentences(lines, path.name)
+    return iwslt_sentences(lines, path.name)
 
 
-def read_columns(path: str | Path) -> tuple[list[str], list[str]]:
+def read_tsv(path: str | Path) -> tuple[list[str], list[str]]:
     """The two columns of a tab-separated file.
 
     Raises:
-        UserError: as `read_lines`, or a line has other than two columns.
+        UserError: as `read_lines`, or a line does not have two columns.
     """
     source, target = [], []
     for number, line in enumerate(read_lines(path), 1):
@@ -78,7 +149,52 @@ def read_columns(path: str | Path) -> tuple[list[str], list[str]]:
     return source, target
 
 
-def _content(path: Path) -> bytes:
+def iwslt_sentences(lines: list[str], name: str) -> list[str]:
+    """The sentences in the lines of an IWSLT file; the lines of any other file.
+
+    Example:
+        >>> iwslt_sentences(["<url>http://x</url>", "<title>On bees</title>", "Bees hum."], "train.tags.de-en.en")
+        ['On bees', 'Bees hum.']
+        >>> iwslt_sentences(['<doc><seg id="1"> Tom &amp; Ann </seg>', "</doc>"], "IWSLT14.TED.tst2010.de-en.en.xml")
+        ['Tom & Ann']
+    """
+    name = name.lower().removesuffix(".gz")
+    if name.endswith(".xml"):
+        return [html.unescape(text).strip() for text in _SEGMENT.findall("\n".join(lines))]
+    if not name.startswith("train.tags."):
+        return lines
+    sentences = []
+    for line in lines:
+        stripped = line.strip()
+        title = _TITLE.match(stripped)
+        if title:
+            sentences.append(title.group(2).strip())
+        elif not _METADATA.match(stripped):
+            sentences.append(stripped)
+    return sentences
+
+
+def select_sides(table: dict[str, Any], languages: tuple[str, str], name: str) -> tuple[list[str], list[str]]:
+    """The two sides of a table with a column per language, or one column `translation` of dicts by language.
+
+    `table` maps names to pyarrow columns.
+
+    Raises:
+        UserError: it has no such columns.
+    """
+    nested = table.get("translation")
+    if nested is not None and set(languages) - set(table):
+        fields = [nested.type.field(i).name for i in range(nested.type.num_fields)]
+        rows = nested.to_pylist() if not set(languages) - set(fields) else []
+        table = {field: [(row or {}).get(field) for row in rows] for field in fields}
+    missing = [language for language in languages if language not in table]
+    if missing:
+        raise UserError(f"Expected '{name}' to have a column '{missing[0]}', but got {', '.join(table)}.")
+    source, target = (table[language] for language in languages)
+    return _column_lines(source), _column_lines(target)
+
+
+def _read_bytes(path: Path) -> bytes:
     if not path.is_file():
         raise UserError(f"No such file: '{path}'.")
     try:
@@ -92,7 +208,7 @@ def _content(path: Path) -> bytes:
     return content
 
 
-def _parquet(path: Path, languages: tuple[str, str]) -> tuple[list[str], list[str]]:
+def _read_parquet(path: Path, languages: tuple[str, str]) -> tuple[list[str], list[str]]:
     import pyarrow
     from pyarrow import parquet
 
@@ -102,30 +218,10 @@ def _parquet(path: Path, languages: tuple[str, str]) -> tuple[list[str], list[st
         table = parquet.read_table(path)
     except (OSError, pyarrow.ArrowException) as error:
         raise UserError(f"Cannot read '{path}': {str(error).splitlines()[0]}.") from error
-    return columns_of({name: table.column(name) for name in table.column_names}, languages, str(path))
+    return select_sides({name: table.column(name) for name in table.column_names}, languages, str(path))
 
 
-def columns_of(table: dict[str, Any], languages: tuple[str, str], name: str) -> tuple[list[str], list[str]]:
-    """The two sides of a table: columns named by `languages`, or a column `translation` of such mappings.
-
-    `table` holds columns of pyarrow by name.
-
-    Raises:
-        UserError: it has no such columns.
-    """
-    inner = table.get("translation")
-    if inner is not None and set(languages) - set(table):
-        fields = [inner.type.field(i).name for i in range(inner.type.num_fields)]
-        rows = inner.to_pylist() if not set(languages) - set(fields) else []
-        table = {field: [(row or {}).get(field) for row in rows] for field in fields}
-    missing = [language for language in languages if language not in table]
-    if missing:
-        raise UserError(f"Expected '{name}' to have a column '{missing[0]}', but got {', '.join(table)}.")
-    source, target = (table[language] for language in languages)
-    return _lines_of(source), _lines_of(target)
-
-
-def _lines_of(column: Any) -> list[str]:
-    """Cells as lines: a sentence has no line ends, and a missing one is empty."""
+def _column_lines(column: Any) -> list[str]:
+    """Cells as lines: line ends become spaces, a missing value becomes an empty line."""
     cells = column.to_pylist() if hasattr(column, "to_pylist") else column
     return ["" if cell is None else str(cell).replace("\r\n", " ").replace("\n", " ") for cell in cells]

@@ -1,4 +1,4 @@
-"""Classifiers of other libraries: Transformers and timm."""
+"""Classifiers of other libraries: ViT-S as a Transformers configuration, other Transformers models, and timm."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from labo.errors import UserError, unknown
 from labo.networks import logits_of
-from labo.tasks.images.models.options import Options
+from labo.tasks.images.models.options import ModelOptions
 
 
-class Outside(nn.Module):
-    """A network whose input is called `features` and whose output is the logits alone."""
+class ExternalClassifier(nn.Module):
+    """A network of another library, with input `features` and the logits as output."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -25,18 +25,49 @@ class Outside(nn.Module):
         return logits_of(self.network(features))
 
 
-def from_transformers(name: str, classes: int, image_size: int, options: Options) -> nn.Module:
-    """`name` is hf/NAME_OR_PATH: a folder or file of a configuration, a saved model, or a name on the hub.
-
-    With fresh weights the configuration's image size becomes `image_size`; `pretrained` weights keep theirs, and get a
-    new last layer where the number of classes differs.
+def vit_small(name: str, classes: int, image_size: int, options: ModelOptions) -> nn.Module:
+    """ViT-S: patches of 4 pixels for images below 64, of 8 below 128, of 16 above, or of `patch`; a class token.
 
     Raises:
-        UserError: there is no such configuration or it is of no image classifier; the images do not fit.
+        UserError: the image size is not a multiple of the patch size.
+
+    Source: Dosovitskiy et al., *An Image is Worth 16x16 Words*, ICLR 2021; the small size is that of Touvron et al.,
+        *Training data-efficient image transformers*, ICML 2021 (DeiT-S).
+    """
+    from transformers import ViTConfig, ViTForImageClassification
+
+    patch = options.patch or (4 if image_size < 64 else 8 if image_size < 128 else 16)
+    if image_size % patch:
+        raise UserError(
+            f"Model '{name}' needs images of a whole number of patches of {patch} pixels a side, but got {image_size} "
+            "pixels; set `patch` to a divisor of it."
+        )
+    arguments: dict[str, Any] = {
+        "hidden_size": 384,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 6,
+        "intermediate_size": 1536,
+        "layer_norm_eps": 1e-6,
+        "hidden_dropout_prob": options.dropout,
+        "image_size": image_size,
+        "patch_size": patch,
+        "num_labels": classes,
+    }
+    return ExternalClassifier(ViTForImageClassification(ViTConfig(**arguments)))
+
+
+def from_transformers(name: str, classes: int, image_size: int, options: ModelOptions) -> nn.Module:
+    """`name` is hf/NAME_OR_PATH: a folder or file of a configuration, a saved model, or a name on the hub.
+
+    With fresh weights, the image size of the configuration becomes `image_size`; `pretrained` weights keep theirs, and
+    get a new last layer where the number of classes differs.
+
+    Raises:
+        UserError: there is no such configuration, or not of an image classifier; the images do not fit.
     """
     from transformers import AutoConfig, AutoModelForImageClassification
 
-    source = _source(name)
+    source = _parse_source(name)
     try:
         config: Any = AutoConfig.from_pretrained(source, num_labels=classes)
         if options.pretrained:
@@ -47,39 +78,41 @@ def from_transformers(name: str, classes: int, image_size: int, options: Options
             if hasattr(config, "image_size"):
                 config.image_size = image_size
             network = AutoModelForImageClassification.from_config(config, dtype=torch.float32)
-    except Exception as error:  # whatever a configuration of anyone's makes Transformers raise
-        raise UserError(f"Model '{name}' is no image classifier that Transformers can build: {_line(error)}") from error
-    return _fitted(name, network, classes, image_size)
+    except Exception as error:  # Transformers raises many kinds of error for a bad configuration
+        raise UserError(
+            f"Model '{name}' is no image classifier that Transformers can build: {_first_line(error)}"
+        ) from error
+    return _check_logits(name, network, classes, image_size)
 
 
-def from_timm(name: str, classes: int, image_size: int, options: Options) -> nn.Module:
+def from_timm(name: str, classes: int, image_size: int, options: ModelOptions) -> nn.Module:
     """`name` is timm/NAME.
 
     Raises:
-        UserError: timm does not import or has no such model; the images do not fit.
+        UserError: timm cannot be imported or has no such model; the images do not fit.
     """
     try:
         import timm  # pyright: ignore[reportMissingImports]
-    except Exception as error:  # a torchvision built for another torch fails in ways of its own
-        raise UserError(f"Model '{name}' needs timm, which does not import here: {_line(error)}") from error
-    wanted = name.removeprefix("timm/")
-    if not timm.is_model(wanted.partition(".")[0]):
-        raise unknown("timm model", wanted, timm.list_models())
-    given = {"pretrained": options.pretrained, "num_classes": classes, "drop_rate": options.dropout}
+    except Exception as error:  # a torchvision built for another torch raises other errors than ImportError
+        raise UserError(f"Model '{name}' needs timm, which does not import here: {_first_line(error)}") from error
+    model = name.removeprefix("timm/")
+    if not timm.is_model(model.partition(".")[0]):
+        raise unknown("timm model", model, timm.list_models())
+    arguments = {"pretrained": options.pretrained, "num_classes": classes, "drop_rate": options.dropout}
     try:
         try:
-            network = timm.create_model(wanted, **given, img_size=image_size)
-        except TypeError:  # convolutional networks know no image size
-            network = timm.create_model(wanted, **given)
+            network = timm.create_model(model, **arguments, img_size=image_size)
+        except TypeError:  # convolutional networks take no image size
+            network = timm.create_model(model, **arguments)
     except Exception as error:
-        raise UserError(f"Model '{name}' cannot be built for {image_size} pixels: {_line(error)}") from error
-    return _fitted(name, network, classes, image_size)
+        raise UserError(f"Model '{name}' cannot be built for {image_size} pixels: {_first_line(error)}") from error
+    return _check_logits(name, network, classes, image_size)
 
 
-def _source(name: str) -> str:
+def _parse_source(name: str) -> str:
     source = name.removeprefix("hf/")
     path = Path(source)
-    # The hub's names have at most one slash: anything else is a place on this machine.
+    # Names on the hub have at most one slash; anything else is a local path.
     local = path.is_absolute() or source.startswith(".") or source.count("/") > 1 or path.suffix == ".json"
     if not source or (local and not path.exists()):
         raise UserError(
@@ -89,25 +122,25 @@ def _source(name: str) -> str:
     return source
 
 
-def _fitted(name: str, network: nn.Module, classes: int, image_size: int) -> nn.Module:
-    """`network` as a classifier in training mode, once it has given logits for an empty image."""
-    outside = Outside(network).eval()
+def _check_logits(name: str, network: nn.Module, classes: int, image_size: int) -> nn.Module:
+    """`network` as a classifier in training mode, after a forward pass on an empty image."""
+    classifier = ExternalClassifier(network).eval()
     image = torch.zeros(1, 3, image_size, image_size, device=next(network.parameters()).device)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            shape = tuple(outside(image).shape)
-    except Exception as error:  # each library says in its own way that an image does not fit
+            shape = tuple(classifier(image).shape)
+    except Exception as error:  # each library fails in its own way on images that do not fit
         raise UserError(
-            f"Model '{name}' does not take colour images of {image_size} x {image_size} pixels: {_line(error)}"
+            f"Model '{name}' does not take colour images of {image_size} x {image_size} pixels: {_first_line(error)}"
         ) from error
     if shape != (1, classes):
         raise UserError(
             f"Expected model '{name}' to give logits of shape (1, {classes}) for an image, but got {shape}."
         )
-    return outside.train()
+    return classifier.train()
 
 
-def _line(error: Exception) -> str:
-    """The first line of what an error says, as the end of a sentence."""
+def _first_line(error: Exception) -> str:
+    """The first line of an error's message, as the end of a sentence."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(" .:")
     return f"{text}."

@@ -1,4 +1,4 @@
-"""CIFAR, Tiny-ImageNet and ImageNet as they are given out, fetching them, and pickles that nobody should run."""
+"""CIFAR, Tiny-ImageNet and ImageNet in their published formats, downloads, and pickles that must not be executed."""
 
 from __future__ import annotations
 
@@ -15,46 +15,19 @@ import numpy as np
 import pytest
 import torch
 
-import pictures as made
+import image_files as made
 from labo import tasks
 from labo.errors import UserError
-from labo.tasks import data_files as places
-from labo.tasks.images import cifar, imagenet, pickles, pictures
-from labo.tasks.images import custom as image_tasks
+from labo.tasks import data_files
+from labo.tasks.images import cifar, decoding, imagenet, pickles
 
 TEN = [f"class {number}" for number in range(10)]
 
 
 @pytest.fixture(autouse=True)
 def _no_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv(places.VARIABLE, raising=False)
+    monkeypatch.delenv(data_files.VARIABLE, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-def test_cifar_from_compact_files(tmp_path: Path):
-    found = made.compact_cifar(tmp_path, "cifar100", "ab", 40, TEN)
-    read = cifar.read(cifar.CIFAR100, cifar.locate(cifar.CIFAR100, str(tmp_path), "", False))
-    train, test = read.parts["train"], read.parts["test"]
-    np.testing.assert_array_equal(train.images, np.concatenate([found["train-a"], found["train-b"]]))
-    np.testing.assert_array_equal(test.images, found["test"])
-    assert train.labels.dtype == np.int64
-    assert train.labels.tolist() == [index % 10 for index in range(40)] * 2
-    assert read.classes == tuple(TEN)
-
-
-def test_parts_of_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    made.compact_cifar(tmp_path, "cifar10", "ab", 40, TEN)
-    monkeypatch.setenv(places.VARIABLE, str(tmp_path))
-    sizes = {parts: len(tasks.create("cifar10", parts=parts).splits(0).train) for parts in ("a", "b", "a,b", None)}
-    assert sizes == {"a": 30, "b": 30, "a,b": 70, None: 70}  # ten validate: one of each class
-    prints = {parts: tasks.create("cifar10", parts=parts).fingerprint() for parts in ("a", "b", "ba", None)}
-    assert len(set(prints.values())) == 3
-    (tmp_path / "cifar10-train-b.npz").unlink()
-    assert tasks.create("cifar10").fingerprint() == prints["a"]
-    with pytest.raises(UserError, match=r"does not find cifar10-train-b\.npz"):
-        tasks.create("cifar10", parts="b").splits(0)
-    with pytest.raises(UserError, match="`parts` to be of a, b, but got 'c'"):
-        tasks.create("cifar10", parts="c")
 
 
 @pytest.mark.parametrize("edition", [cifar.CIFAR10, cifar.CIFAR100], ids=lambda edition: edition.name)
@@ -70,8 +43,8 @@ def test_cifar_from_the_python_archive(
         (tmp_path / edition.folder).mkdir()
         for name, content in files.items():
             (tmp_path / edition.folder / name).write_bytes(content)
-    monkeypatch.setattr(image_tasks.Cifar10, "edition", edition)
-    read = cifar.read(edition, cifar.locate(edition, str(tmp_path), "", False))
+    monkeypatch.setattr(cifar.Cifar10, "edition", edition)
+    read = cifar.read(edition, cifar.locate(edition, str(tmp_path), False))
     np.testing.assert_array_equal(read.parts["train"].images, np.concatenate([wanted[name] for name in edition.train]))
     np.testing.assert_array_equal(read.parts["test"].images, wanted[edition.test])
     assert read.classes == tuple(TEN)
@@ -94,7 +67,7 @@ def test_fetching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         tasks.create("cifar100", data=str(tmp_path / "new"), fetch=True).fingerprint()
     assert not list((tmp_path / "new").iterdir())
     edition = replace(cifar.CIFAR100, md5=hashlib.md5(path.read_bytes()).hexdigest())
-    monkeypatch.setattr(image_tasks.Cifar100, "edition", edition)
+    monkeypatch.setattr(cifar.Cifar100, "edition", edition)
     fetched = tasks.create("cifar100", fetch=True)
     assert len(fetched.splits(0).test) == 20
     assert fetched.options == {}  # the same task as without
@@ -171,36 +144,17 @@ def tiny_folder(root: Path) -> Path:
 
 def test_tiny_imagenet_from_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     root = tiny_folder(tmp_path / "tiny-imagenet-200")
-    monkeypatch.setenv(places.VARIABLE, str(tmp_path))
+    monkeypatch.setenv(data_files.VARIABLE, str(tmp_path))
     splits = tasks.create("tiny-imagenet", validation_size=2).splits(0)
     assert splits.classes == ("goldfish", "great grey owl")
     assert splits.preprocessing["folders"] == ["n01", "n02"]
     assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [18, 2, 4]
     assert splits.test.target.tolist() == [1, 0, 1, 0]
-    expected = pictures.decode(root / "val" / "images" / "val_2.JPEG", "", 64)
+    expected = decoding.decode(root / "val" / "images" / "val_2.JPEG", "", 64)
     np.testing.assert_array_equal(splits.test.features[2].permute(1, 2, 0), expected)
     (root / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn09\t0\n")
     with pytest.raises(UserError, match=r"in line 1 of .*val_annotations"):
         tasks.create("tiny-imagenet").splits(0)
-
-
-def test_tiny_imagenet_from_its_compact_file(tmp_path: Path):
-    images = [made.noise(seed, 64, 64, 3) for seed in range(12)]
-    stored = {}
-    for part, some in (("train", images[:8]), ("test", images[8:])):
-        stored[f"jpeg_{part}"], stored[f"off_{part}"] = made.blobs([made.jpeg(image) for image in some])
-        stored[f"y_{part}"] = np.arange(len(some)) % 2
-    path = tmp_path / "tiny_imagenet.npz"
-    np.savez(path, **stored, classes=np.array(["goldfish", "owl"]))
-    splits = tasks.create("tiny-imagenet", data=str(tmp_path), validation_size=2).splits(0)
-    assert splits.classes == ("goldfish", "owl")
-    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [6, 2, 4]
-    expected = pictures.decode(made.jpeg(images[9]), "", 64)
-    np.testing.assert_array_equal(splits.test.features[1].permute(1, 2, 0), expected)
-    stored["jpeg_test"] = stored["jpeg_test"][:100]
-    np.savez(path, **stored, classes=np.array(["goldfish", "owl"]))
-    with pytest.raises(UserError, match="do not fit their bytes"):
-        tasks.create("tiny-imagenet", data=str(tmp_path)).splits(0)
 
 
 def test_fetching_tiny_imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -226,9 +180,9 @@ def test_fetching_tiny_imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_data_are_fetched_to_where_one_may_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     locked, free = tmp_path / "locked", tmp_path / "free" / "below"
     locked.mkdir()
-    monkeypatch.setattr(places.os, "access", lambda path, mode: Path(path) != locked)
-    assert places.writable([locked, free]) == free
-    assert places.writable([locked / "below"]) == locked / "below"  # which then says what is wrong
+    monkeypatch.setattr(data_files.os, "access", lambda path, mode: Path(path) != locked)
+    assert data_files.writable_folder([locked, free]) == free
+    assert data_files.writable_folder([locked / "below"]) == locked / "below"  # which then says what is wrong
 
 
 def test_imagenet_from_its_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -236,22 +190,22 @@ def test_imagenet_from_its_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     made.class_folders(root / "train", {"n01": 6, "n02": 6, "n03": 6}, (30, 40), "JPEG")
     made.class_folders(root / "val", {"n01": 2, "n02": 2, "n03": 2}, (40, 30), "JPEG")
     (root / "LOC_synset_mapping.txt").write_text("n01 crane\nn02 tench, Tinca tinca\nn03 crane\n")
-    monkeypatch.setenv(places.VARIABLE, str(tmp_path))
+    monkeypatch.setenv(data_files.VARIABLE, str(tmp_path))
     splits = tasks.create("imagenet", image_size=16).splits(0)
     assert splits.classes == ("crane (n01)", "tench", "crane (n03)")
     assert splits.test.features.shape == (6, 3, 16, 16)
-    expected = pictures.decode(root / "val" / "n02" / "1.JPEG", "", 16, 224 / 256)
+    expected = decoding.decode(root / "val" / "n02" / "1.JPEG", "", 16, 224 / 256)
     np.testing.assert_array_equal(splits.test.features[3:4][0].permute(1, 2, 0), expected)
     other = tasks.create("imagenet", image_size=16)
     read = other.read_examples(root / "val", splits.preprocessing, splits.classes, None)
     assert torch.equal(read.features[:], splits.test.features[:])  # the folders' names do as well
     assert torch.equal(read.target, splits.test.target)
     assert splits.train.origin is not None
-    place = int(splits.train.origin.places[0])  # of a training picture the augmentation draws a part: it is whole
-    expected = pictures.decode(root / "train" / f"n0{place // 6 + 1}" / f"{place % 6}.JPEG", "", 16)
+    place = int(splits.train.origin.source_indices[0])  # the augmentation crops training images: here they are whole
+    expected = decoding.decode(root / "train" / f"n0{place // 6 + 1}" / f"{place % 6}.JPEG", "", 16)
     np.testing.assert_array_equal(splits.train.features[:1][0].permute(1, 2, 0), expected)
 
 
 def test_classes_that_share_a_word_are_told_apart(tmp_path: Path):
     (tmp_path / "words.txt").write_text("n1\tcrane\nn2\tcrane, heron\n")
-    assert imagenet._named(tmp_path, ["n1", "n2", "n3"]) == ("crane (n1)", "crane (n2)", "n3")
+    assert imagenet._class_names(tmp_path, ["n1", "n2", "n3"]) == ("crane (n1)", "crane (n2)", "n3")

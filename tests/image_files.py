@@ -1,4 +1,4 @@
-"""What the tests of the image tasks share: small data sets written as people have them."""
+"""What the tests of the image tasks share: small data sets in common file formats."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ import numpy as np
 from PIL import Image
 
 from labo.tasks.images.cifar import Edition
+from labo.tasks.images.decoding import EncodedImages, NumberedNames
 
 
 def noise(seed: int, *shape: int) -> np.ndarray:
-    """Bytes at random."""
+    """Random bytes."""
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
 def save(image: np.ndarray | Image.Image, path: Path) -> np.ndarray:
-    """A picture in a file, its folder made; what it holds."""
+    """Save an image, with its folder; returns its pixels."""
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
     picture.save(path)
@@ -28,12 +29,12 @@ def save(image: np.ndarray | Image.Image, path: Path) -> np.ndarray:
 
 
 def contents(features: Any) -> set[bytes]:
-    """The pictures of examples, to see which are the same."""
-    return {picture.numpy().tobytes() for picture in features[:]}
+    """The images of examples as bytes, to compare sets of them."""
+    return {image.numpy().tobytes() for image in features[:]}
 
 
 def class_folders(root: Path, counts: Mapping[str, int], size: tuple[int, int] = (8, 8), ending: str = "png") -> Path:
-    """root/CLASS/0.png, …: so many pictures in each class, (height, width) large."""
+    """root/CLASS/0.png, …: `counts` images in each class, of (height, width) `size`."""
     for place, (name, count) in enumerate(counts.items()):
         for number in range(count):
             save(noise(1000 * place + number, *size, 3), root / name / f"{number}.{ending}")
@@ -41,22 +42,22 @@ def class_folders(root: Path, counts: Mapping[str, int], size: tuple[int, int] =
 
 
 def jpeg(image: np.ndarray) -> bytes:
-    """A picture as the bytes of a JPEG file."""
+    """An image as the bytes of a JPEG file."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "JPEG")
     return file.getvalue()
 
 
 def differences(images: np.ndarray) -> np.ndarray:
-    """Pictures (N, H, W, 3) as compact files keep them: colours less green, down the columns, along the rows."""
+    """Images (N, H, W, 3) as the shared archive keeps them: colours less green, differenced along columns and rows."""
     red, green, blue = images.transpose(3, 0, 1, 2)
     planes = np.stack([red - green, green, blue - green])
     down = np.diff(planes, axis=2, prepend=np.zeros_like(planes[:, :, :1]))
     return np.diff(down, axis=3, prepend=np.zeros_like(down[..., :1]))
 
 
-def compact_cifar(root: Path, name: str, parts: str, images: int, classes: Sequence[str]) -> dict[str, np.ndarray]:
-    """NAME-train-PART.npz and NAME-test.npz with so many pictures each; the pictures by file."""
+def archived_cifar(root: Path, name: str, parts: str, images: int, classes: Sequence[str]) -> dict[str, np.ndarray]:
+    """NAME-train-PART.npz and NAME-test.npz of the shared archive, `images` in each; returns the images by file."""
     found = {}
     for seed, part in enumerate([*(f"train-{letter}" for letter in parts), "test"]):
         found[part] = noise(seed, images, 32, 32, 3)
@@ -66,8 +67,21 @@ def compact_cifar(root: Path, name: str, parts: str, images: int, classes: Seque
     return found
 
 
+class EncodedBytes(EncodedImages):
+    """Images that are encoded in memory."""
+
+    def __init__(self, files: Sequence[bytes]) -> None:
+        self.files, self.name = files, NumberedNames("bytes")
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def entry(self, index: int) -> tuple[str, bytes]:
+        return self.name(index), self.files[index]
+
+
 def blobs(files: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Files end to end, and where each begins and ends."""
+    """Files end to end, and their offsets."""
     return np.frombuffer(b"".join(files), np.uint8), np.cumsum([0, *map(len, files)])
 
 
@@ -92,11 +106,11 @@ def python_2_names(key: bytes, names: Sequence[str]) -> bytes:
 def cifar_files(
     edition: Edition, images: int, classes: Sequence[str]
 ) -> tuple[dict[str, bytes], dict[str, np.ndarray]]:
-    """The files of the python archive, and the pictures in them."""
-    pictures = {name: noise(seed, images, 32, 32, 3) for seed, name in enumerate((*edition.train, edition.test))}
+    """The files of the python archive, and the images in them."""
+    parts = {name: noise(seed, images, 32, 32, 3) for seed, name in enumerate((*edition.train, edition.test))}
     labels = [index % len(classes) for index in range(images)]
-    files = {name: python_2_batch(image, labels, edition.labels) for name, image in pictures.items()}
-    return files | {edition.meta: python_2_names(edition.names, classes)}, pictures
+    files = {name: python_2_batch(image, labels, edition.labels) for name, image in parts.items()}
+    return files | {edition.meta: python_2_names(edition.names, classes)}, parts
 
 
 def archive(path: Path, folder: str, files: Mapping[str, bytes]) -> Path:
