@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from labo.errors import UserError
+from labo.errors import UserError, first_line
 
 VARIABLE = "LABO_DATA"
 # The fingerprint covers the contents of files up to this many bytes in total; beyond it, their names and sizes.
@@ -135,8 +135,7 @@ def load_hf_splits(name: str, load: Callable[[Any], Any]) -> Mapping[Any, Any]:
     try:
         splits = load(datasets)
     except Exception as error:  # the library passes on the errors of every library below it
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise UserError(f"Cannot read the data set '{name}': {reason}.") from error
+        raise UserError(f"Cannot read the data set '{name}': {first_line(error)}.") from error
     finally:
         if shows_bars:
             datasets.enable_progress_bars()

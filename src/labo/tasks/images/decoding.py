@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from labo import machine
-from labo.errors import UserError
+from labo.errors import UserError, first_line
 
 SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".tga"
@@ -245,7 +245,7 @@ def _reason(error: Exception) -> str:
         return "there is no such file"
     if type(error).__name__ == "UnidentifiedImageError":
         return "it is damaged or not an image"
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    return first_line(error)
 
 
 def _map(function: Callable[[int], Any], indices: Sequence[int]) -> Iterator[Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from labo.errors import UserError, unknown
+from labo.errors import UserError, first_line, unknown
 from labo.tasks.images.dataset import PART_NAMES, ImageSet, Part
 from labo.tasks.labels import class_indices
 
@@ -36,7 +36,7 @@ def load(path: Path) -> Arrays:
         zipfile.BadZipFile,
         zlib.error,
     ) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = first_line(error)
         reason = "it is no .npz file of plain arrays" if "pickle" in reason or "context" in reason else reason
         raise UserError(f"Cannot read '{path}': {reason}.") from error
 

@@ -1,7 +1,8 @@
 """Images of the user's own: class folders, .npz files, single images, and what `hf_datasets` reads.
 
-Class folders are not read through `datasets`: its `imagefolder` derives parts from words in file names (cat/test_1.jpg
-becomes a test image), merges all folders silently where a class is empty, and would make `datasets` a requirement.
+Class folders are not read through `datasets`: its `imagefolder` takes words in file names for parts (with cat/test_2.png,
+every image without such a word is dropped), leaves out empty class folders without a word, and would become a
+requirement.
 """
 
 from __future__ import annotations

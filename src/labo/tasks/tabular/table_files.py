@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from labo.errors import UserError
+from labo.errors import UserError, first_line
 
 # pandas' own annotations are unions of everything; tests check what is done with these instead.
 Frame = Any
@@ -55,10 +55,8 @@ def _read(path: Path, modified_ns: int, size: int) -> Frame:
     except UnicodeDecodeError as error:
         raise UserError(f"The file '{path}' is not UTF-8 text.") from error
     except (ValueError, OSError, zipfile.BadZipFile, pd.errors.ParserError, pd.errors.ParserWarning) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if "pickled" in reason:
-            reason = "it is no .npz file of plain arrays"
-        raise UserError(f"Cannot read '{path}': {reason}") from error
+        reason = "it is no .npz file of plain arrays" if "pickled" in str(error) else first_line(error)
+        raise UserError(f"Cannot read '{path}': {reason}.") from error
     if frame.empty:
         raise UserError(f"The file '{path}' holds no rows.")
     names = [str(name) for name in frame.columns]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from labo.errors import UserError, unknown
+from labo.errors import UserError, first_line, unknown
 from labo.networks import logits_of
 
 # Positions of a preset: the longest sentence in pieces.
@@ -282,7 +282,7 @@ def _check_logits(name: str, model: Any, preprocessing: Mapping[str, Any]) -> nn
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             shape = tuple(logits_of(model.eval()(input_ids=sentence, decoder_input_ids=begin)).shape)
     except Exception as error:  # each model fails in its own way on inputs that it does not take
-        raise UserError(f"Model '{name}' does not take sentences: {_first_line(error)}") from error
+        raise UserError(f"Model '{name}' does not take sentences: {first_line(error)}.") from error
     expected = (1, 1, preprocessing["vocabulary_size"])
     if shape != expected:
         raise UserError(f"Expected model '{name}' to give logits of shape {expected} for a sentence, but got {shape}.")
@@ -290,10 +290,4 @@ def _check_logits(name: str, model: Any, preprocessing: Mapping[str, Any]) -> nn
 
 
 def _not_buildable(name: str, error: Exception) -> UserError:
-    return UserError(f"Model '{name}' is no encoder-decoder that Transformers can build: {_first_line(error)}")
-
-
-def _first_line(error: Exception) -> str:
-    """The first line of an error's message, as the end of a sentence."""
-    text = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(" .:")
-    return f"{text}."
+    return UserError(f"Model '{name}' is no encoder-decoder that Transformers can build: {first_line(error)}.")

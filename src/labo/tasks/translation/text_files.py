@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from labo.errors import UserError
+from labo.errors import UserError, first_line
 
 _GZIP, _BOM = b"\x1f\x8b", "\ufeff"
 # Files with both sides of each pair.
@@ -217,7 +217,7 @@ def _read_parquet(path: Path, languages: tuple[str, str]) -> tuple[list[str], li
     try:
         table = parquet.read_table(path)
     except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(f"Cannot read '{path}': {str(error).splitlines()[0]}.") from error
+        raise UserError(f"Cannot read '{path}': {first_line(error)}.") from error
     return select_sides({name: table.column(name) for name in table.column_names}, languages, str(path))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from labo.errors import UserError, unknown
+from labo.errors import UserError, first_line, unknown
 from labo.networks import logits_of
 from labo.tasks.images.models.options import ModelOptions
 
@@ -80,7 +80,7 @@ def from_transformers(name: str, classes: int, image_size: int, options: ModelOp
             network = AutoModelForImageClassification.from_config(config, dtype=torch.float32)
     except Exception as error:  # Transformers raises many kinds of error for a bad configuration
         raise UserError(
-            f"Model '{name}' is no image classifier that Transformers can build: {_first_line(error)}"
+            f"Model '{name}' is no image classifier that Transformers can build: {first_line(error)}."
         ) from error
     return _check_logits(name, network, classes, image_size)
 
@@ -94,7 +94,7 @@ def from_timm(name: str, classes: int, image_size: int, options: ModelOptions) -
     try:
         import timm  # pyright: ignore[reportMissingImports]
     except Exception as error:  # a torchvision built for another torch raises other errors than ImportError
-        raise UserError(f"Model '{name}' needs timm, which does not import here: {_first_line(error)}") from error
+        raise UserError(f"Model '{name}' needs timm, which does not import here: {first_line(error)}.") from error
     model = name.removeprefix("timm/")
     if not timm.is_model(model.partition(".")[0]):
         raise unknown("timm model", model, timm.list_models())
@@ -105,7 +105,7 @@ def from_timm(name: str, classes: int, image_size: int, options: ModelOptions) -
         except TypeError:  # convolutional networks take no image size
             network = timm.create_model(model, **arguments)
     except Exception as error:
-        raise UserError(f"Model '{name}' cannot be built for {image_size} pixels: {_first_line(error)}") from error
+        raise UserError(f"Model '{name}' cannot be built for {image_size} pixels: {first_line(error)}.") from error
     return _check_logits(name, network, classes, image_size)
 
 
@@ -131,16 +131,10 @@ def _check_logits(name: str, network: nn.Module, classes: int, image_size: int) 
             shape = tuple(classifier(image).shape)
     except Exception as error:  # each library fails in its own way on images that do not fit
         raise UserError(
-            f"Model '{name}' does not take colour images of {image_size} x {image_size} pixels: {_first_line(error)}"
+            f"Model '{name}' does not take colour images of {image_size} x {image_size} pixels: {first_line(error)}."
         ) from error
     if shape != (1, classes):
         raise UserError(
             f"Expected model '{name}' to give logits of shape (1, {classes}) for an image, but got {shape}."
         )
     return classifier.train()
-
-
-def _first_line(error: Exception) -> str:
-    """The first line of an error's message, as the end of a sentence."""
-    text = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(" .:")
-    return f"{text}."
