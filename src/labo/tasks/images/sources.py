@@ -1,7 +1,7 @@
 """Images of the user's own: class folders, .npz files, single images, and what `hf_datasets` reads.
 
-Class folders are not read through `datasets`: its `imagefolder` takes words in file names for parts (with cat/test_2.png,
-every image without such a word is dropped), leaves out empty class folders without a word, and would become a
+Class folders are not read through `datasets`: its `imagefolder` takes words in file names for parts (beside
+cat/test_2.png, images without such a word are dropped), drops empty class folders silently, and would become a
 requirement.
 """
 
