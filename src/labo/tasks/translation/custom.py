@@ -163,12 +163,13 @@ def _file_pair(prefix: str, source: str | None, target: str | None) -> tuple[Pat
 
 def _infer_languages(files: tuple[Path, Path | None] | None, source: str | None, target: str | None) -> tuple[str, str]:
     """The languages given, else the endings of two files where they differ, else "source" and "target"."""
-    endings: tuple[str, str] = SIDES
+    names: tuple[str, str] = SIDES
     if files and files[1]:
-        found = _ending(files[0]), _ending(files[1])
-        endings = found if all(found) and found[0] != found[1] else SIDES
-    return source or endings[0], target or endings[1]
+        endings = _ending(files[0]), _ending(files[1])
+        names = endings if all(endings) and endings[0] != endings[1] else SIDES
+    return source or names[0], target or names[1]
 
 
 def _ending(path: Path) -> str:
-    return path.name.removesuffix(".gz").rpartition(".")[2] if "." in path.name.removesuffix(".gz") else ""
+    _, dot, ending = path.name.removesuffix(".gz").rpartition(".")
+    return ending if dot else ""
