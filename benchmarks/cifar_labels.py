@@ -1,21 +1,22 @@
-"""CIFAR images with several labels each: the true ones, and those that people gave them.
+"""CIFAR images with several labels each: the true ones, and those of human annotators.
 
-Read by `patch_features.py` and `convnet_data.py`. Source of the labels: Wei et al., *Learning with Noisy Labels
-Revisited: A Study Using Real-World Human Annotations*, ICLR 2022 (CIFAR-10N and CIFAR-100N).
+Read by `patch_features.py` and `convnet_data.py` from the archive that `convert_shared_data.py` describes. Source of
+the labels: Wei et al., *Learning with Noisy Labels Revisited: A Study Using Real-World Human Annotations*, ICLR 2022
+(CIFAR-10N and CIFAR-100N).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from convert_shared_data import read_archive, shared_folder
 
-from labo import tasks
 from labo.errors import UserError, unknown
-from labo.tasks.images import arrays, places
-from labo.tasks.images.tasks import Cifar10
-from labo.tasks.splitting import some
+from labo.splitting import stratified_sample
+from labo.tasks.images import npz
 
 # The human labels are stored row by row for this part of the training images.
 PART = "a"
@@ -61,27 +62,25 @@ def read(
     for kind in wanted:
         if kind not in KINDS[name]:
             raise unknown("kind of label", kind, KINDS[name])
-    task = tasks.create(name, parts=PART, data=data)
-    assert isinstance(task, Cifar10)
-    images = task.read()
-    train, test = images.parts["train"], images.parts["test"]
-    assert isinstance(train.images, np.ndarray)
-    assert isinstance(test.images, np.ndarray)
-    labels = {kind: train.labels if kind == TRUE else _human(name, kind, data, len(train.labels)) for kind in wanted}
-    if not len(images.classes) <= size <= len(train.labels):
-        raise UserError(f"Expected a size from {len(images.classes)} to {len(train.labels)}, but got {size}.")
+    folder = shared_folder(data)
+    archive = read_archive(folder, name, [PART])
+    true, classes = archive.train_labels, archive.classes
+    labels = {kind: true if kind == TRUE else _human(folder, name, kind, len(true)) for kind in wanted}
+    if not len(classes) <= size <= len(true):
+        raise UserError(f"Expected a size from {len(classes)} to {len(true)}, but got {size}.")
     generator = torch.Generator().manual_seed(seed)
-    kept = some(torch.from_numpy(train.labels), size, generator).sort().values.numpy()
-    chosen = {kind: values[kept] for kind, values in labels.items()}
-    return LabelledImages(train.images[kept], train.labels[kept], chosen, test.images, test.labels, images.classes)
+    kept = stratified_sample(torch.from_numpy(true), size, generator).sort().values.numpy()
+    kept_labels = {kind: values[kept] for kind, values in labels.items()}
+    return LabelledImages(
+        archive.train_images[kept], true[kept], kept_labels, archive.test_images, archive.test_labels, classes
+    )
 
 
-def _human(name: str, kind: str, data: str | None, count: int) -> np.ndarray:
+def _human(folder: Path, name: str, kind: str, count: int) -> np.ndarray:
     """The labels `kind` of all `count` training images of the part."""
-    names = [root / "cifarn" / f"{name}n-train-{PART}.npz" for root in places.roots(data)]
-    path = next((path for path in names if path.is_file()), names[0])
-    labels = arrays.load(path).get(kind)
+    path = folder / "cifarn" / f"{name}n-train-{PART}.npz"
+    labels = npz.load(path).get(kind)
     if labels is None or labels.shape != (count,):
-        found = "none" if labels is None else f"an array of shape {labels.shape}"
-        raise UserError(f"Expected '{path}' to hold {count} labels `{kind}`, but got {found}.")
+        got = "none" if labels is None else f"an array of shape {labels.shape}"
+        raise UserError(f"Expected '{path}' to hold {count} labels `{kind}`, but got {got}.")
     return labels.astype(np.int64)

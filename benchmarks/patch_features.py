@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from labo import machine
-from labo.tasks.splitting import stratified
+from labo.splitting import stratified
 
 PATCH = 6
 # Added to the variance of a patch, in squared grey levels of 0 to 255, and to the eigenvalues, as the source has them.

@@ -2,8 +2,9 @@ r"""How LABO's alpha and beta act on a task: a grid of settings, the same seeds 
 
     python benchmarks/strength_grid.py --seeds 8 --output results/strength/clean
     python benchmarks/strength_grid.py --seeds 8 --label-noise 0.2,symmetric --output results/strength/noise20
-    python benchmarks/strength_grid.py cifar100 --train-size 10000 --seeds 1 --alphas 0.05,0.1,0.2,0.4 \
-        --betas 1.5,2,4,inf --output results/strength/cifar100-10k
+    python benchmarks/strength_grid.py image --data DIR/cifar100.npz --train-size 10000 --seeds 1 \
+        --alphas 0.05,0.1,0.2,0.4 --betas 1.5,2,4,inf \
+        --output results/strength/cifar100-10k    # the file of benchmarks/convert_shared_data.py
 
 Writes OUTPUT.csv (one line a trial, as they end), OUTPUT.json (command and versions) and prints a table of means. Runs
 lie in runs/strength; the same command goes on where it was stopped. This looks at the test split of every setting: it
@@ -33,7 +34,7 @@ MEASURES = ("accuracy", "nll", "nll_scaled", "ece", "ece_scaled", "temperature")
 
 def jobs(asked: argparse.Namespace) -> list[Job]:
     """Plain cross-entropy, then the grid; every setting on every seed."""
-    options = {"label_noise": asked.label_noise, "train_size": asked.train_size}
+    options = {"data": asked.data, "label_noise": asked.label_noise, "train_size": asked.train_size}
     task = tasks.create(asked.task, **{key: value for key, value in options.items() if value is not None})
     home = Path("runs/strength") / asked.output.name
     found = []
@@ -49,6 +50,7 @@ def main() -> None:
     """Run the grid and write it down."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", nargs="?", default="digits")
+    parser.add_argument("--data", help="of the task")
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--alphas", type=numbers, default=numbers(ALPHAS))
     parser.add_argument("--betas", type=numbers, default=numbers(BETAS))

@@ -3,8 +3,8 @@ r"""How well wrong labels are found: 5% are planted, and q*'s rankings stand bes
     python benchmarks/suspicious_labels.py digits --first-seed 100 --output results/suspicious-labels/digits-tuning
     python benchmarks/suspicious_labels.py digits --output results/suspicious-labels/digits
     python benchmarks/suspicious_labels.py digits --epochs 5 --output results/suspicious-labels/digits-5-epochs
-    python benchmarks/suspicious_labels.py cifar10 --train-size 5000 --seeds 2 --output \
-        results/suspicious-labels/cifar10-5k
+    python benchmarks/suspicious_labels.py image --data DIR/cifar10.npz --train-size 5000 --seeds 2 --output \
+        results/suspicious-labels/cifar10-5k    # the file of benchmarks/convert_shared_data.py
 
 The figure is the precision at the planted number: of the first n examples of a ranking, the share that was planted, n
 being how many were. Every ranking of a line sees the same logits: "in sample", the run's own network on what it trained
@@ -44,6 +44,7 @@ def main() -> None:
     """Run what is missing and write it down."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", nargs="?", default="digits")
+    parser.add_argument("--data", help="of the task")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--folds", type=int, default=4)
@@ -95,7 +96,7 @@ def precision(order: Tensor, planted: Tensor) -> float:
 
 
 def _run(asked: argparse.Namespace, method: str, seed: int) -> Any:
-    options = {"label_noise": asked.share, "train_size": asked.train_size}
+    options = {"data": asked.data, "label_noise": asked.share, "train_size": asked.train_size}
     task = tasks.create(asked.task, **{key: value for key, value in options.items() if value is not None})
     given = {} if asked.epochs is None else {"epochs": asked.epochs}
     settings = flat.resolve(task.default_settings(), method, given)

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from labo.tasks.translation import reading
+from labo.tasks.translation import text_files
 from labo.tasks.translation.batching import TokenBatches
-from labo.tasks.translation.sentences import Sentences
+from labo.tasks.translation.dataset import Sentences
 from labo.tasks.translation.vocabulary import Vocabulary
 
 REPEATS, SIZE, BUDGET = 5, 8_000, 2_048
@@ -26,7 +26,7 @@ REPEATS, SIZE, BUDGET = 5, 8_000, 2_048
 def measure(folder: Path) -> None:
     """Print the seconds of each step over the training part."""
     source, target = (folder / f"train.{language}.gz" for language in ("de", "en"))
-    pairs = timed("read and match 2 x 29,000 lines", lambda: reading.read_pairs(source, target, ("de", "en")))
+    pairs = timed("read and match 2 x 29,000 lines", lambda: text_files.read_pairs(source, target, ("de", "en")))
     vocabulary = timed("vocabulary, BPE", lambda: Vocabulary.train(pairs.source, pairs.target, size=SIZE))
     timed("vocabulary, unigram", lambda: Vocabulary.train(pairs.source, pairs.target, size=SIZE, kind="unigram"))
     sentences = timed("encode", lambda: Sentences.of(pairs, vocabulary))

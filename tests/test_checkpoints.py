@@ -250,7 +250,7 @@ def test_the_folder_of_a_run_of_another_model_is_refused(tmp_path, pictures, cap
     [
         (["model=vit_small", "patch=3"], "whole number of patches of 3 pixels a side, but got 8"),
         (["model=resnet18", "stem=imagenet"], "needs images of at least 32 x 32 pixels, but got 8 x 8; stem=cifar"),
-        (["model=densenet121", "stem=imagenet"], "needs images of at least 32 x 32 pixels"),
+        (["model=resnet34", "stem=imagenet"], "needs images of at least 32 x 32 pixels"),
         (["model=hf/{folder}", "pretrained=true"], "does not take colour images of 8 x 8 pixels"),
         (["model=hf/{folder}/nothing.json"], "Expected a folder, a configuration file or a name on the hub"),
     ],

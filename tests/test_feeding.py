@@ -17,8 +17,8 @@ from labo.errors import UserError
 from labo.experiment import feeding
 from labo.experiment import trial as trials
 from labo.tasks.base import Examples
-from labo.tasks.images import sets
-from labo.tasks.images.encoded import Pictures
+from labo.tasks.images import dataset
+from labo.tasks.images.decoding import LazyImages
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 
@@ -38,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
 
 def encoded(monkeypatch: pytest.MonkeyPatch) -> None:
     """No picture is decoded before it is asked for."""
-    monkeypatch.setattr(sets, "MOST_BYTES", 0)
+    monkeypatch.setattr(dataset, "MAX_DECODED_BYTES", 0)
 
 
 def image_trial(data: Path, **settings: Any) -> trials.Trial:
@@ -61,7 +61,7 @@ def test_what_stays_on_the_device(monkeypatch, folder):
     encoded(monkeypatch)
     task = tasks.create("image", data=str(folder), image_size=8, validation_size=6)
     pictures = task.splits(0).train
-    assert isinstance(pictures.features, Pictures)
+    assert isinstance(pictures.features, LazyImages)
     assert not feeding.fit(pictures, GPU)
     assert feeding.workers(pictures, CPU) == 0
     for cores, beside, count in ((16, "", 8), (4, "", 3), (1, "", 1), (16, "4", 3), (8, "8", 1)):
@@ -119,7 +119,7 @@ def test_a_picture_that_another_process_cannot_read_is_told_in_one_sentence(tmp_
     with pytest.raises(UserError) as caught:
         trials.run(asked, tmp_path / "run")
     assert "\n" not in str(caught.value)
-    assert str(caught.value).startswith("Cannot read the picture '")
+    assert str(caught.value).startswith("Cannot read the image '")
 
 
 @pytest.mark.parametrize("name", ["convnet", "resnet18", "vit_small"])

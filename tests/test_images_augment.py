@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from labo.errors import UserError
-from labo.tasks.images import augment
-from labo.tasks.images.augment import Augmentation, crop_and_flip, cutmix, mixup
-from labo.tasks.images.randaugment import RandAugment
+from labo.tasks.images import augmentation
+from labo.tasks.images.augmentation import Augmentation, RandAugment, crop_and_flip, cutmix, mixup
 
 N, SIZE, CLASSES = 12, 32, 7
 NEEDS_KORNIA = [{"augment": "randaugment"}, {"erasing": 0.5}, {"augment": "randaugment", "mixup": 0.2, "erasing": 1.0}]
@@ -170,7 +169,7 @@ def test_erasing_greys_one_rectangle_of_the_share_of_images():
     images, _ = Augmentation({"erasing": 0.25}, SIZE, CLASSES)(features, torch.zeros(300, dtype=torch.long))
     erased = images[(images != 1).any(3).any(2).any(1)]
     assert 50 < len(erased) < 100
-    assert erased.unique().tolist() == [augment.GREY, 1.0]
+    assert erased.unique().tolist() == [augmentation.GREY, 1.0]
     for image in erased:
         places = (image[0] != 1).nonzero()
         assert len(places) == (places.amax(0) - places.amin(0) + 1).prod()

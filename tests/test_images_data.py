@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +10,19 @@ import pytest
 import torch
 from torch import nn
 
-import pictures as made
+import image_files as made
 from labo import tasks
 from labo.errors import UserError
 from labo.experiment import prediction
-from labo.tasks.images import cifar, encoded, examples, models, places, sets
+from labo.tasks import data_files
+from labo.tasks.images import cifar, dataset, decoding, models
 
 TEN = [f"class {number}" for number in range(10)]
 
 
 @pytest.fixture(autouse=True)
 def _no_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv(places.VARIABLE, raising=False)
+    monkeypatch.delenv(data_files.VARIABLE, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -35,10 +35,10 @@ def test_large_data_are_decoded_batch_by_batch(tmp_path: Path, monkeypatch: pyte
     made.class_folders(tmp_path / "test", {"a": 5, "b": 5}, (20, 20))
     options: dict[str, Any] = {"data": str(tmp_path), "image_size": 8}
     whole = tasks.create("image", **options).splits(3)
-    monkeypatch.setattr(sets, "MOST_BYTES", 1000)
-    monkeypatch.setattr("labo.tasks.images.base._KEPT", {})
+    monkeypatch.setattr(dataset, "MAX_DECODED_BYTES", 1000)
+    monkeypatch.setattr("labo.tasks.images.task._CACHE", {})
     lazy = tasks.create("image", **options).splits(3)
-    assert isinstance(lazy.train.features, encoded.Pictures)
+    assert isinstance(lazy.train.features, decoding.LazyImages)
     assert lazy.train.features.shape == whole.train.features.shape
     assert torch.equal(lazy.train.target, whole.train.target)
     batch, expected = (part.train.__getitems__([5, 0, 7]) for part in (lazy, whole))
@@ -48,9 +48,9 @@ def test_large_data_are_decoded_batch_by_batch(tmp_path: Path, monkeypatch: pyte
     assert torch.equal(torch.cat(list(lazy.train.features.split(40))), whole.train.features)
     assert torch.equal(lazy.test.features.to("cpu"), whole.test.features)
     assert lazy.preprocessing == whole.preprocessing
-    monkeypatch.setattr(encoded, "PIECE_BYTES", 10 * 3 * 64)
+    monkeypatch.setattr(decoding, "CHUNK_BYTES", 10 * 3 * 64)
     assert max(len(piece) for piece in lazy.train.features.split(40)) == 10
-    model = examples.Normalised(linear("", 2, 8, {}), [0.5] * 3, [0.2] * 3)
+    model = models.Normalized(linear("", 2, 8, {}), [0.5] * 3, [0.2] * 3)
     torch.testing.assert_close(
         prediction.predict(model, lazy.test.features), prediction.predict(model, whole.test.features)
     )
@@ -61,12 +61,12 @@ def test_large_data_are_decoded_batch_by_batch(tmp_path: Path, monkeypatch: pyte
     # One that tests would be asked for after the training: it is told before.
     good = (tmp_path / "test" / "a" / "3.png").read_bytes()
     (tmp_path / "test" / "a" / "3.png").write_bytes(b"torn")
-    with pytest.raises(UserError, match=r"'.*test.a.3\.png'.*; --skip-unreadable leaves such pictures out"):
+    with pytest.raises(UserError, match=r"'.*test.a.3\.png'.*; --skip-unreadable leaves such images out"):
         tasks.create("image", **options).splits(3)
     (tmp_path / "test" / "a" / "3.png").write_bytes(good)
     left = tasks.create("image", **options, skip_unreadable=True).splits(3)
     assert len(left.train) + len(left.validation) == 59
-    assert any("1 unreadable picture is left out of the train part" in note for note in left.notes)
+    assert any("1 unreadable image is left out of the train part" in note for note in left.notes)
     assert len(list(left.train.features.split(100))) == 6
 
 
@@ -75,11 +75,11 @@ def test_data_that_are_not_there_get_one_sentence(tmp_path: Path, name: str, mon
     with pytest.raises(UserError, match=f"Task '{name}' finds no data \\(neither --data nor LABO_DATA"):
         tasks.create(name).splits(0)
     (tmp_path / "empty").mkdir()
-    monkeypatch.setenv(places.VARIABLE, str(tmp_path / "empty"))
+    monkeypatch.setenv(data_files.VARIABLE, str(tmp_path / "empty"))
     with pytest.raises(UserError, match=f"Task '{name}' finds no data in '.*empty': put ") as caught:
         tasks.create(name).fingerprint()
     assert "\n" not in str(caught.value)
-    monkeypatch.setenv(places.VARIABLE, str(tmp_path / "nowhere"))
+    monkeypatch.setenv(data_files.VARIABLE, str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"No such file or folder: '.*nowhere', named by LABO_DATA"):
         tasks.create(name).splits(0)
 
@@ -91,12 +91,16 @@ def test_image_needs_data():
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    made.compact_cifar(tmp_path, "cifar10", "a", 200, TEN)
-    return tmp_path
+    """200 training and 200 test images of ten classes in the files of CIFAR-100."""
+    files, _ = made.cifar_files(cifar.CIFAR100, 200, TEN)
+    (tmp_path / "cifar").mkdir()
+    for name, content in files.items():
+        (tmp_path / "cifar" / name).write_bytes(content)
+    return tmp_path / "cifar"
 
 
 def test_the_seed_draws_validation_in_proportion(folder: Path):
-    task = tasks.create("cifar10", data=str(folder))
+    task = tasks.create("cifar100", data=str(folder))
     first, again, other = task.splits(1), task.splits(1), task.splits(2)
     assert [len(part) for part in (first.train, first.validation, first.test)] == [180, 20, 200]
     assert first.train.target.bincount().tolist() == [18] * 10
@@ -105,13 +109,13 @@ def test_the_seed_draws_validation_in_proportion(folder: Path):
     assert not torch.equal(first.train.features, other.train.features)
     assert not made.contents(first.train.features) & made.contents(first.validation.features)
     assert torch.equal(first.test.features, other.test.features)  # the official test
-    small = tasks.create("cifar10", data=str(folder), train_size=50, validation_size=40).splits(1)
+    small = tasks.create("cifar100", data=str(folder), train_size=50, validation_size=40).splits(1)
     assert small.train.target.bincount().tolist() == [5] * 10
     assert len(small.validation) == 40
 
 
 def test_label_noise_leaves_the_test_clean(folder: Path):
-    clean, noisy = (tasks.create("cifar10", data=str(folder), label_noise=n).splits(0) for n in (None, "0.2,pair"))
+    clean, noisy = (tasks.create("cifar100", data=str(folder), label_noise=n).splits(0) for n in (None, "0.2,pair"))
     changed = clean.train.target != noisy.train.target
     assert changed.sum() == 36
     assert torch.equal(noisy.train.target[changed], (clean.train.target[changed] + 1) % 10)
@@ -121,12 +125,12 @@ def test_label_noise_leaves_the_test_clean(folder: Path):
 
 
 def test_statistics_are_those_of_the_training_split(folder: Path):
-    splits = tasks.create("cifar10", data=str(folder)).splits(0)
+    splits = tasks.create("cifar100", data=str(folder)).splits(0)
     shares = splits.train.features.double() / 255
     mean, deviation = (torch.tensor(splits.preprocessing[key]).double() for key in ("mean", "deviation"))
     torch.testing.assert_close(mean, shares.mean((0, 2, 3)))
     torch.testing.assert_close(deviation, shares.std((0, 2, 3), correction=0))
-    model = examples.Normalised(nn.Identity(), mean.tolist(), deviation.tolist())
+    model = models.Normalized(nn.Identity(), mean.tolist(), deviation.tolist())
     seen = model(splits.train.features)
     assert seen.dtype == torch.float32
     torch.testing.assert_close(seen.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
@@ -137,16 +141,16 @@ def test_statistics_are_those_of_the_training_split(folder: Path):
 
 
 def test_a_channel_that_never_changes_divides_nothing_by_zero():
-    mean, deviation = examples.channel_statistics(torch.full((2, 3, 4, 4), 51, dtype=torch.uint8))
+    mean, deviation = dataset.channel_statistics(torch.full((2, 3, 4, 4), 51, dtype=torch.uint8))
     assert mean == pytest.approx([0.2] * 3)
     assert deviation == [1.0] * 3
 
 
 def test_examples_are_bytes():
     with pytest.raises(ValueError, match=r"`features` to be uint8 \(N, 3, H, W\) with N = 2, but got torch.float32"):
-        examples.ImageExamples(torch.zeros(2, 3, 4, 4), torch.zeros(2, dtype=torch.long))
+        dataset.ImageExamples(torch.zeros(2, 3, 4, 4), torch.zeros(2, dtype=torch.long))
     with pytest.raises(ValueError, match="`features`"):
-        examples.ImageExamples(torch.zeros(3, 3, 4, 4, dtype=torch.uint8), torch.zeros(2, dtype=torch.long))
+        dataset.ImageExamples(torch.zeros(3, 3, 4, 4, dtype=torch.uint8), torch.zeros(2, dtype=torch.long))
 
 
 def test_the_model_sees_bytes_in_training_and_prediction(folder: Path, monkeypatch: pytest.MonkeyPatch):
@@ -157,7 +161,7 @@ def test_the_model_sees_bytes_in_training_and_prediction(folder: Path, monkeypat
         return linear(*arguments)
 
     monkeypatch.setattr(models, "build", build)
-    task = tasks.create("cifar10", data=str(folder))
+    task = tasks.create("cifar100", data=str(folder))
     splits, settings = task.splits(0), task.default_settings()
     model = task.model(splits.classes, splits.preprocessing, settings)
     assert asked == [("convnet", 10, 32, settings)]
@@ -183,7 +187,7 @@ def test_the_model_decides_how_it_is_trained(model: Any, optimizer: str, learnin
 
 
 def test_new_pictures(folder: Path, tmp_path: Path):
-    task = tasks.create("cifar10", data=str(folder))
+    task = tasks.create("cifar100", data=str(folder))
     about = task.splits(0).preprocessing
     one = made.save(made.noise(7, 32, 32, 3), tmp_path / "new" / "b.png")
     made.save(made.noise(8, 50, 40, 3), tmp_path / "new" / "a.jpg")
@@ -194,17 +198,17 @@ def test_new_pictures(folder: Path, tmp_path: Path):
     assert torch.equal(both[1:], read)
     np.savez(tmp_path / "new.npz", images=one[None])
     assert torch.equal(task.read_inputs(tmp_path / "new.npz", about), read)
-    for path, told in ((tmp_path / "no.png", "No such file"), (tmp_path / "empty", "holds no picture")):
+    for path, told in ((tmp_path / "no.png", "No such file"), (tmp_path / "empty", "holds no image")):
         (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(UserError, match=told):
             task.read_inputs(path, about)
-    (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(UserError, match="it is damaged or no picture"):
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(UserError, match="it is damaged or not an image"):
         task.read_inputs(tmp_path / "text.png", about)
 
 
 def test_new_examples_are_labelled_as_training_was(folder: Path, tmp_path: Path):
-    task = tasks.create("cifar10", data=str(folder))
+    task = tasks.create("cifar100", data=str(folder))
     splits = task.splits(0)
     made.class_folders(tmp_path / "own", {"class 7": 2, "class 2": 3}, (32, 32))
     read = task.read_examples(tmp_path / "own", splits.preprocessing, splits.classes, None)
@@ -213,11 +217,11 @@ def test_new_examples_are_labelled_as_training_was(folder: Path, tmp_path: Path)
     np.savez(tmp_path / "own.npz", images=made.noise(0, 2, 32, 32, 3), kinds=np.array([9, 4]))
     read = task.read_examples(tmp_path / "own.npz", splits.preprocessing, splits.classes, "kinds")
     assert read.target.tolist() == [9, 4]  # indices, where no class is called a number
-    again = task.read_examples(folder / "cifar10-test.npz", splits.preprocessing, splits.classes, None)
+    images = splits.test.features.permute(0, 2, 3, 1).numpy()
+    np.savez(tmp_path / "again.npz", images=images, labels=splits.test.target, classes=np.array(TEN))
+    again = task.read_examples(tmp_path / "again.npz", splits.preprocessing, splits.classes, None)
     assert torch.equal(again.features, splits.test.features)
     assert torch.equal(again.target, splits.test.target)
-    with pytest.raises(UserError, match="option `parts` to be of a, b, but got"):
-        tasks.create("cifar10", data=str(folder), parts=1)
     made.class_folders(tmp_path / "own", {"emu": 1})
     with pytest.raises(UserError, match=r"The class 'emu' in .* is none of the 10 classes"):
         task.read_examples(tmp_path / "own", splits.preprocessing, splits.classes, None)
@@ -246,24 +250,5 @@ def test_the_fingerprint_changes_with_the_data(tmp_path: Path, monkeypatch: pyte
     assert moved != before
     made.save(made.noise(99, 8, 8, 3), tmp_path / "dog" / "9.png")
     assert task.fingerprint() != moved
-    monkeypatch.setattr(places, "READ_WHOLE", 0)  # names and sizes alone
+    monkeypatch.setattr(data_files, "MAX_HASHED_BYTES", 0)  # names and sizes alone
     assert task.fingerprint() == task.fingerprint() != moved
-
-
-REAL = os.environ.get("LABO_DATA", "")
-
-
-@pytest.mark.skipif(
-    not (REAL and all((Path(REAL) / f"cifar100-train-{part}.npz").is_file() for part in cifar.PARTS)),
-    reason="LABO_DATA names no folder with cifar100-train-a.npz and -b.npz",
-)
-def test_the_real_cifar_100_has_the_published_statistics():
-    read = cifar.read(cifar.CIFAR100, cifar.locate(cifar.CIFAR100, REAL, "", False))
-    images = read.parts["train"].images
-    assert isinstance(images, np.ndarray)
-    assert [len(part.labels) for part in read.parts.values()] == [50_000, 10_000]
-    mean, deviation = examples.channel_statistics(encoded.channels_first(images))
-    assert mean == pytest.approx([0.5071, 0.4865, 0.4409], abs=1e-4)
-    assert deviation == pytest.approx([0.2673, 0.2564, 0.2762], abs=1e-4)
-    assert np.bincount(read.parts["train"].labels).tolist() == [500] * 100
-    assert read.classes[:2] == ("apple", "aquarium_fish")

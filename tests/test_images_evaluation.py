@@ -1,4 +1,4 @@
-"""Finished runs on pictures: scores by class, shifted pictures, predictions drawn with their soft labels."""
+"""Finished runs on images: scores by class, corrupted images, predictions drawn with their soft labels."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from image_files import class_folders, noise, save
 from labo import storage
 from labo.cli import main
 from labo.experiment import prediction, runs, shifts
 from labo.experiment import trial as trials
 from labo.metrics.scores import scores_at
-from labo.tasks.images.shift import shifted
-from pictures import class_folders, noise, save
+from labo.tasks.images.corruptions import corrupt
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -40,12 +40,12 @@ def labo(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Forty-eight pictures of three classes, by the brightness of a corner."""
+    """Forty-eight images of three classes, by the brightness of a corner."""
     draw = np.random.default_rng(0)
     target = np.arange(48) % 3
     images = draw.integers(0, 80, (48, 8, 8, 3), dtype=np.uint8)
     images[:, :4, :4] += (target * 80).astype(np.uint8)[:, None, None, None]
-    path = tmp_path_factory.mktemp("data") / "pictures.npz"
+    path = tmp_path_factory.mktemp("data") / "images.npz"
     np.savez(path, images=images, labels=np.array(["ant", "bee", "cow"])[target])
     return path
 
@@ -97,7 +97,7 @@ def test_evaluate_on_shifted_pictures_by_hand(labo: Run, run: Path):
     by_hand = {}
     for kind in ("blur", "noise"):
         for severity in range(1, 6):
-            worse = shifted(test.features.to(loaded.device), kind, severity, 0)
+            worse = corrupt(test.features.to(loaded.device), kind, severity, 0)
             logits = prediction.predict(loaded.model.to(loaded.device), worse)
             by_hand[kind, severity] = scores_at(loaded.temperature, logits, test.target)
             for key, value in found["scores"][kind][str(severity)].items():
@@ -137,13 +137,13 @@ def test_evaluate_on_labelled_pictures_of_ones_own(labo: Run, run: Path, tmp_pat
         ("evaluate RUN --severity 2", "Expected --shift with --severity"),
         ("report DIR --shift fog", "Unknown shift 'fog'"),
         ("report DIR --severity 3", "Expected --shift with --severity"),
-        ("compare digits --shift noise", "Task 'digits' has no shifts: only tasks over pictures have."),
+        ("compare digits --shift noise", "Task 'digits' has no shifts: only image tasks have."),
         ("compare --data none.csv --target kind --shift noise", "Task 'table' has no shifts"),
         ("compare cifar10 --shift nois", "Unknown shift 'nois'; the nearest is 'noise'."),
         ("predict RUN nowhere.png", "No such file or folder: 'nowhere.png'"),
         ("predict RUN a.png nowhere.png", "No such file or folder: 'nowhere.png'"),
-        ("predict RUN empty", "holds no picture"),
-        ("predict RUN torn.png", "Cannot read the picture 'torn.png'"),
+        ("predict RUN empty", "holds no image"),
+        ("predict RUN torn.png", "Cannot read the image 'torn.png'"),
         ("predict RUN a.csv b.png --output a.csv", "a .csv file other than the input"),
     ],
 )
@@ -161,12 +161,12 @@ def test_bad_input_gets_one_sentence(labo: Run, compared: Path, tmp_path: Path, 
 
 def test_another_task_refuses_in_evaluate_and_report(labo: Run, tmp_path: Path):
     assert labo("train", "digits", "--epochs", 1, "--output", "run")[0] == 0
-    assert labo("evaluate", "run", "--shift", "noise")[2].endswith("only tasks over pictures have.\n")
+    assert labo("evaluate", "run", "--shift", "noise")[2].endswith("only image tasks have.\n")
     (tmp_path / "old").mkdir()
     record = {"task": "digits", "method": "none", "seed": 0, "metrics": {"accuracy": 0.5}}
     (tmp_path / "old" / "results.jsonl").write_text(json.dumps(record) + "\n")
     assert labo("report", "old", "--shift", "noise") == (
-        2, "", "labo: Task 'digits' has no shifts: only tasks over pictures have.\n"
+        2, "", "labo: Task 'digits' has no shifts: only image tasks have.\n"
     )  # fmt: skip
 
 

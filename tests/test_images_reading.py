@@ -1,4 +1,4 @@
-"""Pictures as people keep them: what each kind of file and folder is read as."""
+"""Images of the user's own: how each kind of file and folder is read."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ import pytest
 import torch
 from PIL import Image
 
-import pictures as made
+import image_files as made
 from labo import tasks
 from labo.errors import UserError
-from labo.tasks.images import arrays, folders, hub, pictures, places, sets
+from labo.tasks import data_files
+from labo.tasks.images import dataset, decoding, hf_datasets, npz, sources
 
 TEN = [f"class {number}" for number in range(10)]
 
 
 @pytest.fixture(autouse=True)
 def _no_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv(places.VARIABLE, raising=False)
+    monkeypatch.delenv(data_files.VARIABLE, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -45,7 +46,7 @@ def test_every_kind_of_picture_becomes_rgb(tmp_path: Path):
     }
     for name, (image, wanted) in cases.items():
         image.save(tmp_path / name)
-        found = pictures.decode(tmp_path / name, name, 8)
+        found = decoding.decode(tmp_path / name, name, 8)
         assert found.dtype == np.uint8
         np.testing.assert_array_equal(found, wanted, err_msg=name)
 
@@ -55,23 +56,23 @@ def test_a_camera_that_was_turned(tmp_path: Path):
     about = Image.Exif()
     about[0x0112] = 6  # a quarter turn
     image.save(tmp_path / "turned.png", exif=about)
-    found = pictures.decode(tmp_path / "turned.png", "turned", 8)
+    found = decoding.decode(tmp_path / "turned.png", "turned", 8)
     np.testing.assert_array_equal(found, np.rot90(np.asarray(image), -1))
 
 
 def test_the_middle_is_taken_and_scaled():
     wide = np.zeros((16, 32, 3), np.uint8)
     wide[:, 8:24] = 200
-    found = pictures.resized(wide, 8)
+    found = decoding.resize(wide, 8)
     assert (found[:, 2:-2] == 200).all()
     assert found.min() > 180  # bicubic weights reach across the edge
     frame = np.zeros((256, 256, 3), np.uint8)
     frame[16:240, 16:240] = 200
-    np.testing.assert_array_equal(pictures.resized(frame, 224, 224 / 256), frame[16:240, 16:240])
-    # A large JPEG is decoded at a fraction of its size: much the same picture.
+    np.testing.assert_array_equal(decoding.resize(frame, 224, 224 / 256), frame[16:240, 16:240])
+    # A large JPEG is decoded at a fraction of its size: much the same image.
     smooth = np.tile(np.linspace(0, 255, 400).astype(np.uint8)[None, :, None], (400, 1, 3))
-    found = pictures.decode(made.jpeg(smooth), "smooth", 32)
-    assert np.abs(found.astype(int) - pictures.resized(smooth, 32).astype(int)).max() <= 4
+    found = decoding.decode(made.jpeg(smooth), "smooth", 32)
+    assert np.abs(found.astype(int) - decoding.resize(smooth, 32).astype(int)).max() <= 4
 
 
 @pytest.mark.parametrize("spoil", [lambda c: c[: len(c) // 2], lambda c: b"x" * 100, lambda c: b"", lambda c: c[:20]])
@@ -80,21 +81,21 @@ def test_a_damaged_picture_is_named(tmp_path: Path, spoil: Any, ending: str):
     path = tmp_path / f"torn.{ending}"
     made.save(made.noise(0, 64, 64, 3), path)
     path.write_bytes(spoil(path.read_bytes()))
-    with pytest.raises(UserError, match=rf"Cannot read the picture '.*torn\.{ending}': ") as caught:
-        pictures.decode(path, str(path), 8)
+    with pytest.raises(UserError, match=rf"Cannot read the image '.*torn\.{ending}': ") as caught:
+        decoding.decode(path, str(path), 8)
     assert "\n" not in str(caught.value)
 
 
 def test_pictures_without_a_scale_are_refused():
     file = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).random((8, 8), dtype=np.float32)).save(file, "TIFF")
-    with pytest.raises(UserError, match="no 8 or 16 bits"):
-        pictures.decode(file.getvalue(), "floats", 8)
+    with pytest.raises(UserError, match="not of 8 or 16 bits"):
+        decoding.decode(file.getvalue(), "floats", 8)
 
 
 def test_class_folders_without_parts(tmp_path: Path):
     made.class_folders(tmp_path, {"cat": 20, "dog": 30})
-    (tmp_path / "cat" / "notes.txt").write_text("no picture")
+    (tmp_path / "cat" / "notes.txt").write_text("no image")
     (tmp_path / ".hidden").mkdir()
     task = tasks.create("image", data=str(tmp_path))
     splits = task.splits(0)
@@ -135,24 +136,24 @@ def test_class_folders_below_parts(tmp_path: Path, names: tuple[str, ...], sizes
 def test_unreadable_pictures_are_named_or_counted(tmp_path: Path):
     made.class_folders(tmp_path, {"cat": 20, "dog": 20})
     (tmp_path / "cat" / "3.png").write_bytes((tmp_path / "cat" / "3.png").read_bytes()[:60])
-    with pytest.raises(UserError, match=r"Cannot read the picture '.*cat.3\.png'.*--skip-unreadable"):
+    with pytest.raises(UserError, match=r"Cannot read the image '.*cat.3\.png'.*--skip-unreadable"):
         tasks.create("image", data=str(tmp_path)).splits(0)
     splits = tasks.create("image", data=str(tmp_path), skip_unreadable=True).splits(0)
     assert sum(len(part) for part in (splits.train, splits.validation, splits.test)) == 39
-    assert any(note.startswith("1 unreadable picture is left out of the train part") for note in splits.notes)
+    assert any(note.startswith("1 unreadable image is left out of the train part") for note in splits.notes)
 
 
 def test_an_empty_class_folder_is_named(tmp_path: Path):
     made.class_folders(tmp_path, {"cat": 5, "dog": 5})
     (tmp_path / "emu").mkdir()
-    with pytest.raises(UserError, match=r"The class folder '.*emu' holds no picture"):
+    with pytest.raises(UserError, match=r"The class folder '.*emu' holds no image"):
         tasks.create("image", data=str(tmp_path)).splits(0)
 
 
 def test_parts_without_class_folders_are_refused(tmp_path: Path):
     for part in ("train", "test"):
         made.save(made.noise(0, 8, 8, 3), tmp_path / part / "0.png")
-    with pytest.raises(UserError, match=r"to hold a folder of pictures for each class \(train/CLASS"):
+    with pytest.raises(UserError, match=r"to hold a folder of images for each class \(train/CLASS"):
         tasks.create("image", data=str(tmp_path)).splits(0)
 
 
@@ -160,11 +161,11 @@ def test_what_is_not_read_and_what_is_shrunk_is_told(tmp_path: Path):
     made.class_folders(tmp_path, {"cat": 9, "dog": 9}, (70, 90))
     (tmp_path / "cat" / "0.png").rename(tmp_path / "cat" / "0.jfif")  # read
     (tmp_path / "cat" / "1.png").rename(tmp_path / "cat" / "1.HEIC")
-    (tmp_path / "dog" / "notes.txt").write_text("no picture")
+    (tmp_path / "dog" / "notes.txt").write_text("no image")
     splits = tasks.create("image", data=str(tmp_path)).splits(0)
     assert sum(len(part) for part in (splits.train, splits.validation, splits.test)) == 17
     assert [note for note in splits.notes if "1.HEIC" in note] == [note for note in splits.notes if "left out" in note]
-    assert any("become 64 x 64; --option image_size=224 is another size" in note for note in splits.notes)
+    assert any("resized to 64 x 64; --option image_size=224 is another size" in note for note in splits.notes)
     assert splits.train.features.shape[2:] == (64, 64)
     assert not any(
         "64 x 64" in note for note in tasks.create("image", data=str(tmp_path), image_size=64).splits(0).notes
@@ -178,7 +179,7 @@ def test_a_class_that_only_tests_is_refused(tmp_path: Path):
         tasks.create("image", data=str(tmp_path)).splits(0)
     images = made.noise(0, 12, 8, 8, 3)
     np.savez(tmp_path / "a.npz", x_train=images, y_train=np.arange(12) % 2, x_test=images, y_test=np.arange(12) % 3)
-    with pytest.raises(UserError, match="The class '2' is in the test part, but has no training picture"):
+    with pytest.raises(UserError, match="The class '2' is in the test part, but has no training image"):
         tasks.create("image", data=str(tmp_path / "a.npz")).splits(0)
 
 
@@ -187,10 +188,10 @@ def test_a_class_that_only_tests_is_refused(tmp_path: Path):
     [
         ({}, {}, "but it holds no folder"),
         ({"cat": 5}, {}, "at least two classes to train on, but got only 'cat'"),
-        ({"cat": 5, "dog": 1}, {}, "The class 'dog' has a single picture"),
+        ({"cat": 5, "dog": 1}, {}, "The class 'dog' has a single image"),
         ({"cat": 9, "dog": 9}, {"validation_size": 30}, "a validation size from 2"),
         ({"cat": 9, "dog": 9}, {"validation_size": 1}, "a validation size from 2"),
-        ({"cat": 9, "dog": 9}, {"train_size": 100}, r"a train size from 2 \(the classes\) to 12"),
+        ({"cat": 9, "dog": 9}, {"train_size": 100}, r"a train size from 2 \(the number of classes\) to 12"),
         ({"cat": 9, "dog": 9}, {"image_size": 0}, "`image_size` to be a whole number above 0, but got 0"),
         ({"cat": 9, "dog": 9}, {"label_noise": "2"}, "Expected label noise as"),
     ],
@@ -208,7 +209,7 @@ def test_two_folders_for_one_part_are_refused(tmp_path: Path):
     for name in ("train", "val", "valid"):
         made.class_folders(tmp_path / name, {"cat": 2, "dog": 2})
     with pytest.raises(UserError, match="are both the validation part"):
-        folders.read(tmp_path)
+        sources.read_folders(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["grey", "one channel", "last", "first", "texts", "columns"])
@@ -224,7 +225,7 @@ def test_arrays_of_ones_own(tmp_path: Path, kind: str):
                     for what, value in (("images", images), ("labels", labels))},
     }[kind]  # fmt: skip
     np.savez(tmp_path / "a.npz", **stored)
-    read = arrays.read(tmp_path / "a.npz")
+    read = npz.read(tmp_path / "a.npz")
     expected = np.repeat(images[..., :1], 3, axis=3) if kind in ("grey", "one channel") else images
     np.testing.assert_array_equal(read.parts["train"].images, expected)
     assert read.parts["train"].labels.tolist() == ([2, 0, 1] * 10 if kind == "texts" else labels.tolist())
@@ -239,8 +240,8 @@ def test_arrays_of_ones_own(tmp_path: Path, kind: str):
         ({"images": np.zeros((4, 8, 8, 3)), "labels": np.arange(4)}, r"to be uint8, 0 to 255, but got float64"),
         ({"images": made.noise(0, 4, 8), "labels": np.arange(4)}, r"to be \(N, H, W\)"),
         ({"images": made.noise(0, 4, 8, 8, 5), "labels": np.arange(4)}, r"to be \(N, H, W\)"),
-        ({"images": made.noise(0, 4, 8, 8), "labels": np.arange(3)}, "4 train pictures, but 3 labels"),
-        ({"images": made.noise(0, 4, 8, 8), "labels": np.arange(4.0)}, "whole numbers or texts"),
+        ({"images": made.noise(0, 4, 8, 8), "labels": np.arange(3)}, "4 train images, but 3 labels"),
+        ({"images": made.noise(0, 4, 8, 8), "labels": np.arange(4.0)}, "integers or strings"),
         ({"images": made.noise(0, 4, 8, 8), "labels": np.arange(4), "classes": np.array(["a"])}, "two classes"),
         ({"images": made.noise(0, 4, 8, 8), "labels": np.arange(4), "classes": np.array(["a", "b"])}, "from 0 to 1"),
         ({"images": made.noise(0, 4, 8, 8)}, "to hold the arrays images and labels"),
@@ -280,11 +281,11 @@ def test_data_sets_on_this_disk(tmp_path: Path, rows: Any, kind: str):
         below.mkdir(parents=True)
         for name in ("train-00000-of-00001", "test-00000-of-00001"):
             rows.set.to_parquet(below / f"{name}.parquet")
-    read = hub.read(str(path))
+    read = hf_datasets.read(str(path))
     assert read.classes == ("cat", "dog")
     assert set(read.parts) == ({"train"} if kind in ("saved", "file") else {"train", "test"})
     assert read.parts["train"].labels.tolist() == [0, 1] * 10
-    prepared = sets.prepared(read, 8, 1.0, skip_unreadable=False)
+    prepared = dataset.decode_set(read, 8, 1.0, skip_unreadable=False)
     np.testing.assert_array_equal(prepared.parts["train"].images, np.stack(rows.images))
     task = tasks.create("image", data=str(path), target="label")
     assert len(task.splits(0).test) == (20 if len(read.parts) == 2 else 4)

@@ -19,7 +19,7 @@ from labo.experiment import optimization, runs
 from labo.experiment import trial as trials
 from labo.experiment.checkpoint import read_weights
 from labo.integrations.transformers import TrainerLoss
-from labo.tasks.images.augment import Augmentation
+from labo.tasks.images.augmentation import Augmentation
 
 
 @pytest.fixture

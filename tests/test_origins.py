@@ -10,8 +10,8 @@ import pandas as pd
 import torch
 from PIL import Image
 
+from image_files import class_folders
 from labo import tasks
-from pictures import class_folders
 
 
 def test_digits_say_which_image_they_are():
@@ -22,9 +22,9 @@ def test_digits_say_which_image_they_are():
     train, images = splits.train, cast(Any, load_digits())
     assert train.origin is not None
     assert train.before_noise is not None
-    place = int(train.origin.places[7])
+    place = int(train.origin.source_indices[7])
     assert train.origin.names()[7] == f"image {place + 1}"
-    assert train.before_noise.tolist() == images.target[train.origin.places.numpy()].tolist()
+    assert train.before_noise.tolist() == images.target[train.origin.source_indices.numpy()].tolist()
     assert int((train.before_noise != train.target).sum()) == 80
     sample = task.samples(train.subset(torch.tensor([7])), splits.preprocessing)[0]
     assert isinstance(sample, np.ndarray)
@@ -41,16 +41,16 @@ def test_tables_say_which_row_they_are_and_show_it(tmp_path: Path):
     task = tasks.create("table", data=str(tmp_path / "t.csv"), target="kind")
     splits = task.splits(0)
     assert splits.train.origin is not None
-    places = splits.train.origin.places.tolist()
+    places = splits.train.origin.source_indices.tolist()
     assert splits.train.origin.names() == [f"row {place + 1}" for place in places]
     assert splits.train.target.tolist() == [place % 2 for place in places]
     for place, sample in zip(places, task.samples(splits.train, splits.preprocessing), strict=True):
         assert sample == {"size": f"{place}.5", "note": "<b>a</b>" if place % 2 == 0 else ""}
 
 
-def test_pictures_say_which_file_they_are(tmp_path: Path):
+def test_images_say_which_file_they_are(tmp_path: Path):
     root = class_folders(tmp_path / "data", {"cat": 12, "dog": 12})
-    (root / "cat" / "3.png").write_bytes(b"no picture")
+    (root / "cat" / "3.png").write_bytes(b"no image")
     task = tasks.create("image", data=str(root), skip_unreadable=True, label_noise="0.25")
     splits = task.splits(0)
     train = splits.train
@@ -64,10 +64,10 @@ def test_pictures_say_which_file_they_are(tmp_path: Path):
         assert np.array_equal(np.asarray(Image.open(name)), np.asarray(shown))
 
 
-def test_pictures_of_arrays_have_numbers(tmp_path: Path):
+def test_images_of_arrays_have_numbers(tmp_path: Path):
     images = np.arange(40, dtype=np.uint8)[:, None, None].repeat(8, 1).repeat(8, 2)
     np.savez(tmp_path / "p.npz", images=images, labels=np.arange(40) % 2)
     splits = tasks.create("image", data=str(tmp_path / "p.npz")).splits(0)
     assert splits.train.origin is not None
-    assert splits.train.origin.places.tolist() == splits.train.features[:, 0, 0, 0].tolist()
-    assert splits.train.origin.names()[0] == f"train, picture {int(splits.train.origin.places[0]) + 1}"
+    assert splits.train.origin.source_indices.tolist() == splits.train.features[:, 0, 0, 0].tolist()
+    assert splits.train.origin.names()[0] == f"train, image {int(splits.train.origin.source_indices[0]) + 1}"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-import pictures
+import image_files
 from labo import tasks
 from labo.errors import UserError
 
@@ -22,7 +22,7 @@ IMAGES = 60  # of each part, 20 of each class
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """CIFAR-10 of random images and three classes; its `worse` labels are the next class, the others are true."""
-    pictures.compact_cifar(tmp_path, "cifar10", "a", IMAGES, CLASSES)
+    image_files.archived_cifar(tmp_path, "cifar10", "a", IMAGES, CLASSES)
     true = np.arange(IMAGES) % len(CLASSES)
     human: dict[str, Any] = {"aggre": true, "random1": true, "worse": (true + 1) % len(CLASSES)}
     (tmp_path / "cifarn").mkdir()
@@ -99,7 +99,7 @@ def test_the_table_task_reads_what_is_written(patch_features: Any, monkeypatch: 
     assert splits.classes == CLASSES
     for part, shift in ((splits.train, 1), (splits.validation, 1), (splits.test, 0)):
         assert part.origin is not None
-        assert torch.equal(part.target, (part.origin.places + shift) % 3)
+        assert torch.equal(part.target, (part.origin.source_indices + shift) % 3)
 
 
 def test_features_depend_on_the_seed_alone(patch_features: Any, monkeypatch: pytest.MonkeyPatch, data: Path) -> None:
@@ -124,7 +124,7 @@ def test_marked_validation_images_are_the_same_for_all_labels(
 
 
 def test_a_random_patch_is_one_of_all(patch_features: Any) -> None:
-    image = pictures.noise(0, 1, 8, 9, 3)
+    image = image_files.noise(0, 1, 8, 9, 3)
     every = patch_features.all_patches(torch.from_numpy(image))[0]
     assert every.shape == (3 * 4, 108)
     for patch in patch_features.random_patches(image, 20, torch.Generator().manual_seed(0)):
@@ -132,8 +132,8 @@ def test_a_random_patch_is_one_of_all(patch_features: Any) -> None:
 
 
 def test_features_are_what_the_source_says(patch_features: Any) -> None:
-    image = pictures.noise(0, 3, 9, 8, 3)  # 4 x 3 places, whose quadrants are 2 and 2 rows of 2 and 1 columns
-    dictionary = patch_features.learn(pictures.noise(1, 20, 9, 8, 3), 500, 5, 0)
+    image = image_files.noise(0, 3, 9, 8, 3)  # 4 x 3 places, whose quadrants are 2 and 2 rows of 2 and 1 columns
+    dictionary = patch_features.learn(image_files.noise(1, 20, 9, 8, 3), 500, 5, 0)
     expected = np.zeros((3, 2, 2, 5))
     mean, whitening, centres = (getattr(dictionary, name).double().numpy() for name in ("mean", "whitening", "centres"))
     for index, row, column in np.ndindex(3, 4, 3):
@@ -145,7 +145,7 @@ def test_features_are_what_the_source_says(patch_features: Any) -> None:
 
 
 def test_whitened_patches_are_uncorrelated(patch_features: Any) -> None:
-    images = pictures.noise(0, 20, 32, 32, 3)
+    images = image_files.noise(0, 20, 32, 32, 3)
     dictionary = patch_features.learn(images, 20_000, 2, 0)
     patches = patch_features.normalised(patch_features.random_patches(images, 20_000, torch.Generator().manual_seed(1)))
     covariance = torch.cov(((patches - dictionary.mean) @ dictionary.whitening).T)

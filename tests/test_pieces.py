@@ -1,4 +1,4 @@
-"""Pictures in pieces: shifted, predicted and labelled as if they had come at once."""
+"""Images in chunks: corrupted, predicted and labelled as if all at once."""
 
 from __future__ import annotations
 
@@ -8,43 +8,43 @@ import numpy as np
 import pytest
 import torch
 
+from image_files import EncodedBytes, jpeg, noise
 from labo import regularizers
 from labo.experiment import prediction
 from labo.experiment.judges import classification
-from labo.tasks.images import encoded
-from labo.tasks.images.examples import ImageExamples
-from labo.tasks.images.shift import Shifted, shifted
-from pictures import blobs, jpeg, noise
+from labo.tasks.images.corruptions import CorruptedImages, corrupt
+from labo.tasks.images.dataset import ImageExamples
+from labo.tasks.images.decoding import LazyImages
 
 
 def many(count: int = 300) -> torch.Tensor:
     return torch.from_numpy(noise(3, count, 3, 8, 8))
 
 
-def lazily(count: int = 30) -> encoded.Pictures:
+def lazily(count: int = 30) -> LazyImages:
     files = [jpeg(image) for image in noise(4, count, 8, 8, 3)]
-    return encoded.Pictures(encoded.Blobs(*blobs(files), "blobs"), torch.arange(count), 8)
+    return LazyImages(EncodedBytes(files), torch.arange(count), 8)
 
 
 @pytest.mark.parametrize("kind", ["noise", "blur", "contrast"])
-def test_pieces_of_shifted_pictures_are_those_of_the_whole(kind: str):
-    whole = shifted(many(), kind, 4, seed=5)
-    pieces = list(Shifted(many(), kind, 4, 5).split(70))
+def test_chunks_of_corrupted_images_are_those_of_the_whole(kind: str):
+    whole = corrupt(many(), kind, 4, seed=5)
+    pieces = list(CorruptedImages(many(), kind, 4, 5).split(70))
     assert [len(piece) for piece in pieces] == [70, 70, 70, 70, 20]
     assert torch.equal(torch.cat(pieces), whole)
 
 
-def test_encoded_pictures_are_shifted_piece_by_piece(monkeypatch: pytest.MonkeyPatch):
-    pictures = lazily()
+def test_encoded_images_are_corrupted_chunk_by_chunk(monkeypatch: pytest.MonkeyPatch):
+    images = lazily()
     asked = []
-    get = encoded.Pictures.__getitem__
-    monkeypatch.setattr(encoded.Pictures, "__getitem__", lambda self, index: asked.append(1) or get(self, index))
-    worse = Shifted(pictures, "noise", 2, 1)
+    get = LazyImages.__getitem__
+    monkeypatch.setattr(LazyImages, "__getitem__", lambda self, index: asked.append(1) or get(self, index))
+    worse = CorruptedImages(images, "noise", 2, 1)
     assert (len(worse), worse.shape, worse.dtype) == (30, (30, 3, 8, 8), torch.uint8)
     assert not asked
     found = torch.cat(list(worse.split(8)))
     assert len(asked) == 4
-    assert torch.equal(found, shifted(pictures[:], "noise", 2, 1))
+    assert torch.equal(found, corrupt(images[:], "noise", 2, 1))
 
 
 class Watched(torch.nn.Module):
@@ -72,7 +72,7 @@ def test_prediction_takes_rows_by_their_bytes(make: Any, monkeypatch: pytest.Mon
     assert model.training
     assert max(model.seen) == 7
     assert sum(model.seen) == len(features)
-    monkeypatch.setattr(prediction, "PREDICTION_BYTES", 1)  # a picture larger than that is still taken
+    monkeypatch.setattr(prediction, "PREDICTION_BYTES", 1)  # an image larger than that is still taken
     model.seen.clear()
     prediction.predict(model, features[:3])
     assert model.seen == [1, 1, 1]

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from experiments import trial
+from image_files import class_folders
 from labo import report, tasks
 from labo.cli import main
 from labo.errors import UserError
@@ -25,8 +26,7 @@ from labo.experiment import folds, listing, runs, suspicion
 from labo.experiment import trial as trials
 from labo.experiment.progress import Progress
 from labo.report import label_issues
-from labo.tasks.splitting import equal_parts
-from pictures import class_folders
+from labo.splitting import equal_parts
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -231,13 +231,13 @@ def test_a_folder_of_pictures_names_its_files(labo: Run, tmp_path: Path):
 def test_no_fold_trains_on_what_it_judges():
     splits = tasks.create("digits", label_noise="0.1").splits(0)
     assert splits.train.origin is not None
-    everyone = set(splits.train.origin.places.tolist())
+    everyone = set(splits.train.origin.source_indices.tolist())
     judged: list[int] = []
     for number in (1, 2, 3):
         without, held_out = folds.cut(splits, f"{number}/3", seed=0)
         assert without.train.origin is not None
         assert held_out.origin is not None
-        trained, left = set(without.train.origin.places.tolist()), set(held_out.origin.places.tolist())
+        trained, left = set(without.train.origin.source_indices.tolist()), set(held_out.origin.source_indices.tolist())
         assert trained | left == everyone
         assert not trained & left
         judged += left

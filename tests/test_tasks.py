@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from labo import tasks
 from labo.errors import UserError
-from labo.tasks.noise import flip_labels, parse_label_noise
-from labo.tasks.splitting import some, stratified
-from labo.tasks.table import COMPARED_FIRST
+from labo.splitting import stratified, stratified_sample
+from labo.tasks.labels import flip_labels, parse_label_noise
+from labo.tasks.tabular.custom import DUPLICATE_KEY_COLUMNS
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_wrong_label_noise_is_refused(text):
 def test_fewer_examples_keep_the_proportions_wherever_a_large_class_stands(largest: str):
     counts = [10_000, *[2] * 99] if largest == "first" else [*[2] * 99, 10_000]
     target = torch.arange(100).repeat_interleave(torch.tensor(counts))
-    found = target[some(target, 200, torch.Generator().manual_seed(0))].bincount()
+    found = target[stratified_sample(target, 200, torch.Generator().manual_seed(0))].bincount()
     assert found.min() == 1
     assert found.max() >= 99  # of the hundred that are left when every class has one
 
@@ -110,7 +110,7 @@ def test_stratified_parts_have_the_sizes_and_proportions_asked_for():
 def test_parts_are_whole_whatever_is_asked_for(counts, data):
     target = torch.cat([torch.full((count,), label) for label, count in enumerate(counts)])
     size = data.draw(st.integers(len(counts), len(target)))
-    kept = some(target, size, torch.Generator().manual_seed(data.draw(st.integers(0, 99))))
+    kept = stratified_sample(target, size, torch.Generator().manual_seed(data.draw(st.integers(0, 99))))
     assert len(set(kept.tolist())) == size
     assert len(target[kept].unique()) == len(counts)
     shares = data.draw(st.lists(st.floats(0.01, 1.0), min_size=2, max_size=4))
@@ -121,7 +121,7 @@ def test_parts_are_whole_whatever_is_asked_for(counts, data):
 @pytest.mark.parametrize("size", [2, 5])
 def test_no_class_can_be_left_out(size):
     with pytest.raises(ValueError, match="`size` from 3 to 4"):
-        some(torch.tensor([0, 1, 2, 2]), size, torch.Generator())
+        stratified_sample(torch.tensor([0, 1, 2, 2]), size, torch.Generator())
 
 
 def test_rows_longer_than_the_header_are_refused(tmp_path):
@@ -172,14 +172,14 @@ def test_arrays_become_columns(tmp_path):
 def test_copies_are_told_however_many_columns_agree(tmp_path):
     """Rows 1 and 2 agree in the columns compared first and nowhere else; rows 3 to 5 agree in all."""
     draw = np.random.default_rng(0)
-    values = draw.normal(size=(60, COMPARED_FIRST + 4)).astype(np.float32)
-    values[1, :COMPARED_FIRST] = values[0, :COMPARED_FIRST]
+    values = draw.normal(size=(60, DUPLICATE_KEY_COLUMNS + 4)).astype(np.float32)
+    values[1, :DUPLICATE_KEY_COLUMNS] = values[0, :DUPLICATE_KEY_COLUMNS]
     values[3:5] = values[2]
     label = np.array([0, 0, 1, 1, 1, *[0, 1] * 27, 0])
     np.savez(tmp_path / "a.npz", label=label, x=values)
     notes = tasks.create("table", data=str(tmp_path / "a.npz"), target="label").splits(0).notes
     assert [note for note in notes if "copies" in note] == [
-        "2 rows are copies of another row; a copy may test what its twin trained."
+        "2 rows are copies of another row; copies may be split between training and test."
     ]
 
 
@@ -251,7 +251,7 @@ def change(frame: pd.DataFrame, row: int, column: str, value: Any) -> pd.DataFra
         (lambda f: f.head(0), {}, "holds no rows"),
         (lambda f: f.assign(part="train"), {"split": "part"}, "has no 'test' row"),
         (lambda f: change(f.assign(part="train"), 2, "part", "exam"), {"split": "part"}, "in row 3 of column 'part'"),
-        (lambda f: f, {"train_size": 500}, r"a train size from 3 \(the classes\) to 120"),
+        (lambda f: f, {"train_size": 500}, r"a train size from 3 \(the number of classes\) to 120"),
     ],
 )
 def test_data_that_will_not_do_get_one_sentence(frame, tmp_path, spoil, options, told):

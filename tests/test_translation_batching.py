@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from labo.errors import UserError
-from labo.tasks.translation.batching import TokenBatches, over_budget
-from labo.tasks.translation.sentences import Ragged, Sentences
+from labo.tasks.translation.batching import TokenBatches, over_budget_notes
+from labo.tasks.translation.dataset import Ragged, Sentences
 
 
 @given(
@@ -28,7 +28,7 @@ def test_every_sentence_once_within_the_budget(lengths: list[int], budget: int, 
     for batch in found:
         assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= budget
     alone = sum(length > budget for length in lengths)
-    told = over_budget(torch.tensor(lengths), budget)
+    told = over_budget_notes(torch.tensor(lengths), budget)
     expected = f"{alone} training pairs have more than the {budget} tokens of a batch, the longest {max(lengths)}: "
     assert [note.startswith(expected) for note in told] == [True] * bool(alone)
 

@@ -130,11 +130,11 @@ def test_long_sources_are_cut_and_it_is_told(model):
         told.append((places, limit))
 
     long = [4, 5] * 50_000
-    found = translate(model, [long, [4]], beam=1, max_ratio=0, max_more=3, told=tell)
+    found = translate(model, [long, [4]], beam=1, max_ratio=0, max_more=3, on_truncated=tell)
     assert told == [([0], 1024)]
-    assert found[0] == translate(model, [long[:1023]], beam=1, max_ratio=0, max_more=3, told=tell)[0]
+    assert found[0] == translate(model, [long[:1023]], beam=1, max_ratio=0, max_more=3, on_truncated=tell)[0]
     assert len(told) == 1
-    short = translate(model, [[4, 5, 6, 6]], max_source=3, told=tell)
+    short = translate(model, [[4, 5, 6, 6]], max_source=3, on_truncated=tell)
     assert short == translate(model, [[4, 5]])
     assert told[1:] == [([0], 3)]
 

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from labo.errors import UserError
-from labo.tasks.translation import iwslt, languages, numbers, places, reading
-from labo.tasks.translation.pairs import Pairs, matched, wrong_targets
+from labo.tasks import data_files
+from labo.tasks.translation import corpus_files, numbers, text_files
+from labo.tasks.translation.dataset import wrong_translations
+from labo.tasks.translation.text_files import Pairs, match_lines
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -25,18 +27,18 @@ def write(path: Path, content: str | bytes) -> Path:
 @pytest.mark.parametrize("name", ["text.de", "text.de.gz"])
 def test_lines_end_at_line_feeds_alone(tmp_path: Path, name: str):
     path = write(tmp_path / name, "\ufeffein\u2028Hund\r\n\r\nzwei\x0bKatzen\x85\nletzte")
-    assert reading.read_lines(path) == ["ein\u2028Hund", "", "zwei\x0bKatzen\x85", "letzte"]
-    assert reading.read_lines(write(tmp_path / "end", "a\nb\n")) == ["a", "b"]
-    assert reading.read_lines(write(tmp_path / "empty end", "a\n\n")) == ["a", ""]
+    assert text_files.read_lines(path) == ["ein\u2028Hund", "", "zwei\x0bKatzen\x85", "letzte"]
+    assert text_files.read_lines(write(tmp_path / "end", "a\nb\n")) == ["a", "b"]
+    assert text_files.read_lines(write(tmp_path / "empty end", "a\n\n")) == ["a", ""]
 
 
 def test_gzip_is_known_by_its_content(tmp_path: Path):
     path = tmp_path / "text.de"
     path.write_bytes(gzip.compress("Grüße\n".encode()))
-    assert reading.read_lines(path) == ["Grüße"]
+    assert text_files.read_lines(path) == ["Grüße"]
     path.write_bytes(gzip.compress(b"word " * 10_000)[:-20])
     with pytest.raises(UserError, match=r"Cannot read '.*text\.de'"):
-        reading.read_lines(path)
+        text_files.read_lines(path)
 
 
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
@@ -44,35 +46,35 @@ def test_other_encodings_are_told_with_line_and_byte(tmp_path: Path, mark: str):
     path = write(tmp_path / "text.de", mark.encode() + "grün\nblau\n".encode() + "rot grün\n".encode("latin-1"))
     offset = len(mark.encode()) + len("grün\nblau\nrot gr".encode())
     with pytest.raises(UserError, match=rf"text.de' to be UTF-8 .* 0xfc at offset {offset}, line 3, byte 7 of it\.$"):
-        reading.read_lines(path)
+        text_files.read_lines(path)
 
 
 def test_files_of_different_length_are_told_with_the_first_odd_line(tmp_path: Path):
     one, other = write(tmp_path / "a.de", "eins\nzwei\ndrei\n"), write(tmp_path / "a.en", "one\ntwo\n")
     with pytest.raises(UserError, match=r"got 3 and 2: line 3 of '.*a\.de' has no partner"):
-        reading.read_pairs(one, other, ("de", "en"))
+        text_files.read_pairs(one, other, ("de", "en"))
     with pytest.raises(UserError, match=r"got 2 and 3: line 3 of '.*a\.de' has no partner"):
-        reading.read_pairs(other, one, ("en", "de"))
+        text_files.read_pairs(other, one, ("en", "de"))
 
 
 def test_empty_sides_are_refused_and_empty_lines_left_out(tmp_path: Path):
     with pytest.raises(UserError, match="'b' to hold sentences, but got 2 empty lines"):
-        matched(["eins", "zwei"], ["", " \t"], "a", "b")
+        match_lines(["eins", "zwei"], ["", " \t"], "a", "b")
     pairs, empty = Pairs(["eins", "", "drei", "\u3000"], ["one", "two", " ", "four"]).without_empty()
     assert (pairs, empty) == (Pairs(["eins"], ["one"]), 3)
     with pytest.raises(UserError, match="is empty"):
-        reading.read_lines(write(tmp_path / "nothing", ""))
+        text_files.read_lines(write(tmp_path / "nothing", ""))
     with pytest.raises(UserError, match="No such file"):
-        reading.read_lines(tmp_path / "nowhere")
+        text_files.read_lines(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("name", ["pairs.tsv", "pairs.tsv.gz"])
 def test_two_columns(tmp_path: Path, name: str):
     path = write(tmp_path / name, "eins\tone\r\nzwei\ttwo\n")
-    assert reading.read_pairs(path, None, ("de", "en")) == Pairs(["eins", "zwei"], ["one", "two"])
+    assert text_files.read_pairs(path, None, ("de", "en")) == Pairs(["eins", "zwei"], ["one", "two"])
     write(path, "eins\tone\nzwei\ttwo\tCC-BY\n")
     with pytest.raises(UserError, match=r"two columns divided by a tab in line 2 of '.*', but got 3"):
-        reading.read_pairs(path, None, ("de", "en"))
+        text_files.read_pairs(path, None, ("de", "en"))
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -80,18 +82,18 @@ def test_columns_of_parquet(tmp_path: Path, nested: bool):
     rows = [{"de": "eins\nund", "en": "one and"}, {"de": None, "en": "two"}]
     frame = pd.DataFrame({"translation": rows}) if nested else pd.DataFrame(rows)
     frame.to_parquet(tmp_path / "p.parquet")
-    read = reading.read_pairs(tmp_path / "p.parquet", None, ("de", "en"))
+    read = text_files.read_pairs(tmp_path / "p.parquet", None, ("de", "en"))
     assert read == Pairs(["eins und", ""], ["one and", "two"])
     with pytest.raises(UserError, match="to have a column 'fr', but got de, en"):
-        reading.read_pairs(tmp_path / "p.parquet", None, ("fr", "en"))
+        text_files.read_pairs(tmp_path / "p.parquet", None, ("fr", "en"))
     write(tmp_path / "torn.parquet", b"PAR1 no more")
     with pytest.raises(UserError, match="Cannot read"):
-        reading.read_pairs(tmp_path / "torn.parquet", None, ("de", "en"))
+        text_files.read_pairs(tmp_path / "torn.parquet", None, ("de", "en"))
 
 
 def test_a_line_of_100000_characters_is_one_sentence(tmp_path: Path):
     path = write(tmp_path / "long", "ä" * 100_000 + "\nkurz\n")
-    assert [len(line) for line in reading.read_lines(path)] == [100_000, 4]
+    assert [len(line) for line in text_files.read_lines(path)] == [100_000, 4]
 
 
 @pytest.mark.parametrize(
@@ -108,31 +110,31 @@ def test_layouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: Any, fo
     for name in names:
         for language in ("de", "en"):
             write(tmp_path / folder / f"{name}.{language}{zipped}", f"{name} {language}\n")
-    monkeypatch.setenv(places.VARIABLE, str(tmp_path))
-    found = places.locate("task", ("multi30k",), "en", "de", None)
+    monkeypatch.setenv(data_files.VARIABLE, str(tmp_path))
+    found = corpus_files.locate("task", ("multi30k",), "en", "de", None)
     assert found is not None
     assert list(found.parts) == ["train", "validation", "test"]
     for (files,), name in zip(found.parts.values(), names, strict=True):
-        assert reading.read_pairs(*files, ("en", "de")) == Pairs([f"{name} en"], [f"{name} de"])
-    named = places.locate("task", ("multi30k",), "en", "de", str(tmp_path / folder))
+        assert text_files.read_pairs(*files, ("en", "de")) == Pairs([f"{name} en"], [f"{name} de"])
+    named = corpus_files.locate("task", ("multi30k",), "en", "de", str(tmp_path / folder))
     assert named is not None
     assert named.parts == found.parts
-    assert places.locate("task", ("multi30k",), "fr", "en", None) is None
+    assert corpus_files.locate("task", ("multi30k",), "fr", "en", None) is None
     for language in ("de", "en"):
         (tmp_path / folder / f"{names[1]}.{language}{zipped}").unlink()
     with pytest.raises(
         UserError, match=r"Task 'task' finds train in '.*', but no validation part: put files of one of"
     ):
-        places.locate("task", ("multi30k",), "en", "de", None)
+        corpus_files.locate("task", ("multi30k",), "en", "de", None)
 
 
 def test_a_corpus_of_another_name_is_not_taken_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name in ("train", "valid", "test"):
         for language in ("de", "en"):
             write(tmp_path / f"{name}.{language}", "x\n")
-    monkeypatch.setenv(places.VARIABLE, str(tmp_path))
-    assert places.locate("task", ("multi30k",), "de", "en", None) is None
-    assert places.locate("task", ("multi30k",), "de", "en", str(tmp_path)) is not None
+    monkeypatch.setenv(data_files.VARIABLE, str(tmp_path))
+    assert corpus_files.locate("task", ("multi30k",), "de", "en", None) is None
+    assert corpus_files.locate("task", ("multi30k",), "de", "en", str(tmp_path)) is not None
 
 
 def published(folder: Path, year: str, sets: list[str]) -> None:
@@ -147,23 +149,21 @@ def published(folder: Path, year: str, sets: list[str]) -> None:
 
 
 def test_iwslt_as_published(tmp_path: Path):
-    from labo.tasks.translation.own import texts
-
     published(tmp_path / "14", "IWSLT14", ["dev2010", "tst2010", "tst2011"])
-    found = places.in_folder(tmp_path / "14", "de", "en")
-    read = texts(found.parts, ("de", "en"))
-    assert found.published
+    found = corpus_files.in_folder(tmp_path / "14", "de", "en")
+    read = found.read(("de", "en"))
+    assert found.iwslt
     assert read["train"].source[:2] == ["title de", "<i>sentence</i> 0 de"]
     assert len(read["train"]) == 51
     assert "validation" not in read  # as in the recipe that is in use, dev tests too
     assert read["test"].target == [
         text for name in ("dev2010", "tst2010", "tst2011") for text in (f"{name} <en>", "two\nlines")
     ]
-    train, validation = iwslt.held_out(read["train"])
+    train, validation = corpus_files.hold_out(read["train"])
     assert validation.source == [read["train"].source[22], read["train"].source[45]]
     assert len(train) == 49
     published(tmp_path / "17", "IWSLT17", ["dev2010", "tst2010"])
-    parts = texts(places.in_folder(tmp_path / "17", "en", "de").parts, ("en", "de"))
+    parts = corpus_files.in_folder(tmp_path / "17", "en", "de").read(("en", "de"))
     assert parts["validation"].source[0] == "dev2010 <en>"
     assert parts["test"].target[0] == "tst2010 <de>"
 
@@ -171,7 +171,7 @@ def test_iwslt_as_published(tmp_path: Path):
 @pytest.mark.parametrize("kind", ["symmetric", "pair"])
 def test_exactly_the_share_of_translations_is_wrong(kind: str):
     target = [f"sentence {i % 90}" for i in range(100)]  # some are there twice
-    wrong = wrong_targets(target, 0.37, kind, torch.Generator().manual_seed(0))
+    wrong = wrong_translations(target, 0.37, kind, torch.Generator().manual_seed(0))
     changed = [i for i in range(100) if wrong[i] != target[i]]
     assert len(changed) == 37
     assert set(wrong) <= set(target)
@@ -180,7 +180,7 @@ def test_exactly_the_share_of_translations_is_wrong(kind: str):
     else:
         assert len({(target.index(wrong[i]) - i) % 100 for i in changed}) > 10
     with pytest.raises(UserError, match="at least two different translations"):
-        wrong_targets(["same"] * 5, 0.5, kind, torch.Generator())
+        wrong_translations(["same"] * 5, 0.5, kind, torch.Generator())
 
 
 def test_numbers_are_different_and_their_tests_stay():
@@ -196,13 +196,3 @@ def test_numbers_are_different_and_their_tests_stay():
         numbers.draw(0, 5, "deu", "en")
     with pytest.raises(UserError, match="two languages, but got 'de' twice"):
         numbers.draw(0, 5, "de", "de")
-
-
-def test_language_codes():
-    for right in ("sr_Latn", "deu", "ger", "ber", "gsw", "tok", "no", "sh"):
-        assert languages.checked(right, "source_language") == right
-    endings = ("de", "no", "tl", "in", "sh", "xx", "txt", "deu", "")
-    assert [languages.of_ending(end) for end in endings] == ["de", "no", "tl", *[None] * 6]
-    for wrong in ("German", "xx", "xyz", "de-", "x-private", "d", "", 4):
-        with pytest.raises(UserError, match="Expected option `source_language` to be a language code of ISO 639"):
-            languages.checked(wrong, "source_language")

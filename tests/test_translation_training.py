@@ -20,7 +20,7 @@ from labo.experiment.judges.translation import Translation, by_length
 from labo.experiment.trainer import RunTrainer
 from labo.metrics.translation import bleu
 from labo.tasks.translation import models
-from labo.tasks.translation.pairs import Pairs
+from labo.tasks.translation.text_files import Pairs
 from processes import COUNT, together
 from translators import SMALL, close, curve, text_trial, trained_in, two_files
 
@@ -201,7 +201,7 @@ def test_a_line_longer_than_the_network_takes_is_read_up_to_there(trained, files
     run = runs.load(trained)
     known = Pairs(["sieben " * 2000, "sieben"], ["seven", "seven " * 2000])
     long = run.judge.examples(known)
-    cut = long.cut((1024, 1024))
+    cut = long.truncated((1024, 1024))
     assert cut.features.lengths.tolist() == [1024, long.features.lengths[1]]
     assert cut.target.lengths.tolist() == [long.target.lengths[0], 1024]
     assert cut.features[0][-1] == long.features[0][-1]  # the end mark

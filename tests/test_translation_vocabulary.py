@@ -11,8 +11,8 @@ import torch
 
 from labo.errors import UserError
 from labo.tasks.translation import numbers, vocabulary
-from labo.tasks.translation.pairs import Pairs
-from labo.tasks.translation.sentences import Ragged, Sentences
+from labo.tasks.translation.dataset import Ragged, Sentences
+from labo.tasks.translation.text_files import Pairs
 from labo.tasks.translation.vocabulary import JOINT, SEPARATE, Vocabulary
 
 TEXT = numbers.draw(0, 300, "de", "en")["train"]
@@ -102,7 +102,7 @@ def test_many_characters_leave_the_rarest_out():
 
 
 def test_large_text_is_thinned_evenly(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(vocabulary, "MOST_LINES", 200)
+    monkeypatch.setattr(vocabulary, "MAX_LINES", 200)
     found = Vocabulary.train(TEXT.source, TEXT.target, size=60)
     assert found.notes == ("The vocabulary of both sides is trained on one of every 3 of 600 lines.",)
     monkeypatch.undo()
@@ -122,7 +122,7 @@ def test_ragged():
 
 
 def test_batches_are_padded(words: Vocabulary, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("labo.tasks.translation.sentences._PIECE", 7)  # lines are encoded in several pieces
+    monkeypatch.setattr("labo.tasks.translation.dataset._LINES_AT_ONCE", 7)  # lines are encoded in several pieces
     part = Sentences.of(TEXT, words)
     assert len(part) == 300
     batch = part.__getitems__([4, 0, 299])

@@ -38,3 +38,13 @@ def not_here(data: object) -> UserError:
     return UserError(
         f"No such file or folder: '{data}'; a Hugging Face data set of this name is read with the option fetch."
     )
+
+
+def first_line(error: BaseException) -> str:
+    r"""The first line of an error's message without its full stop, to quote it in a sentence; else the error's class.
+
+    Example:
+        >>> first_line(OSError("No space left.\nMore."))
+        'No space left'
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(" .:")

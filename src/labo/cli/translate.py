@@ -63,7 +63,7 @@ def _translated(loaded: Run, lines: list[str], before: int, beam: int | None, gi
         many = f"{len(cut):,} lines are {longer}, and were cut; the first is line {first:,}."
         print(one if len(cut) == 1 else many, file=sys.stderr)
 
-    return judge.translated(loaded.model.to(loaded.device), sources, beam=beam, told=told, **given)
+    return judge.translated(loaded.model.to(loaded.device), sources, beam=beam, on_truncated=told, **given)
 
 
 def _chunks(stream: Any, size: int) -> Iterator[list[bytes]]:

@@ -53,7 +53,7 @@ def measure(folder: Path, jobs: Sequence[Job], asked: Measurement, watcher: Watc
     Raises:
         UserError: a run is damaged, its data have changed, or another process holds the folder.
     """
-    from labo.tasks.files import digest  # which imports pandas, and scoring one run has no need of it
+    from labo.tasks.data_files import digest
 
     path = folder / asked.file
     with lock.hold(folder):

@@ -16,8 +16,8 @@ from labo.experiment.judges import NoNumbersError
 from labo.experiment.runner import Job, Runner
 from labo.experiment.trial import Trial, build_method, claim, finished
 from labo.metrics.scores import classification_scores
+from labo.splitting import equal_parts
 from labo.tasks.base import Examples, Splits
-from labo.tasks.splitting import equal_parts
 
 if TYPE_CHECKING:
     from labo.experiment.progress import Progress

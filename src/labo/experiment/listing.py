@@ -53,7 +53,7 @@ class Listing:
             line = {
                 "rank": rank,
                 "example": self.names[index],
-                "place": int(train.origin.places[index]),
+                "place": int(train.origin.source_indices[index]),
                 "given": classes[int(train.target[index])],
                 "other": classes[int(ranking.other[index])],
                 "q_given": ranking.q_given[index].item(),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from labo.outer.channel import channel_losses
-from labo.tasks.splitting import equal_parts
+from labo.splitting import equal_parts
 
 # A sum of two z-scores: at least `CLEAR` from 0 after one half decides; after both, memory below `LIMIT`. Both were set
 # on the digits, small convnets and CIFAR features of docs/memory.md#labo_auto.

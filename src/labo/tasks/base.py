@@ -1,4 +1,4 @@
-"""What a task is: splits drawn by a seed, a network for them, and the settings to start from."""
+"""The interface of a task: splits drawn by a seed, a network for them, and default settings."""
 
 from __future__ import annotations
 
@@ -13,30 +13,34 @@ from torch import Tensor, nn
 
 from labo.errors import UserError
 
-# An example as people look at it: a picture uint8 (H, W) or (H, W, 3), or a row's columns and values as texts.
+# An example for display: an image uint8 (H, W) or (H, W, 3), or the columns of a row and their values as strings.
 Sample = np.ndarray | dict[str, str]
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where examples lie in the data that they were drawn from: places (N,) int64 there, counted from 0.
+    """Where examples stand in their source: `source_indices` (N,) int64, counted from 0.
 
-    `name` says what people call the example at a place: a file, "row 18" (of place 17).
+    `name` gives the display name of a source index: a file name, or "row 18" for index 17.
     """
 
-    places: Tensor
+    source_indices: Tensor
     name: Callable[[int], str]
 
     def names(self) -> list[str]:
-        """What all of them are called."""
-        return [self.name(place) for place in self.places.tolist()]
+        """The display names of all examples."""
+        return [self.name(index) for index in self.source_indices.tolist()]
+
+    def subset(self, indices: Tensor) -> Origin:
+        """The origin of the examples at `indices`."""
+        return replace(self, source_indices=self.source_indices[indices])
 
 
 @dataclass(frozen=True)
 class Examples:
     """Features (N, …) float32 and class indices (N,) int64.
 
-    A task's splits know their `origin`, and where label noise was planted the (N,) labels `before_noise`.
+    The splits of a task have an `origin`; with label noise they also have the (N,) clean labels, `before_noise`.
     """
 
     features: Tensor
@@ -48,25 +52,24 @@ class Examples:
         return len(self.target)
 
     def class_counts(self, size: int) -> Tensor:
-        """How often each of `size` classes is a label, int64 (size,)."""
+        """The number of examples of each of `size` classes, int64 (size,)."""
         return self.target.bincount(minlength=size)
 
-    def subset(self, chosen: Tensor) -> Examples:
-        """Those of the indices `chosen`."""
-        origin, before = self.origin, self.before_noise
+    def subset(self, indices: Tensor) -> Examples:
+        """The examples at `indices` (M,)."""
         return replace(
             self,
-            features=self._features_of(chosen),
-            target=self.target[chosen],
-            origin=None if origin is None else replace(origin, places=origin.places[chosen]),
-            before_noise=None if before is None else before[chosen],
+            features=self._subset_features(indices),
+            target=self.target[indices],
+            origin=None if self.origin is None else self.origin.subset(indices),
+            before_noise=None if self.before_noise is None else self.before_noise[indices],
         )
 
-    def _features_of(self, chosen: Tensor) -> Any:
-        return self.features[chosen]
+    def _subset_features(self, indices: Tensor) -> Any:
+        return self.features[indices]
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
-        """A whole batch at once, as torch's data loader asks for it."""
+        """A batch; torch's data loader calls this once for all indices of a batch."""
         return {"features": self.features[indices], "labels": self.target[indices]}
 
 
@@ -74,8 +77,8 @@ class Examples:
 class Splits:
     """The three splits of one seed.
 
-    `preprocessing` is JSON-able and all that is needed to build the network again and, with `files` (names and
-    contents, to be saved beside a run), to read new inputs; `notes` are sentences that the user should see.
+    `preprocessing` is JSON-able. Together with `files` (names and contents, saved with a run) it suffices to rebuild
+    the network and to read new inputs. `notes` are sentences to show to the user.
     """
 
     train: Examples
@@ -88,28 +91,28 @@ class Splits:
 
     @property
     def sequences(self) -> bool:
-        """Whether an example has a label for each piece of a sentence, and not one."""
+        """Whether each example is a sequence with a label per token."""
         return "vocabulary_size" in self.preprocessing
 
     @property
     def size(self) -> int:
-        """Among how many classes a label is: those named, or the pieces of the vocabulary."""
+        """The number of classes; for sequences, the size of the target vocabulary."""
         return self.preprocessing["vocabulary_size"] if self.sequences else len(self.classes)
 
 
 def no_shifts(name: str) -> UserError:
-    """The error for shifts of a task that has none."""
-    return UserError(f"Task '{name}' has no shifts: only tasks over pictures have.")
+    """The error for distribution shifts of a task that has none."""
+    return UserError(f"Task '{name}' has no shifts: only image tasks have.")
 
 
 class Task(ABC):
-    """Data, a network and default settings. `options` make the same task again in another process."""
+    """Data, a network and default settings. `options` recreate the task in another process."""
 
-    name: ClassVar[str]
-    # What its networks are measured as: "classification" or "translation".
+    name: str
+    # Decides which metrics are computed: "classification" or "translation".
     kind: ClassVar[str] = "classification"
     metric: ClassVar[str] = "accuracy"
-    # The ways in which its inputs can be made worse; see `shifted`.
+    # The distribution shifts that `shifted` can apply to inputs.
     shifts: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, **options: Any) -> None:
@@ -117,64 +120,64 @@ class Task(ABC):
 
     @abstractmethod
     def splits(self, seed: int) -> Splits:
-        """The splits of a seed, label noise included; statistics come from the training split alone."""
+        """The splits of a seed, with label noise; statistics are computed on the training split alone."""
 
     @abstractmethod
     def model(
         self, classes: tuple[str, ...], preprocessing: Mapping[str, Any], settings: Mapping[str, Any]
     ) -> nn.Module:
-        """A network with fresh weights from torch's global generator: forward(features) gives logits (N, C)."""
+        """A network initialised from torch's global generator: forward(features) returns logits (N, C)."""
 
     def model_files(self, model: nn.Module, settings: Mapping[str, Any]) -> Mapping[str, bytes]:
-        """What to save beside a run, by file name, to build its network again where the settings do not say it all."""
+        """Files to save with a run, by name, where its settings do not suffice to rebuild the network."""
         return {}
 
     def saved_settings(self, settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-        """The settings that build a run's network again, by what `model_files` left in its folder."""
+        """The settings that rebuild the network of the run in `folder` from the files of `model_files`."""
         return dict(settings)
 
     def notes(self, splits: Splits, settings: Mapping[str, Any]) -> tuple[str, ...]:
-        """Sentences that the user should see before a network is trained with these settings."""
+        """Sentences to show before a network is trained with these settings."""
         return splits.notes
 
     def augmentation(self, splits: Splits, settings: Mapping[str, Any]) -> Any:
-        """What makes of a training batch's (features, labels) those that are trained on; None for themselves."""
+        """A function of a training batch's (features, labels) that returns the batch to train on, or None."""
         return None
 
     @abstractmethod
     def default_settings(self, model: Any = None) -> dict[str, Any]:
-        """Flat settings of training and of the network: `model`, where it names one, or the task's own."""
+        """Flat settings of training and of the network, for the model named `model` or the task's default model."""
 
     @abstractmethod
     def optimizer_candidates(self, model: Any = None) -> tuple[dict[str, Any], ...]:
-        """What `labo compare` may try of the optimizer, {} (the defaults) first."""
+        """Optimizer settings for `labo compare` to try, first {} (the defaults)."""
 
     @abstractmethod
     def read_inputs(self, path: Path, preprocessing: Mapping[str, Any]) -> Tensor:
         """The features of new, unlabelled inputs in a file."""
 
     def input_files(self, path: Path) -> list[str] | None:
-        """The file of each input that `read_inputs` reads in `path`; None where `path` is one file of many inputs."""
+        """The file of each input that `read_inputs` reads from `path`; None where `path` is one file of many inputs."""
         return None
 
     @abstractmethod
     def read_examples(
         self, path: Path, preprocessing: Mapping[str, Any], classes: Sequence[str], target: str | None
     ) -> Examples:
-        """New, labelled examples in a file; `target` names the labels where it is not what the task calls them."""
+        """New, labelled examples in a file; `target` names the labels where they differ from the task's default."""
 
     @abstractmethod
     def samples(self, examples: Examples, preprocessing: Mapping[str, Any]) -> list[Sample]:
-        """Examples of a split of this task as people look at them."""
+        """Examples of a split of this task for display."""
 
     def shifted(self, features: Any, kind: str, severity: int, seed: int, device: Any = None) -> Any:
-        """Features (N, …) made worse, by one of `shifts` at severity 1 to 5, to predict from; the seed draws the noise.
+        """Features (N, …) under one of `shifts` at severity 1 to 5; `seed` determines the noise.
 
         Raises:
-            UserError: there is no such shift of this task's inputs.
+            UserError: the task has no such shift.
         """
         raise no_shifts(self.name)
 
     def fingerprint(self) -> str:
-        """Changes when the data do; empty where they cannot."""
+        """Changes when the data change; empty for data that cannot."""
         return ""

@@ -1,114 +1,113 @@
-"""Which tasks there are. A task's module is imported when it is created."""
+"""All tasks by name. The module of a task is imported when it is created."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from labo.errors import UserError, unknown
+from labo.tasks.translation.corpora import CORPORA
 
 if TYPE_CHECKING:
     from labo.tasks.base import Task
 
-# name -> ("module:class", the options it takes, what it is)
-_DRAWN = ("train_size", "label_noise")
-_IMAGES = ("data", "fetch", "image_size", "validation_size", "skip_unreadable", *_DRAWN)
-_TEXT = ("vocabulary_size", "vocabulary_kind", "joint", "max_length", "max_ratio", *_DRAWN)
+
+@dataclass(frozen=True)
+class _Entry:
+    """A task: "module:class" below `labo.tasks`, its options, one line on it, and fixed arguments of the class."""
+
+    location: str
+    options: tuple[str, ...]
+    description: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+_SAMPLING = ("train_size", "label_noise")
+_IMAGES = ("data", "fetch", "image_size", "validation_size", "skip_unreadable", *_SAMPLING)
+_TEXT = ("vocabulary_size", "vocabulary_kind", "joint", "max_length", "max_ratio", *_SAMPLING)
 _FILES = ("source", "target", "validation_source", "validation_target", "test_source", "test_target", "data", "fetch")
 _LANGUAGES = ("source_language", "target_language")
-# Options whose values are texts, whatever they look like: `no` is Norwegian, and 5 may be a file.
+# Options whose values are strings, whatever they look like: `no` is Norwegian, and 5 may be a file.
 TEXTS = (*_LANGUAGES, *(name for name in _FILES if name != "fetch"))
-_CORPORA = {
-    "iwslt14": ("IWSLT 2014, talks", ("de-en", "en-de")),
-    "iwslt17": ("IWSLT 2017, talks", ("fr-en", "en-fr")),
-    "wmt14": ("WMT 2014, news and parliament", ("en-de", "de-en", "en-fr")),
-    "multi30k": ("Multi30k, 29,000 captions of pictures", ("de-en", "en-de", "fr-en", "en-fr")),
-    "tatoeba": ("Tatoeba, short sentences by volunteers", ("de-en", "en-de", "fr-en")),
-}
-_HOMES: dict[str, tuple[str, tuple[str, ...], str]] = {
-    "digits": (
-        "labo.tasks.digits:Digits",
-        _DRAWN,
+
+_REGISTRY: dict[str, _Entry] = {
+    "digits": _Entry(
+        "tabular.digits:Digits",
+        _SAMPLING,
         "1,797 real 8x8 images of handwritten digits, 400 of them to train on; ships with scikit-learn",
     ),
-    "table": (
-        "labo.tasks.table:Table",
-        ("data", "target", "split", *_DRAWN),
+    "table": _Entry(
+        "tabular.custom:Table",
+        ("data", "target", "split", *_SAMPLING),
         "your own table: --data FILE.csv|.parquet|.npz --target COLUMN",
     ),
-    "cifar10": (
-        "labo.tasks.images.tasks:Cifar10",
-        ("parts", *_IMAGES),
-        "CIFAR-10: 50,000 and 10,000 pictures of 32x32 pixels in ten classes",
+    "cifar10": _Entry(
+        "images.cifar:Cifar10", _IMAGES, "CIFAR-10: 50,000 and 10,000 images of 32x32 pixels in ten classes"
     ),
-    "cifar100": (
-        "labo.tasks.images.tasks:Cifar100",
-        ("parts", *_IMAGES),
-        "CIFAR-100: 50,000 and 10,000 pictures of 32x32 pixels in a hundred classes",
+    "cifar100": _Entry(
+        "images.cifar:Cifar100", _IMAGES, "CIFAR-100: 50,000 and 10,000 images of 32x32 pixels in a hundred classes"
     ),
-    "tiny-imagenet": (
-        "labo.tasks.images.tasks:TinyImageNet",
+    "tiny-imagenet": _Entry(
+        "images.imagenet:TinyImageNet",
         _IMAGES,
-        "Tiny-ImageNet: 100,000 and 10,000 pictures of 64x64 pixels in 200 classes",
+        "Tiny-ImageNet: 100,000 and 10,000 images of 64x64 pixels in 200 classes",
     ),
-    "imagenet": (
-        "labo.tasks.images.tasks:ImageNet",
+    "imagenet": _Entry(
+        "images.imagenet:ImageNet",
         tuple(option for option in _IMAGES if option != "fetch"),
-        "ImageNet-1k: 1,281,167 and 50,000 pictures in a thousand classes, at 224x224 pixels",
+        "ImageNet-1k: 1,281,167 and 50,000 images in a thousand classes, at 224x224 pixels",
     ),
-    "image": (
-        "labo.tasks.images.tasks:Image",
+    "image": _Entry(
+        "images.custom:Image",
         ("target", *_IMAGES),
-        "your own pictures: --data FOLDER of class folders, FILE.npz|.parquet, or a Hugging Face data set",
+        "your own images: --data FOLDER of class folders, FILE.npz|.parquet, or a Hugging Face data set",
     ),
-    "numbers": (
-        "labo.tasks.translation.tasks:Numbers",
+    "numbers": _Entry(
+        "translation.numbers:Numbers",
         (*_LANGUAGES, *_TEXT),
         "translation of number names, German to English, 400 to train on; made by num2words",
     ),
-    "translation": (
-        "labo.tasks.translation.own:Translation",
+    "translation": _Entry(
+        "translation.custom:Translation",
         (*_FILES, *_LANGUAGES, *_TEXT),
-        "your own pairs of sentences: two files with one a line, or --data FILE.tsv|.parquet or a folder",
+        "your own sentence pairs: two files with one sentence a line, or --data FILE.tsv|.parquet or a folder",
     ),
+    **{
+        name: _Entry(
+            "translation.task:CorpusTask",
+            ("data", "fetch", *_TEXT),
+            f"translation from {corpus.source} to {corpus.target}: {corpus.description}",
+            {"name": name},
+        )
+        for name, corpus in CORPORA.items()
+    },
 }
-
-
-def _corpora() -> dict[str, tuple[str, tuple[str, ...], str]]:
-    found = {}
-    for corpus, (what, directions) in _CORPORA.items():
-        for direction in directions:
-            name, (source, target) = f"{corpus}-{direction}", direction.split("-")
-            home = "labo.tasks.translation.tasks:" + "".join(part.capitalize() for part in name.split("-"))
-            found[name] = (home, ("data", "fetch", *_TEXT), f"translation from {source} to {target}: {what}")
-    return found
-
-
-_HOMES |= _corpora()
 
 
 def available() -> tuple[str, ...]:
     """The names of all tasks."""
-    return tuple(_HOMES)
+    return tuple(_REGISTRY)
 
 
 def describe(name: str) -> str:
-    """What a task is, in one line; imports nothing."""
-    return _home(name)[2]
+    """One line on a task; imports nothing."""
+    return _entry(name).description
 
 
 def options(name: str) -> tuple[str, ...]:
-    """The names of the options that a task takes; imports nothing."""
-    return _home(name)[1]
+    """The names of a task's options; imports nothing."""
+    return _entry(name).options
 
 
 def shifts(name: str) -> tuple[str, ...]:
-    """The ways in which a task's inputs can be made worse; imports the task."""
+    """The distribution shifts of a task's inputs; imports the task."""
     return _class(name).shifts
 
 
 def kind(name: str) -> str:
-    """Which kind of task this is: "classification" or "translation"; imports the task."""
+    """The kind of a task, "classification" or "translation"; imports the task."""
     return _class(name).kind
 
 
@@ -118,20 +117,20 @@ def create(name: str, **options: Any) -> Task:
     Raises:
         UserError: unknown name, or an option that the task does not take.
     """
-    _, known, _ = _home(name)
-    given = {option: value for option, value in options.items() if value is not None}
-    for option in given:
-        if option not in known:
-            raise UserError(f"Task '{name}' takes no `{option}`; it takes {', '.join(known)}.")
-    return _class(name)(**given)
+    entry = _entry(name)
+    options = {option: value for option, value in options.items() if value is not None}
+    for option in options:
+        if option not in entry.options:
+            raise UserError(f"Task '{name}' takes no `{option}`; it takes {', '.join(entry.options)}.")
+    return _class(name)(**entry.arguments, **options)
 
 
 def _class(name: str) -> type[Task]:
-    module, _, attribute = _home(name)[0].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    module, _, attribute = _entry(name).location.partition(":")
+    return getattr(importlib.import_module(f"labo.tasks.{module}"), attribute)
 
 
-def _home(name: str) -> tuple[str, tuple[str, ...], str]:
-    if name not in _HOMES:
-        raise unknown("task", name, _HOMES)
-    return _HOMES[name]
+def _entry(name: str) -> _Entry:
+    if name not in _REGISTRY:
+        raise unknown("task", name, _REGISTRY)
+    return _REGISTRY[name]

@@ -17,10 +17,10 @@ from labo.metrics.temperature import search_temperature
 from labo.metrics.translation import TokenScores, bleu, chrf, signatures
 from labo.networks import logits_of
 from labo.storage import write_object
+from labo.tasks.translation.dataset import Sentences, truncation_notes
 from labo.tasks.translation.decoding import translate
 from labo.tasks.translation.models import limits_of
-from labo.tasks.translation.pairs import Pairs
-from labo.tasks.translation.sentences import Sentences, said_of_cut
+from labo.tasks.translation.text_files import Pairs
 from labo.tasks.translation.vocabulary import Vocabulary
 
 # So many logits, evenly spaced over the validation tokens, tell the temperature.
@@ -52,7 +52,7 @@ class Translation(Judge):
 
     def notes(self, model: Any, examples: Any, what: str) -> tuple[str, ...]:
         """See `Judge.notes`: pairs that are cut."""
-        return said_of_cut(examples, _limits(model), what)
+        return truncation_notes(examples, _limits(model), what)
 
     def of_epoch(self, model: nn.Module, examples: Any, *, best: bool) -> tuple[dict[str, float], float]:
         """See `Judge.of_epoch`: the best epoch has the highest BLEU."""
@@ -74,7 +74,7 @@ class Translation(Judge):
         hypotheses = self.translations(model, splits.test)
         metrics, tokens = self._measured(model, splits.test, hypotheses, temperature)
         translations.write(folder, hypotheses, splits.test.target_text)
-        known = splits.validation.cut(_limits(model))
+        known = splits.validation.truncated(_limits(model))
         shown = soft_sentences.of(model, loss.regularizer, known, self.vocabulary)
         figures = {"classes": [], "temperature": temperature, "reliability": tokens, "labels": None}
         write_object(folder / "figures.json", {**figures, "sentences": shown})
@@ -125,7 +125,7 @@ class Translation(Judge):
 
     def temperature(self, model: nn.Module, examples: Any) -> float:
         """The temperature with the least NLL on some tokens of the examples."""
-        total = int(examples.cut(_limits(model)).target.lengths.sum())
+        total = int(examples.truncated(_limits(model)).target.lengths.sum())
         stride = max(1, -(-total * self.preprocessing["vocabulary_size"] // TEMPERATURE_ELEMENTS))
         kept, seen = [], 0
         for logits, labels in self._logits(model, examples):
@@ -138,7 +138,7 @@ class Translation(Judge):
         """(logits (n, V) float32, labels (n,)) of the tokens of examples, some sentences at a time, on the CPU."""
         device, training = next(model.parameters()).device, model.training
         model.eval()
-        examples = examples.cut(_limits(model))
+        examples = examples.truncated(_limits(model))
         budget = max(1, SCORED_ELEMENTS // self.preprocessing["vocabulary_size"])
         try:
             for places in by_length(examples.lengths, budget):

@@ -1,1 +1,1 @@
-"""Tasks over pictures: the data, the networks, what is done to batches."""
+"""Image tasks: data, networks, augmentation, corruptions."""

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100, from compact .npz files or from the python archive as published.
+"""CIFAR-10 and CIFAR-100, from the published python archive or as the Hugging Face hub has them.
 
 Source: Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, 2009.
 """
@@ -10,20 +10,24 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from labo.errors import UserError
-from labo.tasks.images import arrays, hub, pickles, places
-from labo.tasks.images.sets import ImageSet, Part
-
-PARTS = ("a", "b")
+from labo.tasks import data_files
+from labo.tasks.images import hf_datasets, pickles, sources
+from labo.tasks.images.dataset import ImageSet, Part
+from labo.tasks.images.task import ImageTask
 
 
 @dataclass(frozen=True)
 class Edition:
-    """One of the two sets: the names in its archive, the md5 that its home page publishes, its name on the hub."""
+    """One of the two sets.
+
+    `folder`, `train`, `test` and `meta` are names in its archive, `names` and `labels` keys of its pickles, `md5` the
+    published checksum; `hub` is its name on the hub, and `column` its column of labels there.
+    """
 
     name: str
     folder: str
@@ -49,7 +53,7 @@ class Edition:
 
     @property
     def classes(self) -> int:
-        """How many classes it has."""
+        """The number of classes."""
         return int(self.name.removeprefix("cifar"))
 
 
@@ -81,85 +85,107 @@ CIFAR100 = Edition(
 )
 
 
-def locate(edition: Edition, data: str | None, parts: Sequence[str], fetch: bool) -> list[Path]:
-    """The files to read: .npz files (the test's last), the archive, the files of its folder, or those of the hub.
+class Cifar10(ImageTask):
+    """CIFAR-10: the python archive or its folder, or a data set as the hub has it.
 
-    `parts` asks for these .npz training files; without it those that are there are taken.
+    With `fetch` the archive is downloaded; `data="uoft-cs/cifar10"` is the data set of the Hugging Face hub.
+
+    Args:
+        options: see `ImageTask`.
+    """
+
+    name = "cifar10"
+    size = 32
+    edition: ClassVar[Edition] = CIFAR10
+
+    def may_be_on_hub(self, data: str) -> bool:
+        """See `ImageTask.may_be_on_hub`: other names are folders to download the archive to."""
+        return data == self.edition.hub
+
+    def read(self) -> ImageSet:
+        """See `ImageTask.read`."""
+        if self.on_hub:
+            return read_hub(self.edition, sources.require_local(str(self.data), self.fetch))
+        return read(self.edition, locate(self.edition, self.data, self.fetch))
+
+    def fingerprint(self) -> str:
+        """See `Task.fingerprint`."""
+        if self.on_hub:
+            return sources.fingerprint(str(self.data), self.fetch)
+        files = locate(self.edition, self.data, self.fetch)
+        if files[0].is_dir():
+            return sources.fingerprint(str(files[0]))
+        return data_files.fingerprint(files, files[0].parent)
+
+
+class Cifar100(Cifar10):
+    """CIFAR-100 with its hundred fine classes; see `Cifar10` for the options."""
+
+    name = "cifar100"
+    edition = CIFAR100
+
+
+def locate(edition: Edition, data: str | None, fetch: bool) -> list[Path]:
+    """The files to read: the archive, the files of its folder, or the folder of a data set as the hub has it.
 
     Raises:
-        UserError: none of them is there; it says what to put where.
+        UserError: there are none; the message says what to put where.
     """
-    looked = places.roots(data, fetch)
-    for root in looked:
-        found = _npz(edition, root, parts)
-        if not parts:
-            found = found or _original(edition, root) or _saved(edition, root, named=data is not None)
-        if found:
-            return found
-    if fetch and not parts:
-        return [places.fetch(edition.url, edition.md5, places.writable(looked))]
+    roots = data_files.search_roots(data, fetch)
+    for root in roots:
+        files = _archive_files(edition, root) or _dataset_folder(edition, root, named=data is not None)
+        if files:
+            return files
+    if fetch:
+        return [data_files.download(edition.url, edition.md5, data_files.writable_folder(roots))]
     name = edition.name
-    if parts:
-        wanted = ", ".join(f"{name}-train-{part}.npz" for part in parts)
-        raise UserError(f"Task '{name}' does not find {wanted} and {name}-test.npz {places.told(data)}.")
     raise UserError(
-        f"Task '{name}' finds no data {places.told(data)}: put {edition.archive}, its folder {edition.folder}, "
-        f"{name}-train-a.npz and {name}-test.npz, or a folder {name} of .parquet files into a folder that --data or "
-        f"{places.VARIABLE} names, or give the option fetch ({edition.megabytes} MB)."
+        f"Task '{name}' finds no data {data_files.describe_location(data)}: put {edition.archive}, its folder "
+        f"{edition.folder}, or a folder {name} of .parquet files into a folder that --data or {data_files.VARIABLE} "
+        f"names, or give the option fetch ({edition.megabytes} MB)."
     )
 
 
 def read(edition: Edition, files: Sequence[Path]) -> ImageSet:
-    """The set in the files that `locate` found.
+    """The set in the files that `locate` returned.
 
     Raises:
-        UserError: a file is damaged, holds something else, or the archive's checksum is wrong.
+        UserError: a file is damaged, has unexpected contents, or the archive's checksum is wrong.
     """
-    if files[0].suffix == ".npz":
-        return _read_npz(files)
     if files[0].is_dir():
         return read_hub(edition, str(files[0]))
     if len(files) > 1:
         by_name = {path.name: path for path in files}
-        return _read_pickles(edition, lambda name: _content(by_name[name]), str(files[0].parent))
-    places.check_md5(files[0], edition.md5)
+        return _read_pickles(edition, lambda name: _read_bytes(by_name[name]), str(files[0].parent))
+    data_files.check_md5(files[0], edition.md5)
     try:
-        with tarfile.open(files[0], "r:gz") as archive:  # read where it lies: nothing is extracted
-            return _read_pickles(edition, lambda name: _member(archive, f"{edition.folder}/{name}"), str(files[0]))
+        with tarfile.open(files[0], "r:gz") as archive:  # read in place, without extracting
+            return _read_pickles(edition, lambda name: _read_member(archive, f"{edition.folder}/{name}"), str(files[0]))
     except (tarfile.TarError, OSError, EOFError, zlib.error, KeyError) as error:
         raise UserError(f"Cannot read the archive '{files[0]}': {error}.") from error
 
 
 def read_hub(edition: Edition, data: str) -> ImageSet:
-    """The set as the Hugging Face hub has it: a folder on this disk, else the name of a data set there.
+    """The set as the Hugging Face hub has it: a folder on disk, or the name of a data set there.
 
     Raises:
-        UserError: `datasets` cannot read it, or it holds something else.
+        UserError: `datasets` cannot read it, or it is another set.
     """
-    found = hub.read(data, edition.column)
-    if len(found.classes) != edition.classes:
+    images = hf_datasets.read(data, edition.column)
+    if len(images.classes) != edition.classes:
         raise UserError(
-            f"Expected '{data}' to be {edition.name} with {edition.classes} classes, but got {len(found.classes)}."
+            f"Expected '{data}' to be {edition.name} with {edition.classes} classes, but got {len(images.classes)}."
         )
-    return found
+    return images
 
 
-def _saved(edition: Edition, root: Path, *, named: bool) -> list[Path]:
-    """The folder of a data set that `datasets` reads: the one named, or that of the set's name in it."""
+def _dataset_folder(edition: Edition, root: Path, *, named: bool) -> list[Path]:
+    """The folder of a data set that `datasets` reads: root, if the user named it, or root/NAME."""
     folders = [*([root] if named else []), root / edition.name]
-    return [folder for folder in folders if folder.is_dir() and hub.is_saved(folder)][:1]
+    return [folder for folder in folders if folder.is_dir() and hf_datasets.is_dataset(folder)][:1]
 
 
-def _npz(edition: Edition, root: Path, parts: Sequence[str]) -> list[Path]:
-    train = [root / f"{edition.name}-train-{part}.npz" for part in parts or PARTS]
-    test = root / f"{edition.name}-test.npz"
-    there = [path for path in train if path.is_file()]
-    if not there or (parts and len(there) < len(train)) or not test.is_file():
-        return []
-    return [*there, test]
-
-
-def _original(edition: Edition, root: Path) -> list[Path]:
+def _archive_files(edition: Edition, root: Path) -> list[Path]:
     if root.is_file():
         return [root] if root.name.endswith(".tar.gz") else []
     names = (*edition.train, edition.test, edition.meta)
@@ -170,57 +196,44 @@ def _original(edition: Edition, root: Path) -> list[Path]:
     return [archive] if archive.is_file() else []
 
 
-def _read_npz(files: Sequence[Path]) -> ImageSet:
-    loaded = [arrays.load(path) for path in files]
-    for path, found in zip(files, loaded, strict=True):
-        if "d" not in found or "y" not in found or (path == files[-1] and "classes" not in found):
-            raise UserError(f"Expected '{path}' to hold the arrays d and y, in the test file classes too.")
-    read = [arrays.compact(found, path)["train"] for path, found in zip(files, loaded, strict=True)]
-    classes = tuple(str(name) for name in loaded[-1]["classes"])
-    return ImageSet(classes, {"train": _joined(read[:-1]), "test": read[-1]})
-
-
 def _read_pickles(edition: Edition, content: Callable[[str], bytes], source: str) -> ImageSet:
-    def loaded(name: str) -> dict[Any, Any]:
-        found = pickles.loads(content(name), f"{source}: {name}")
-        if not isinstance(found, dict):
-            raise UserError(f"Expected {name} in '{source}' to be a dict, but got {type(found).__name__}.")
-        return {key.encode() if isinstance(key, str) else key: value for key, value in found.items()}
+    def load(name: str) -> dict[Any, Any]:
+        value = pickles.loads(content(name), f"{source}: {name}")
+        if not isinstance(value, dict):
+            raise UserError(f"Expected {name} in '{source}' to be a dict, but got {type(value).__name__}.")
+        return {key.encode() if isinstance(key, str) else key: item for key, item in value.items()}
 
-    def part(name: str) -> Part:
-        batch = loaded(name)
+    def load_part(name: str) -> Part:
+        batch = load(name)
         pixels: Any = batch.get(b"data")
         labels: Any = batch.get(edition.labels)
-        shaped = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.shape[1:] == (3 * 32 * 32,)
-        counted = isinstance(labels, list) and shaped and len(labels) == len(pixels)
-        if not counted or not all(isinstance(label, int) for label in labels):
+        is_images = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.shape[1:] == (3 * 32 * 32,)
+        has_labels = isinstance(labels, list) and is_images and len(labels) == len(pixels)
+        if not has_labels or not all(isinstance(label, int) for label in labels):
             raise UserError(f"Expected {name} in '{source}' to hold data uint8 (N, 3072) and N labels.")
-        # A picture is its red plane, then the green, then the blue one.
+        # Images are stored channel by channel: red, green, blue.
         images = np.ascontiguousarray(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
         return Part(images, np.array(labels, np.int64))
 
-    names = loaded(edition.meta).get(edition.names)
+    names = load(edition.meta).get(edition.names)
     if not isinstance(names, list):
         raise UserError(f"Expected {edition.meta} in '{source}' to list the names of the classes.")
     classes = tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)
-    train = _joined([part(name) for name in edition.train])
-    return ImageSet(classes, {"train": train, "test": part(edition.test)})
+    train = [load_part(name) for name in edition.train]
+    images: Any = [part.images for part in train]
+    joined = Part(np.concatenate(images), np.concatenate([part.labels for part in train]))
+    return ImageSet(classes, {"train": joined, "test": load_part(edition.test)})
 
 
-def _joined(parts: Sequence[Part]) -> Part:
-    images: Any = [part.images for part in parts]
-    return Part(np.concatenate(images), np.concatenate([part.labels for part in parts]))
-
-
-def _content(path: Path) -> bytes:
+def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"Cannot read '{path}': {error.strerror or error}.") from error
 
 
-def _member(archive: tarfile.TarFile, name: str) -> bytes:
-    found = archive.extractfile(name)
-    if found is None:
+def _read_member(archive: tarfile.TarFile, name: str) -> bytes:
+    file = archive.extractfile(name)
+    if file is None:
         raise UserError(f"{name} in the archive '{archive.name}' is no file.")
-    return found.read()
+    return file.read()

@@ -1,4 +1,4 @@
-"""Reads pickles without running what is in them: plain values and arrays, nothing else."""
+"""Safe unpickling of plain values and arrays: no code in a pickle is executed."""
 
 from __future__ import annotations
 
@@ -8,29 +8,32 @@ from typing import Any
 
 import numpy as np
 
-from labo.errors import UserError
+from labo.errors import UserError, first_line
 
-# NumPy's own way of unpickling is not used: of an array, its type, shape and bytes are taken, and checked.
-_PLAIN_TYPES = "biuf"
+# Arrays are rebuilt here from their dtype, shape and bytes, checked, without NumPy's unpickling.
+_PLAIN_KINDS = "biuf"
 
 
 def loads(content: bytes, name: str) -> Any:
-    """The lists, dicts, tuples, texts, bytes, numbers and plain arrays in a pickle; texts of Python 2 are bytes.
+    """The lists, dicts, tuples, strings, bytes, numbers and plain arrays in a pickle; strings of Python 2 are bytes.
+
+    Args:
+        content: the pickle.
+        name: of its file, for errors.
 
     Raises:
-        UserError: the pickle asks for anything else (what, is told), or is damaged.
+        UserError: the pickle refers to anything else (the message says what), or is damaged.
     """
     try:
         return _plain(_Unpickler(io.BytesIO(content), encoding="bytes").load())
     except UserError as error:
         raise UserError(f"Refused to read '{name}': {error}") from error
-    except Exception as error:  # what a damaged pickle raises depends on where it is damaged
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise UserError(f"Cannot read '{name}': it is a damaged pickle ({reason}).") from error
+    except Exception as error:  # the error depends on where the pickle is damaged
+        raise UserError(f"Cannot read '{name}': it is a damaged pickle ({first_line(error)}).") from error
 
 
-class _Type:
-    """Stands for numpy.dtype."""
+class _DType:
+    """Stands in for numpy.dtype."""
 
     def __init__(self, code: Any, *_: Any) -> None:
         self.code = code.decode("ascii") if isinstance(code, bytes) else code
@@ -41,14 +44,14 @@ class _Type:
         self.order = order.decode("ascii") if isinstance(order, bytes) else order
 
     def make(self) -> np.dtype:
-        found = np.dtype(self.code) if isinstance(self.code, str) else np.dtype(object)
-        if found.kind not in _PLAIN_TYPES:
+        dtype = np.dtype(self.code) if isinstance(self.code, str) else np.dtype(object)
+        if dtype.kind not in _PLAIN_KINDS:
             raise UserError(f"it holds an array of type {self.code}, and only numbers are plain.")
-        return found.newbyteorder(self.order) if self.order in ("<", ">") else found
+        return dtype.newbyteorder(self.order) if self.order in ("<", ">") else dtype
 
 
 class _Array:
-    """Stands for an array while the pickle is read."""
+    """Stands in for an array while the pickle is read."""
 
     def __init__(self) -> None:
         self.state: Any = None
@@ -57,36 +60,36 @@ class _Array:
         self.state = state
 
     def make(self) -> np.ndarray:
-        _, shape, kind, columns_first, content = self.state
+        _, shape, dtype, fortran_order, content = self.state
         content = content.encode("latin1") if isinstance(content, str) else content
-        if not isinstance(kind, _Type) or not isinstance(content, bytes):
+        if not isinstance(dtype, _DType) or not isinstance(content, bytes):
             raise UserError("it holds an array of objects, and only numbers are plain.")
-        return np.frombuffer(content, kind.make()).reshape(shape, order="F" if columns_first else "C")
+        return np.frombuffer(content, dtype.make()).reshape(shape, order="F" if fortran_order else "C")
 
 
 class _ArrayClass:
-    """Stands for numpy.ndarray, which is only named, never called."""
+    """Stands in for numpy.ndarray, which pickles name but never call."""
 
 
 def _reconstruct(*_: Any) -> _Array:
     return _Array()
 
 
-def _from_buffer(content: Any, kind: Any, shape: Any, order: Any) -> _Array:
-    made = _Array()
-    made.state = (1, shape, kind, order == "F", bytes(content))
-    return made
+def _from_buffer(content: Any, dtype: Any, shape: Any, order: Any) -> _Array:
+    array = _Array()
+    array.state = (1, shape, dtype, order == "F", bytes(content))
+    return array
 
 
 def _latin1(text: str, *_: Any) -> bytes:
-    """What Python 3 writes for bytes in the pickles that Python 2 reads as well."""
+    """The encoding of bytes in pickles of Python 3 that Python 2 can read."""
     return text.encode("latin1")
 
 
-_KNOWN: dict[tuple[str, str], Any] = {
+_ALLOWED: dict[tuple[str, str], Any] = {
     ("_codecs", "encode"): _latin1,
     ("numpy", "ndarray"): _ArrayClass,
-    ("numpy", "dtype"): _Type,
+    ("numpy", "dtype"): _DType,
     ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy.core.numeric", "_frombuffer"): _from_buffer,
@@ -96,9 +99,9 @@ _KNOWN: dict[tuple[str, str], Any] = {
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _KNOWN:
+        if (module, name) not in _ALLOWED:
             raise UserError(f"it asks for {module}.{name}, and nothing but plain values and arrays is read.")
-        return _KNOWN[module, name]
+        return _ALLOWED[module, name]
 
     def persistent_load(self, pid: Any) -> Any:
         raise UserError("it refers to an object outside of it.")

@@ -1,4 +1,4 @@
-"""Translations from a trained network: beam search by Transformers' `generate`, in batches of like length."""
+"""Translation with a trained network: beam search by Transformers' `generate`, in batches of similar length."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from labo.errors import UserError
 from labo.tasks.translation.models import POSITIONS, limits_of
 
-# Of a batch: pieces of the sources times the beam, padding included.
+# Budget of a batch: source pieces times beam width, padding included.
 BATCH_TOKENS = 16_384
 Sequences = Sequence[Sequence[int]]
 
@@ -30,33 +30,33 @@ def translate(
     max_source: int | None = None,
     batch_tokens: int = BATCH_TOKENS,
     progress: Callable[[int], None] | None = None,
-    told: Callable[[list[int], int], None] | None = None,
+    on_truncated: Callable[[list[int], int], None] | None = None,
 ) -> list[list[int]]:
-    """Translate sources with a network that `models.build` made; an empty source has an empty translation.
+    """Translate sources with a network of `models.build`; the translation of an empty source is empty.
 
-    Batches hold sources of like length; the result has the order that was given. No translation has a padding or begin
-    mark. The same network, sources and options give the same translations; the network's mode is put back.
+    Sources are batched by length and returned in the given order. Decoding is deterministic; the network's training
+    mode is restored.
 
     Args:
         model: a Transformers encoder-decoder, on any device.
-        sources: pieces of each source, with or without the end mark; the network reads it with one.
-        beam: hypotheses kept at each step; 1 is greedy.
-        length_penalty: hypotheses are ranked by their log probability over their length to this power; the larger, the
-            longer the translations; 0 ranks by probability alone.
-        max_ratio, max_more: a translation has at most max_ratio * S + max_more pieces for a source of S, and no more
-            than the network has positions for.
-        max_source: pieces that are read of a source, its end mark included; by default as many as the network has
-            positions for.
-        batch_tokens: the budget of a batch: its longest source times its sources times the beam. A source that is
-            longer than that by itself is a batch.
-        progress: called now and then with how many sources more are done.
-        told: called where sources were cut, with the places of these and how many pieces are read of each.
+        sources: token ids of each source; the end-of-sentence token is optional.
+        beam: beam width; 1 is greedy.
+        length_penalty: hypotheses are ranked by log probability / length ** length_penalty; larger values favour longer
+            translations, 0 ranks by probability alone.
+        max_ratio, max_more: a translation has at most max_ratio * S + max_more tokens for a source of S, and no more
+            than the network has positions.
+        max_source: sources are truncated to this many tokens, end-of-sentence token included; by default to the number
+            of the network's positions.
+        batch_tokens: budget of a batch: longest source x number of sources x beam. A longer source is a batch of its
+            own.
+        progress: called with the number of sources translated since the last call.
+        on_truncated: called if sources were truncated, with their indices and the number of tokens kept.
 
     Returns:
-        The pieces of each translation, without begin and end marks.
+        Token ids of each translation, without special tokens.
 
     Raises:
-        UserError: an option is out of range, or a source has a piece that the network does not know.
+        UserError: an option is out of range, or a token id is outside the vocabulary.
 
     Example:
         >>> from labo.tasks.translation import models
@@ -65,29 +65,29 @@ def translate(
         [True, True, True]
     """
     search = _Search(beam, length_penalty, max_ratio, max_more, max_source, batch_tokens)
-    read, cut = _prepared(sources, model, search)
-    if cut and told:
-        told(cut, _limit(model, search))
-    found: list[list[int]] = [[] for _ in read]
-    empty = sum(not ids for ids in read)
+    inputs, truncated = _truncate(sources, model, search)
+    if truncated and on_truncated:
+        on_truncated(truncated, _source_limit(model, search))
+    translations: list[list[int]] = [[] for _ in inputs]
+    empty = sum(not ids for ids in inputs)
     if empty and progress:
         progress(empty)
     training = model.training
     model.eval()
     try:
-        for places in _batches(read, search):
-            for place, ids in zip(places, _searched(model, [read[at] for at in places], search), strict=True):
-                found[place] = ids
+        for indices in _batches(inputs, search):
+            for index, ids in zip(indices, _generate(model, [inputs[i] for i in indices], search), strict=True):
+                translations[index] = ids
             if progress:
-                progress(len(places))
+                progress(len(indices))
     finally:
         model.train(training)
-    return found
+    return translations
 
 
 @dataclass(frozen=True)
 class _Search:
-    """The options of `translate`, once they are seen to be in range."""
+    """The options of `translate`, checked."""
 
     beam: int
     length_penalty: float
@@ -98,75 +98,79 @@ class _Search:
 
     def __post_init__(self) -> None:
         for name in ("beam", "max_more", "batch_tokens", "max_source"):
-            value, least = getattr(self, name), 2 if name == "max_source" else 1
-            if not (name == "max_source" and value is None) and (type(value) is not int or value < least):
-                raise UserError(f"Expected `{name}` to be a whole number of at least {least}, but got {value!r}.")
-        for name, least in (("length_penalty", -math.inf), ("max_ratio", 0.0)):
+            value, minimum = getattr(self, name), 2 if name == "max_source" else 1
+            if not (name == "max_source" and value is None) and (type(value) is not int or value < minimum):
+                raise UserError(f"Expected `{name}` to be a whole number of at least {minimum}, but got {value!r}.")
+        for name, minimum in (("length_penalty", -math.inf), ("max_ratio", 0.0)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < math.inf:
-                bound = "" if least < 0 else " of at least 0"
+            if isinstance(value, bool) or not isinstance(value, int | float) or not minimum <= value < math.inf:
+                bound = "" if minimum < 0 else " of at least 0"
                 raise UserError(f"Expected `{name}` to be a finite number{bound}, but got {value!r}.")
 
-    def longest(self, source: int) -> int:
-        """The most pieces of a translation for a source of so many."""
+    def max_length(self, source: int) -> int:
+        """The maximum length of a translation for a source of this length."""
         return int(self.max_ratio * source) + self.max_more
 
 
 def _positions(model: Any) -> tuple[int, int]:
-    """(pieces read of a source, of a target); those without a bound are given one, as memory grows with its square."""
+    """Positions of (source, target); networks without a limit get one, because memory grows with its square."""
     source, target = limits_of(model.config)
     return source or POSITIONS, target or POSITIONS
 
 
-def _limit(model: nn.Module, search: _Search) -> int:
+def _source_limit(model: nn.Module, search: _Search) -> int:
     positions, _ = _positions(model)
     return min(positions, search.max_source or positions)
 
 
-def _prepared(sources: Sequences, model: Any, search: _Search) -> tuple[list[list[int]], list[int]]:
-    """What is read of each source, without its end mark, and the places of those that were cut."""
-    limit, end, size = _limit(model, search), model.config.eos_token_id, model.get_input_embeddings().num_embeddings
-    read: list[list[int]] = []
-    cut: list[int] = []
-    for place, source in enumerate(sources):
-        ids = [int(piece) for piece in source]
+def _truncate(sources: Sequences, model: Any, search: _Search) -> tuple[list[list[int]], list[int]]:
+    """(the truncated sources without end-of-sentence token, the indices of those that were longer)."""
+    limit, end, size = (
+        _source_limit(model, search),
+        model.config.eos_token_id,
+        model.get_input_embeddings().num_embeddings,
+    )
+    inputs: list[list[int]] = []
+    truncated: list[int] = []
+    for index, source in enumerate(sources):
+        ids = [int(token) for token in source]
         if ids and ids[-1] == end:
             ids.pop()
         if ids and not 0 <= min(ids) <= max(ids) < size:
             wrong = min(ids) if min(ids) < 0 else max(ids)
-            raise UserError(f"Expected pieces from 0 to {size - 1} in source {place}, but got {wrong}.")
+            raise UserError(f"Expected pieces from 0 to {size - 1} in source {index}, but got {wrong}.")
         if len(ids) >= limit:
-            cut.append(place)
-        read.append(ids[: limit - 1])
-    return read, cut
+            truncated.append(index)
+        inputs.append(ids[: limit - 1])
+    return inputs, truncated
 
 
-def _batches(read: Sequences, search: _Search) -> Iterator[list[int]]:
-    """Places of sources that are not empty, the longest first, so that what does not fit in memory is seen at once."""
-    order = sorted((place for place, ids in enumerate(read) if ids), key=lambda place: -len(read[place]))
+def _batches(inputs: Sequences, search: _Search) -> Iterator[list[int]]:
+    """Indices of the non-empty sources, longest first, so that a lack of memory shows at once."""
+    order = sorted((index for index, ids in enumerate(inputs) if ids), key=lambda index: -len(inputs[index]))
     while order:
-        take = max(1, search.batch_tokens // ((len(read[order[0]]) + 1) * search.beam))
-        yield order[:take]
-        order = order[take:]
+        size = max(1, search.batch_tokens // ((len(inputs[order[0]]) + 1) * search.beam))
+        yield order[:size]
+        order = order[size:]
 
 
 @torch.no_grad()
-def _searched(model: Any, read: Sequences, search: _Search) -> list[list[int]]:
+def _generate(model: Any, inputs: Sequences, search: _Search) -> list[list[int]]:
     """The translations of a batch."""
     from transformers import GenerationConfig
 
     config, device = model.config, next(model.parameters()).device
-    rows = [torch.tensor([*ids, config.eos_token_id]) for ids in read]
+    rows = [torch.tensor([*ids, config.eos_token_id]) for ids in inputs]
     input_ids = pad_sequence(rows, batch_first=True, padding_value=config.pad_token_id)
     lengths = torch.tensor([len(row) for row in rows])
     mask = (torch.arange(input_ids.shape[1]) < lengths.unsqueeze(1)).long()
     ranking = {"length_penalty": float(search.length_penalty), "early_stopping": False} if search.beam > 1 else {}
-    # The begin mark takes a position; the end mark is one piece more than the translation has.
-    most = min(search.longest(max(map(len, read))) + 1, _positions(model)[1] - 1)
-    asked = GenerationConfig(
+    # The begin token takes a position; the end-of-sentence token is generated too.
+    max_new_tokens = min(search.max_length(max(map(len, inputs))) + 1, _positions(model)[1] - 1)
+    generation = GenerationConfig(
         num_beams=search.beam,
         do_sample=False,
-        max_new_tokens=most,
+        max_new_tokens=max_new_tokens,
         suppress_tokens=[config.pad_token_id, config.bos_token_id],
         pad_token_id=config.pad_token_id,
         bos_token_id=config.bos_token_id,
@@ -174,10 +178,12 @@ def _searched(model: Any, read: Sequences, search: _Search) -> list[list[int]]:
         decoder_start_token_id=config.decoder_start_token_id,
         **ranking,
     )
-    given = model.generate(input_ids=input_ids.to(device), attention_mask=mask.to(device), generation_config=asked)
+    output = model.generate(
+        input_ids=input_ids.to(device), attention_mask=mask.to(device), generation_config=generation
+    )
     return [
-        _before_end(ids, config.eos_token_id)[: search.longest(len(source))]
-        for ids, source in zip(given[:, 1:].tolist(), read, strict=True)
+        _before_end(ids, config.eos_token_id)[: search.max_length(len(source))]
+        for ids, source in zip(output[:, 1:].tolist(), inputs, strict=True)
     ]
 
 

@@ -12,20 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from labo.errors import UserError, unknown
+from labo.errors import UserError, first_line, unknown
 from labo.networks import logits_of
 
-# The longest sentence, in pieces, that a preset's table of positions is made for.
+# Positions of a preset: the longest sentence in pieces.
 POSITIONS = 1024
 DROPOUTS = ("dropout", "attention_dropout", "activation_dropout")
-OUTSIDE = "hf/"
+TRANSFORMERS_PREFIX = "hf/"
 
 
 @dataclass(frozen=True)
 class Preset:
-    """The sizes of a Transformer: `layers` on each side, `width`, `inner` width of the feed-forward layers, `heads`.
+    """The sizes of a Transformer: `layers` per side, model `width`, `inner` width of the feed-forward layers, `heads`.
 
-    `dropout` and `learning_rate` are what it is usually trained with.
+    `dropout` and `learning_rate` are its defaults in training.
     """
 
     layers: int
@@ -44,12 +44,12 @@ PRESETS: dict[str, Preset] = {
     "transformer_big": Preset(6, 1024, 4096, 16, 0.3, 5e-4, "6 + 6 layers of 1,024, 176M; Vaswani et al., 2017, big"),
 }
 
-# What any other network is trained with.
+# Defaults of any other network.
 _DROPOUT, _LEARNING_RATE = 0.1, 5e-4
 
 
 def available() -> tuple[str, ...]:
-    """The names of the presets; beside them is hf/NAME.
+    """The names of the presets; hf/NAME is a model too.
 
     Example:
         >>> "transformer_base" in available()
@@ -59,48 +59,51 @@ def available() -> tuple[str, ...]:
 
 
 def describe(name: str) -> str:
-    """What a model is, in one line; imports nothing.
+    """One line on a model; imports nothing.
 
     Raises:
-        UserError: there is none of this name.
+        UserError: unknown name.
     """
-    if name.startswith(OUTSIDE):
+    if name.startswith(TRANSFORMERS_PREFIX):
         return "a Transformers encoder-decoder with fresh weights, hf/MODEL_TYPE, hf/FOLDER or hf/NAME"
     return _preset(name).summary
 
 
-def usual(name: Any) -> tuple[float, float]:
-    """(learning rate, dropout) that the model `name` is trained with unless told; of anything else, 5e-4 and 0.1.
+def default_hyperparameters(name: Any) -> dict[str, float]:
+    """The default learning rate and dropout of the model `name`; 5e-4 and 0.1 for one that is not a preset.
 
     Source: the rate of `tiny` is measured (docs/translation.md); the others are fairseq's recipes for IWSLT and WMT.
 
     Example:
-        >>> usual("transformer_iwslt_de_en")
-        (0.0005, 0.3)
+        >>> default_hyperparameters("transformer_iwslt_de_en")
+        {'learning_rate': 0.0005, 'dropout': 0.3}
     """
     preset = PRESETS.get(str(name))
-    return (_LEARNING_RATE, _DROPOUT) if preset is None else (preset.learning_rate, preset.dropout)
+    if preset is None:
+        return {"learning_rate": _LEARNING_RATE, "dropout": _DROPOUT}
+    return {"learning_rate": preset.learning_rate, "dropout": preset.dropout}
 
 
 def build(name: str, preprocessing: Mapping[str, Any], settings: Mapping[str, Any]) -> nn.Module:
     """The model `name` with fresh weights from torch's global generator.
 
-    A preset is a Transformer with layer normalisation after each sublayer, ReLU and sinusoidal positions. Where both
-    sides have one vocabulary, so have they one table, which is the output layer too; else the target side's is.
+    A preset is a Transformer with layer normalisation after each sublayer, ReLU and sinusoidal positions. With a joint
+    vocabulary, both embeddings and the output layer share one matrix; otherwise the target embedding and the output
+    layer do.
 
     Args:
         name: one of `available()`, or hf/ and a model type, a folder or file of a configuration, or a name on the hub.
-        preprocessing: what the task tells of the vocabulary: `vocabulary_size` (of the target side), `pad`, `bos`,
-            `eos`, and `source_vocabulary_size` and `joint` where the sides differ.
-        settings: `dropout`, `attention_dropout` and `activation_dropout`, in [0, 1), a preset's own by default;
-            whatever else is in it is not looked at.
+        preprocessing: of the task: `vocabulary_size` (of the target side), `pad`, `bos`, `eos`, and
+            `source_vocabulary_size` and `joint` where the sides differ.
+        settings: `dropout`, `attention_dropout` and `activation_dropout`, in [0, 1), a preset's own by default; other
+            keys are ignored.
 
     Returns:
         A Transformers model: (input_ids (N, S), attention_mask (N, S), decoder_input_ids (N, T)) to logits (N, T, V).
         `decoder_inputs` makes the last of these from labels.
 
     Raises:
-        UserError: unknown name, a setting or a size out of range, or a configuration that will not do.
+        UserError: unknown name, a setting or a size out of range, or an unsuitable configuration.
 
     Source: Vaswani et al., *Attention Is All You Need*, 2017; initial weights as in fairseq's Transformer.
 
@@ -118,55 +121,55 @@ def build(name: str, preprocessing: Mapping[str, Any], settings: Mapping[str, An
         value = settings.get(key, 0.0)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
             raise UserError(f"Expected setting `{key}` to be in [0, 1), but got {value!r}.")
-    if name.startswith(OUTSIDE):
+    if name.startswith(TRANSFORMERS_PREFIX):
         return _from_transformers(name, preprocessing, settings)
     return _from_preset(_preset(name), preprocessing, settings)
 
 
 def limits(name: str) -> tuple[int | None, int | None]:
-    """(the most pieces of a source, of a target) that the model `name` takes; nothing is built. See `limits_of`.
+    """The maximum number of pieces of (a source, a target) of the model `name`, without building it; see `limits_of`.
 
     Raises:
-        UserError: there is none of this name, or no configuration that can be read.
+        UserError: unknown name, or a configuration that cannot be read.
 
     Example:
         >>> limits("tiny")
         (1024, 1024)
     """
-    if not name.startswith(OUTSIDE):
+    if not name.startswith(TRANSFORMERS_PREFIX):
         _preset(name)
         return POSITIONS, POSITIONS
     try:
-        return limits_of(_configuration(name.removeprefix(OUTSIDE)))
+        return limits_of(_load_configuration(name.removeprefix(TRANSFORMERS_PREFIX)))
     except UserError:
         raise
-    except Exception as error:  # whatever a configuration of anyone's makes Transformers raise
-        raise _unbuildable(name, error) from error
+    except Exception as error:  # Transformers raises many kinds of error for a bad configuration
+        raise _not_buildable(name, error) from error
 
 
 def limits_of(config: Any) -> tuple[int | None, int | None]:
-    """(the most pieces of a source, of a target), marks included, that a network of this configuration takes.
+    """The maximum number of pieces of (a source, a target) of a configuration, special tokens included.
 
-    None for a side that knows no bound, as where positions are told by their distance.
+    None for a side without a limit, as with relative positions.
     """
-    found = []
+    limits = []
     for side in ("encoder", "decoder"):
         names = (f"max_{side}_position_embeddings", "max_position_embeddings")
-        found.append(next((getattr(config, name) for name in names if hasattr(config, name)), None))
-    return found[0], found[1]
+        limits.append(next((getattr(config, name) for name in names if hasattr(config, name)), None))
+    return limits[0], limits[1]
 
 
 def configuration(model: Any) -> bytes:
-    """The whole configuration of a network as a file that hf/FILE.json builds it from again."""
-    found = model.config.to_dict()
-    found.pop("_name_or_path", None)  # where it lay on one machine
-    return (json.dumps(found, indent=1, sort_keys=True) + "\n").encode()
+    """The configuration of a network as JSON; hf/FILE.json rebuilds the network from it."""
+    config = model.config.to_dict()
+    config.pop("_name_or_path", None)  # a path of one machine
+    return (json.dumps(config, indent=1, sort_keys=True) + "\n").encode()
 
 
 def decoder_inputs(labels: Tensor, preprocessing: Mapping[str, Any]) -> Tensor:
-    """What the decoder reads to give `labels` (N, T): the begin mark, and each label but the last; int64 (N, T).
+    """The decoder's inputs for `labels` (N, T): the begin token, then each label but the last; int64 (N, T).
 
-    A label that is left out (-100) is read as padding.
+    Ignored labels (-100) become padding.
 
     Example:
         >>> decoder_inputs(torch.tensor([[7, 8, 3], [9, 3, -100]]), {"bos": 2, "pad": 0})
@@ -174,8 +177,8 @@ def decoder_inputs(labels: Tensor, preprocessing: Mapping[str, Any]) -> Tensor:
                 [2, 9, 3]])
     """
     begin = labels.new_full((len(labels), 1), preprocessing["bos"])
-    read = labels[:, :-1]
-    return torch.cat([begin, read.masked_fill(read < 0, preprocessing["pad"])], 1)
+    previous = labels[:, :-1]
+    return torch.cat([begin, previous.masked_fill(previous < 0, preprocessing["pad"])], 1)
 
 
 def _preset(name: str) -> Preset:
@@ -184,9 +187,9 @@ def _preset(name: str) -> Preset:
     return PRESETS[name]
 
 
-def _ids(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
-    marks = {f"{mark}_token_id": preprocessing[mark] for mark in ("pad", "bos", "eos")}
-    return marks | {"decoder_start_token_id": preprocessing["bos"], "forced_eos_token_id": None}
+def _token_ids(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
+    ids = {f"{token}_token_id": preprocessing[token] for token in ("pad", "bos", "eos")}
+    return ids | {"decoder_start_token_id": preprocessing["bos"], "forced_eos_token_id": None}
 
 
 def _from_preset(preset: Preset, preprocessing: Mapping[str, Any], settings: Mapping[str, Any]) -> nn.Module:
@@ -204,7 +207,7 @@ def _from_preset(preset: Preset, preprocessing: Mapping[str, Any], settings: Map
         scale_embedding=True,
         **{key: settings.get(key, preset.dropout if key == "dropout" else 0.0) for key in DROPOUTS},
         **{f"{side}_{key}": value for side in ("encoder", "decoder") for key, value in sides.items()},
-        **_ids(preprocessing),
+        **_token_ids(preprocessing),
     )
     if config.share_encoder_decoder_embeddings and config.vocab_size != target:
         raise UserError(
@@ -218,12 +221,12 @@ def _from_preset(preset: Preset, preprocessing: Mapping[str, Any], settings: Map
 
 @torch.no_grad()
 def _initialise(model: nn.Module) -> None:
-    """Products by Glorot's rule; tables with a deviation of 1 / sqrt(width), which the scaled embedding makes 1."""
+    """Glorot-uniform linear layers; embeddings N(0, 1 / width), which the scaled embedding turns into N(0, 1)."""
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and name != "lm_head":  # which is a table, and done as one
+        if isinstance(module, nn.Linear) and name != "lm_head":  # tied to the embedding
             nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)
-        elif type(module) is nn.Embedding:  # positions are of another class
+        elif type(module) is nn.Embedding:  # not a subclass: those are positions
             nn.init.normal_(module.weight, std=1 / math.sqrt(module.embedding_dim))
             if module.padding_idx is not None:
                 nn.init.zeros_(module.weight[module.padding_idx])
@@ -236,27 +239,27 @@ def _from_transformers(name: str, preprocessing: Mapping[str, Any], settings: Ma
     if not preprocessing.get("joint", True) or source != preprocessing["vocabulary_size"]:
         raise UserError(f"Model '{name}' takes one vocabulary for both sides: give joint=true.")
     try:
-        config = _configuration(name.removeprefix(OUTSIDE))
-        for key, value in {"vocab_size": source, "forced_bos_token_id": None, **_ids(preprocessing)}.items():
+        config = _load_configuration(name.removeprefix(TRANSFORMERS_PREFIX))
+        for key, value in {"vocab_size": source, "forced_bos_token_id": None, **_token_ids(preprocessing)}.items():
             setattr(config, key, value)
         for key in ("decoder_vocab_size", "src_vocab_size", "tgt_vocab_size"):
             if hasattr(config, key):
                 setattr(config, key, source)
         for key in DROPOUTS:
-            known = next((own for own in (key, f"{key}_rate") if hasattr(config, own)), None)
-            if key in settings and known is not None:
-                setattr(config, known, settings[key])
+            attribute = next((name for name in (key, f"{key}_rate") if hasattr(config, name)), None)
+            if key in settings and attribute is not None:
+                setattr(config, attribute, settings[key])
         model = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
-        model.generation_config = GenerationConfig()  # what a published one was generated with is not for this one
+        model.generation_config = GenerationConfig()  # a published one has decoding options of its own
     except UserError:
         raise
-    except Exception as error:  # whatever a configuration of anyone's makes Transformers raise
-        raise _unbuildable(name, error) from error
-    return _fitted(name, model, preprocessing)
+    except Exception as error:  # Transformers raises many kinds of error for a bad configuration
+        raise _not_buildable(name, error) from error
+    return _check_logits(name, model, preprocessing)
 
 
-def _configuration(source: str) -> Any:
-    """A configuration file or folder, the default one of a model type, or one of the hub."""
+def _load_configuration(source: str) -> Any:
+    """The configuration in a file or folder, of a model type, or of the hub."""
     from transformers import CONFIG_MAPPING, AutoConfig
 
     path = Path(source)
@@ -271,26 +274,20 @@ def _configuration(source: str) -> Any:
     return AutoConfig.from_pretrained(source)
 
 
-def _fitted(name: str, model: Any, preprocessing: Mapping[str, Any]) -> nn.Module:
-    """`model` in training mode, once it has given logits for an empty sentence."""
+def _check_logits(name: str, model: Any, preprocessing: Mapping[str, Any]) -> nn.Module:
+    """`model` in training mode, after a forward pass on an empty sentence."""
     sentence = torch.tensor([[preprocessing["eos"]]])
     begin = torch.tensor([[preprocessing["bos"]]])
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             shape = tuple(logits_of(model.eval()(input_ids=sentence, decoder_input_ids=begin)).shape)
-    except Exception as error:  # each model says in its own way that it takes no text, say
-        raise UserError(f"Model '{name}' does not take sentences: {_line(error)}") from error
+    except Exception as error:  # each model fails in its own way on inputs that it does not take
+        raise UserError(f"Model '{name}' does not take sentences: {first_line(error)}.") from error
     expected = (1, 1, preprocessing["vocabulary_size"])
     if shape != expected:
         raise UserError(f"Expected model '{name}' to give logits of shape {expected} for a sentence, but got {shape}.")
     return model.train()
 
 
-def _unbuildable(name: str, error: Exception) -> UserError:
-    return UserError(f"Model '{name}' is no encoder-decoder that Transformers can build: {_line(error)}")
-
-
-def _line(error: Exception) -> str:
-    """The first line of what an error says, as the end of a sentence."""
-    text = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(" .:")
-    return f"{text}."
+def _not_buildable(name: str, error: Exception) -> UserError:
+    return UserError(f"Model '{name}' is no encoder-decoder that Transformers can build: {first_line(error)}.")

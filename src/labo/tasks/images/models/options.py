@@ -9,23 +9,23 @@ from typing import Any
 from labo.errors import UserError, unknown
 
 STEMS = ("auto", "cifar", "imagenet")
-# Larger images than this get the ImageNet stem, which shrinks them by 4 before the first stage.
-LARGEST_CIFAR = 64
+# Larger images get the ImageNet stem, which downsamples by 4 before the first stage.
+MAX_CIFAR_SIZE = 64
 
 
 @dataclass(frozen=True)
-class Options:
-    """What a model may be told; each model takes some of these.
+class ModelOptions:
+    """The options of models; each model takes some of them.
 
     Args:
         stem: "cifar" (3 x 3, stride 1, no pooling), "imagenet", or "auto": "cifar" for images up to 64 pixels.
-        dropout: in [0, 1), where the model's paper puts it; before the last layer where the paper has none.
+        dropout: probability in [0, 1), where the model's paper has it; before the last layer where the paper has none.
         width: channels of the first stage of `convnet`.
-        patch: pixels of a side of a patch; 0 chooses by the image size.
-        pretrained: start from published weights instead of fresh ones.
+        patch: side of a patch in pixels; 0 chooses by the image size.
+        pretrained: start from published weights.
 
     Raises:
-        UserError: a setting is out of range.
+        UserError: an option is out of range.
     """
 
     stem: str = "auto"
@@ -37,27 +37,27 @@ class Options:
     def __post_init__(self) -> None:
         if self.stem not in STEMS:
             raise unknown("stem", self.stem, STEMS)
-        if not _number(self.dropout) or not 0 <= self.dropout < 1:
+        if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
             raise UserError(f"Expected setting `dropout` to be in [0, 1), but got {self.dropout!r}.")
-        for name, least in (("width", 1), ("patch", 0)):
+        for name, minimum in (("width", 1), ("patch", 0)):
             value = getattr(self, name)
-            if not _number(value) or value != int(value) or value < least:
+            if not _is_number(value) or value != int(value) or value < minimum:
                 raise UserError(
-                    f"Expected setting `{name}` to be a whole number of at least {least}, but got {value!r}."
+                    f"Expected setting `{name}` to be a whole number of at least {minimum}, but got {value!r}."
                 )
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> Options:
-        """Those among `settings`; what else is there is not for models."""
+    def of(cls, settings: Mapping[str, Any]) -> ModelOptions:
+        """From a run's settings; other keys are ignored."""
         return cls(**{field.name: settings[field.name] for field in fields(cls) if field.name in settings})
 
     def cifar_stem(self, image_size: int) -> bool:
         """Whether the stem is the one for small images."""
-        return self.stem == "cifar" or (self.stem == "auto" and image_size <= LARGEST_CIFAR)
+        return self.stem == "cifar" or (self.stem == "auto" and image_size <= MAX_CIFAR_SIZE)
 
 
-def _number(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-DEFAULTS: dict[str, Any] = asdict(Options())
+DEFAULTS: dict[str, Any] = asdict(ModelOptions())

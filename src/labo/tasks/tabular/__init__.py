@@ -1,0 +1,1 @@
+"""Tasks over tables: columns to features, small networks."""

@@ -1,0 +1,118 @@
+"""What tabular tasks share: the network, default settings, label noise, and reading new rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from labo.errors import UserError, unknown
+from labo.tasks.base import Examples, Origin, Task
+from labo.tasks.labels import class_index, parse_label_noise, with_noise
+from labo.tasks.tabular import features, table_files
+
+MODELS = ("mlp", "linear")
+MODEL_DEFAULTS: dict[str, Any] = {"model": "mlp", "hidden": 256, "layers": 2, "dropout": 0.0}
+
+
+class TabularTask(Task):
+    """A task whose `preprocessing` is {"columns": […]}, as `features.fit` returns them.
+
+    Args:
+        label_noise: "SHARE,symmetric|pair": this share of the training and validation labels is changed.
+        options: further options that recreate the task; None counts as not given.
+    """
+
+    def __init__(self, *, label_noise: str | None = None, **options: Any) -> None:
+        options = {**options, "label_noise": label_noise}
+        super().__init__(**{name: value for name, value in options.items() if value is not None})
+        self.noise = parse_label_noise(label_noise) if label_noise else None
+
+    def make_parts(
+        self, inputs: Tensor, origin: Origin, target: Tensor, parts: Sequence[Tensor], classes: int,
+        generator: torch.Generator,
+    ) -> tuple[Examples, Examples, Examples]:  # fmt: skip
+        """Train, validation and test examples of `inputs` (N, D) at the indices `parts`, the first two with noise."""
+        examples = [Examples(inputs[part], target[part], origin.subset(part)) for part in parts]
+        if self.noise:
+            examples[:2] = [with_noise(part, classes, *self.noise, generator) for part in examples[:2]]
+        train, validation, test = examples
+        return train, validation, test
+
+    def model(
+        self, classes: tuple[str, ...], preprocessing: Mapping[str, Any], settings: Mapping[str, Any]
+    ) -> nn.Module:
+        """See `Task.model`."""
+        return build_network(features.width(preprocessing["columns"]), len(classes), settings)
+
+    def default_settings(self, model: Any = None) -> dict[str, Any]:
+        """See `Task.default_settings`."""
+        training = {"epochs": 60, "batch_size": 64, "learning_rate": 2e-3, "weight_decay": 1e-2}
+        return {**training, "schedule": "constant", **MODEL_DEFAULTS}
+
+    def optimizer_candidates(self, model: Any = None) -> tuple[dict[str, Any], ...]:
+        """See `Task.optimizer_candidates`."""
+        return (
+            {},
+            {"learning_rate": 1e-3},
+            {"weight_decay": 1e-1},
+            {"learning_rate": 4e-3},
+            {"learning_rate": 1e-3, "weight_decay": 1e-1},
+            {"weight_decay": 1.0},
+        )
+
+    def read_examples(
+        self, path: Path, preprocessing: Mapping[str, Any], classes: Sequence[str], target: str | None
+    ) -> Examples:
+        """See `Task.read_examples`."""
+        name = target or self.options.get("target", "target")
+        frame = table_files.read_frame(path)
+        if name not in frame.columns:
+            raise unknown("column", name, frame.columns)
+        labels = [class_index(value, classes) for value in frame[name]]
+        if None in labels:
+            row = labels.index(None)
+            raise UserError(
+                f"Expected one of the classes trained on ({', '.join(classes)}) in row {row + 1} of column '{name}', "
+                f"but got '{frame[name][row]}'."
+            )
+        return Examples(features.encode(frame, preprocessing["columns"]), torch.tensor(labels))
+
+    def read_inputs(self, path: Path, preprocessing: Mapping[str, Any]) -> Tensor:
+        """See `Task.read_inputs`."""
+        return features.encode(table_files.read_frame(path), preprocessing["columns"])
+
+
+def build_network(inputs: int, classes: int, settings: Mapping[str, Any]) -> nn.Module:
+    """The network of `settings`: "mlp" (`layers` hidden layers of `hidden` units, ReLU) or "linear".
+
+    Features (N, inputs) to logits (N, classes).
+
+    Raises:
+        UserError: a setting is out of range.
+    """
+    if settings["model"] not in MODELS:
+        raise unknown("model", settings["model"], MODELS)
+    hidden, layers, dropout = (settings[key] for key in ("hidden", "layers", "dropout"))
+    if hidden < 1 or layers < 0 or not 0 <= dropout < 1:
+        raise UserError(
+            f"Expected hidden >= 1, layers >= 0 and dropout in [0, 1), but got hidden={hidden}, layers={layers}, "
+            f"dropout={dropout}."
+        )
+    modules: list[nn.Module] = []
+    width = inputs
+    for _ in range(layers if settings["model"] == "mlp" else 0):
+        modules += [nn.Linear(width, hidden), nn.ReLU()]
+        modules += [nn.Dropout(dropout)] if dropout else []
+        width = hidden
+    return FeatureSequential(*modules, nn.Linear(width, classes))
+
+
+class FeatureSequential(nn.Sequential):
+    """A sequence of layers whose input is called `features`, the key of a batch."""
+
+    def forward(self, features):  # noqa: D102 (as in nn.Sequential)
+        return super().forward(features)
