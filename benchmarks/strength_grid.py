@@ -25,7 +25,7 @@ from labo.experiment import settings as flat
 from labo.experiment.progress import Progress
 from labo.experiment.runner import Job, Runner
 from labo.experiment.trial import Trial
-from labo.storage import write_object
+from labo.records.storage import write_object
 
 ALPHAS, BETAS = "0.1,0.2,0.4,0.6,0.8", "1.5,2,4,8,inf"
 MEASURES = ("accuracy", "nll", "nll_scaled", "ece", "ece_scaled", "temperature")

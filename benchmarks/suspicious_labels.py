@@ -34,7 +34,7 @@ from labo.experiment import settings as flat
 from labo.experiment.progress import Progress
 from labo.experiment.runner import Job, run_job
 from labo.experiment.trial import Trial
-from labo.storage import write_object
+from labo.records.storage import write_object
 
 METHODS = ("none", "label_smoothing", "labo")
 COLUMNS: tuple[str, ...] = ("task", "method", "seed", "beliefs", "ranking", "precision", "planted", "examples")

@@ -27,7 +27,7 @@ from labo.experiment import optimization, training
 from labo.experiment import settings as flat
 from labo.experiment import trial as trials
 from labo.experiment.judges import judge_of
-from labo.storage import append_line, read_lines
+from labo.records.storage import append_line, read_lines
 
 SMOOTHING = 0.1
 # What tells one line from another.

@@ -20,9 +20,10 @@ import pytest
 from experiments import KILL
 from labo import report
 from labo.errors import UserError
-from labo.experiment import compare, lock, runner, trial
+from labo.experiment import compare, runner, trial
 from labo.experiment.compare import Comparison
 from labo.experiment.runner import Job, Lost
+from labo.records import lock
 
 METHODS = ("none", "label_smoothing", "labo")
 

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from labo import storage
 from labo.cli import main
 from labo.experiment import prediction, runs, shifts
 from labo.experiment import trial as trials
 from labo.metrics.scores import scores_at
+from labo.records import storage
 from labo.tasks.images.shift import shifted
 from pictures import class_folders, noise, save
 

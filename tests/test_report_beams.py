@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from labo import cli, report, storage
+from labo import cli, report
 from labo.experiment import beams, runs, shift_lines
 from labo.experiment import trial as trials
 from labo.experiment.beam_lines import BEAMS, measured
+from labo.records import storage
 from test_report_translation import BASELINE, record, write
 from translators import text_trial, two_files
 

@@ -15,10 +15,11 @@ from browser import BROWSER, width_on_a_phone
 from experiments import trial
 from labo import cli, report, tasks
 from labo.errors import UserError
-from labo.experiment import bootstrap, lock, translations
+from labo.experiment import bootstrap, translations
 from labo.experiment import trial as trials
 from labo.experiment.bootstrap_lines import BOOTSTRAP, Drawn, measured
 from labo.metrics import translation as metric
+from labo.records import lock
 from labo.report import tables
 from labo.report.measures import MAIN
 from labo.report.verdict import summarize_records

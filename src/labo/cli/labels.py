@@ -44,8 +44,9 @@ def labels(
     for name, value in (("top", top - 1), ("folds", folds), ("jobs", jobs)):
         if value < 0:
             raise UserError(f"Expected --{name} of at least {int(name == 'top')}, but got {value + (name == 'top')}.")
-    from labo.experiment import listing, lock, runs
+    from labo.experiment import listing, runs
     from labo.experiment.progress import Progress
+    from labo.records import lock
 
     loaded = runs.load(run)
     loaded.require_kind("classification", "labels")
@@ -55,8 +56,8 @@ def labels(
 
 
 def _keep(found: Listing, top: int, output: Path | None, *, samples: bool) -> None:
+    from labo.records.storage import write_object, write_text
     from labo.report import suspects
-    from labo.storage import write_object, write_text
 
     folder = found.run.folder
     summary = found.summary(top, samples=samples)

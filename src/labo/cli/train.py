@@ -50,7 +50,7 @@ def train(
     `torchrun --nproc-per-node N -m labo train …`.
     """
     from labo import ranks
-    from labo.experiment import lock
+    from labo.records import lock
 
     given = options.settings(config, set_, epochs, steps, model, start_after)
     data_options = {"data": data, "source": source, "target": target, "split": split}

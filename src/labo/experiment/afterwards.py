@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from labo import machine
-from labo.experiment import lock, runs
+from labo.experiment import runs
 from labo.experiment.compare import Watcher
 from labo.experiment.run_lines import Run
 from labo.experiment.runner import Job
 from labo.experiment.trial import WEIGHTS
-from labo.storage import append_line, drop_cut_line, read_lines
+from labo.records import lock
+from labo.records.storage import append_line, drop_cut_line, read_lines
 
 Tell = Callable[[float], None]
 

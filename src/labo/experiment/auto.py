@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from labo.errors import UserError
 from labo.experiment import settings as flat
-from labo.storage import read_lines
+from labo.records.storage import read_lines
 
 if TYPE_CHECKING:
     from torch import Tensor

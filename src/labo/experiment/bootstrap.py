@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from labo.experiment import translations
 from labo.experiment.bootstrap_lines import BOOTSTRAP, DRAWS, Pair, measured
-from labo.storage import append_line, drop_cut_line, read_lines
+from labo.records.storage import append_line, drop_cut_line, read_lines
 
 if TYPE_CHECKING:
     from labo.experiment.compare import Watcher
@@ -66,10 +66,10 @@ def measure(folder: Path, baseline: str, runs: Sequence[Run], watcher: Watcher) 
         UserError: sacreBLEU is not there, or another process holds the folder.
     """
     from labo import machine
-    from labo.experiment import lock
     from labo.experiment.runner import Job
     from labo.experiment.trial import Trial
     from labo.metrics.translation import paired_bootstrap
+    from labo.records import lock
 
     with lock.hold(folder):
         drop_cut_line(folder / BOOTSTRAP)  # its pair is among those that are missing

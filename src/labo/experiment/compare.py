@@ -9,10 +9,11 @@ from typing import Any, Protocol
 
 from labo import tasks
 from labo.errors import UserError, unknown
-from labo.experiment import lock, tuning
+from labo.experiment import tuning
 from labo.experiment.plan import Comparison, Plan
 from labo.experiment.records import Records
 from labo.experiment.runner import Job, Lost, Runner, at_once
+from labo.records import lock
 
 
 class Watcher(Protocol):

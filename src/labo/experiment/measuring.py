@@ -9,7 +9,7 @@ from labo.experiment import checkpoint, folds
 from labo.experiment.judges import Judge, NoNumbersError
 from labo.experiment.trainer import DivergedError
 from labo.experiment.trial import MEMORY, WEIGHTS, Trial
-from labo.storage import read_lines
+from labo.records.storage import read_lines
 
 
 def failed(failure: DivergedError) -> dict[str, Any]:

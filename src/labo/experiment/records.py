@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from labo.errors import UserError
-from labo.storage import append_line, drop_cut_line, read_lines, read_object, write_object
+from labo.records.storage import append_line, drop_cut_line, read_lines, read_object, write_object
 
 RESULTS, TUNING, COMPARISON, PLAN = "results.jsonl", "tuning.jsonl", "compare.json", "plan.json"
 # A comparison may be continued with more methods and seeds, but not with these changed.

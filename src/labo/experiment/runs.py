@@ -12,7 +12,7 @@ from labo import tasks
 from labo.errors import UserError, unknown
 from labo.experiment import settings as flat
 from labo.experiment import trial
-from labo.storage import read_object
+from labo.records.storage import read_object
 
 SPLITS = ("test", "validation", "train")
 

@@ -26,7 +26,7 @@ from labo.experiment.trainer import Augment, RunTrainer
 from labo.experiment.trainer import DivergedError as DivergedError
 from labo.integrations import heads
 from labo.modules import LabelRegularizedLoss
-from labo.storage import append_line, read_lines, write_text
+from labo.records.storage import append_line, read_lines, write_text
 from labo.tasks.base import Examples, Splits
 
 CURVE = "curve.jsonl"

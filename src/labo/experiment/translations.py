@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from labo.storage import write_text
+from labo.records.storage import write_text
 
 HYPOTHESES, REFERENCES = "test.hypotheses.txt", "test.references.txt"
 

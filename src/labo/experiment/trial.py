@@ -11,7 +11,7 @@ from typing import Any
 
 from labo.errors import UserError
 from labo.experiment import settings as flat
-from labo.storage import lacks_room, read_object, write_bytes, write_object
+from labo.records.storage import lacks_room, read_object, write_bytes, write_object
 
 RUN, RECORD, WEIGHTS, ERROR = "run.json", "record.json", "model.safetensors", "error.txt"
 # What the method remembers of the training examples, where it remembers predictions.

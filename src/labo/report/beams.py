@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from labo.experiment.beam_lines import BEAMS, measured
+from labo.records.storage import read_lines
 from labo.report.cells import cell
 from labo.report.measures import MEASURES
 from labo.report.reading import Recorded
 from labo.report.verdict import TaskSummary
-from labo.storage import read_lines
 
 TITLE = "How BLEU moves with the beam"
 _BLEU = MEASURES["bleu"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from statistics import median
 
 from labo.experiment.bootstrap_lines import BOOTSTRAP, Drawn, measured
+from labo.records.storage import read_lines
 from labo.report.measures import MEASURES, p_text
 from labo.report.reading import Recorded
 from labo.report.verdict import LEVEL, TaskSummary
-from labo.storage import read_lines
 
 TITLE = "Other test sentences: the paired bootstrap"
 _BLEU = MEASURES["bleu"]

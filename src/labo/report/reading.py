@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from labo.errors import UserError
-from labo.storage import read_lines, read_object
+from labo.records.storage import read_lines, read_object
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
+from labo.records.storage import read_lines, read_object
 from labo.report.measures import number
 from labo.report.reading import Recorded
-from labo.storage import read_lines, read_object
 
 Bins = list[dict[str, Any]]
 Matrix = list[list[float | None]]

@@ -7,10 +7,10 @@ from html import escape
 from statistics import fmean
 from typing import Any
 
+from labo.records.storage import read_object
 from labo.report.measures import number
 from labo.report.reading import Recorded
 from labo.report.verdict import TaskSummary
-from labo.storage import read_object
 
 # So many sentences are shown, the first of them open; so many pieces stand below the reference's.
 SHOWN, OPEN, OTHERS = 4, 2, 3

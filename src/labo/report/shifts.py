@@ -9,11 +9,11 @@ from typing import Any
 
 from labo.experiment.run_lines import Run
 from labo.experiment.shift_lines import SEVERITIES, SHIFTS, Pairs, measured
+from labo.records.storage import read_lines
 from labo.report.cells import cell
 from labo.report.measures import MEASURES, number
 from labo.report.reading import Recorded
 from labo.report.verdict import TaskSummary
-from labo.storage import read_lines
 
 TITLE = "Accuracy on shifted pictures"
 _ACCURACY, _SHIFTED = MEASURES["accuracy"], MEASURES["accuracy_shifted"]

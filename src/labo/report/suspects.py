@@ -8,10 +8,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from labo.records.storage import read_object
 from labo.report.html import document, table
 from labo.report.measures import number
 from labo.report.reading import Recorded
-from labo.storage import read_object
 
 LABELS = "labels.json"
 # A report of many runs shows so many of each; the run's own page shows all that were kept.

@@ -14,8 +14,8 @@ from labo.experiment.judges.base import Judge, NoNumbersError
 from labo.metrics.calibration import reliability
 from labo.metrics.scores import classification_scores, scores, scores_at
 from labo.metrics.temperature import fit_temperature
+from labo.records.storage import write_object
 from labo.reduction import as_rows
-from labo.storage import write_object
 
 
 class Classification(Judge):

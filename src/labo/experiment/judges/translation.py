@@ -16,7 +16,7 @@ from labo.experiment.judges.base import Judge, NoNumbersError
 from labo.metrics.temperature import fit_temperature
 from labo.metrics.translation import TokenScores, bleu, chrf, signatures
 from labo.networks import logits_of
-from labo.storage import write_object
+from labo.records.storage import write_object
 from labo.tasks.translation.decoding import translate
 from labo.tasks.translation.models import limits_of
 from labo.tasks.translation.pairs import Pairs

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from labo.errors import UserError
-from labo.storage import read_object, write_object
+from labo.records.storage import read_object, write_object
 
 LOCK, HOLDER = ".lock", ".holder.json"
 
