@@ -22,9 +22,9 @@ from typing import Any
 
 from labo import machine, tasks
 from labo.experiment import settings as flat
+from labo.experiment.executor import Job, Runner
 from labo.experiment.progress import Progress
-from labo.experiment.runner import Job, Runner
-from labo.experiment.trial import Trial
+from labo.experiment.run_trial import Trial
 from labo.records.storage import write_object
 
 ALPHAS, BETAS = "0.1,0.2,0.4,0.6,0.8", "1.5,2,4,8,inf"

@@ -29,11 +29,11 @@ import torch
 from torch import Tensor
 
 from labo import inner, machine, tasks
-from labo.experiment import folds, prediction, runs, suspicion
+from labo.experiment import folds, label_issues, prediction, saved_run
 from labo.experiment import settings as flat
+from labo.experiment.executor import Job, run_job
 from labo.experiment.progress import Progress
-from labo.experiment.runner import Job, run_job
-from labo.experiment.trial import Trial
+from labo.experiment.run_trial import Trial
 from labo.records.storage import write_object
 
 METHODS = ("none", "label_smoothing", "labo")
@@ -80,7 +80,7 @@ def _measured(asked: argparse.Namespace, method: str, seed: int, beliefs: str) -
             else prediction.predict(run.model, train.features)
         )
     planted = train.target != train.before_noise
-    beta = suspicion.beta_of(method, run.about["settings"])
+    beta = label_issues.beta_of(method, run.about["settings"])
     found = {**orders(logits, train.target, beta), **cleanlab_orders(logits, train.target)}
     counts = {"planted": str(int(planted.sum())), "examples": str(len(train))}
     return [
@@ -89,7 +89,7 @@ def _measured(asked: argparse.Namespace, method: str, seed: int, beliefs: str) -
 
 
 def precision(order: Tensor, planted: Tensor) -> float:
-    """As `suspicion.precision`; a list that ends early has found what is on it."""
+    """As `label_issues.precision`; a list that ends early has found what is on it."""
     count = int(planted.sum())
     return int(planted[order[:count]].sum()) / count
 
@@ -102,7 +102,7 @@ def _run(asked: argparse.Namespace, method: str, seed: int) -> Any:
     folder = Path("runs/suspicious-labels") / asked.output.name / method / str(seed)
     trial = Trial(asked.task, method, seed, settings, dict(task.options), data=task.fingerprint())
     run_job(Job(trial, folder), lambda share: None)
-    return runs.load(folder)
+    return saved_run.load(folder)
 
 
 def orders(logits: Tensor, target: Tensor, beta: float) -> dict[str, Tensor]:
@@ -114,7 +114,7 @@ def orders(logits: Tensor, target: Tensor, beta: float) -> dict[str, Tensor]:
         "q*: given class": -given,
         "p: given class": -belief.gather(1, target.unsqueeze(1)).squeeze(1),
     }
-    found = {"q*: log ratio (labo labels)": suspicion.suspicious(logits, target, beta=beta).order}
+    found = {"q*: log ratio (labo labels)": label_issues.suspicious(logits, target, beta=beta).order}
     return found | {name: score.argsort(descending=True, stable=True) for name, score in scores.items()}
 
 

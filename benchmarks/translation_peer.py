@@ -24,9 +24,9 @@ import torch
 
 from labo import machine, tasks
 from labo.experiment import optimization, training
+from labo.experiment import run_trial as trials
 from labo.experiment import settings as flat
-from labo.experiment import trial as trials
-from labo.experiment.judges import judge_of
+from labo.experiment.evaluators import judge_of
 from labo.records.storage import append_line, read_lines
 
 SMOOTHING = 0.1

@@ -18,7 +18,7 @@ import torch
 from experiments import trial
 from labo import cli, ranks, regularizers
 from labo.errors import UserError
-from labo.experiment import trial as trials
+from labo.experiment import run_trial as trials
 
 SECONDS = 120.0
 COUNT = 2

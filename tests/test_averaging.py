@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from experiments import trial
 from labo.errors import UserError
-from labo.experiment import runs
-from labo.experiment import trial as trials
+from labo.experiment import run_trial as trials
+from labo.experiment import saved_run
 from labo.experiment.averaging import Average
 
 
@@ -69,9 +69,9 @@ def test_the_average_is_what_is_measured_and_kept(tmp_path, monkeypatch):
         torch.testing.assert_close(value.double(), expected[name], atol=1e-6, rtol=1e-5)
         assert not torch.equal(value, steps[-1][name])
     measured = json.loads((tmp_path / "curve.jsonl").read_text().splitlines()[-1])
-    found = runs.load(tmp_path).evaluate("validation")
+    found = saved_run.load(tmp_path).evaluate("validation")
     assert measured["validation_nll"] == pytest.approx(found["nll"])
-    assert runs.load(tmp_path).evaluate("test") == pytest.approx(record["metrics"])
+    assert saved_run.load(tmp_path).evaluate("test") == pytest.approx(record["metrics"])
 
 
 def test_the_best_epoch_is_of_the_average(tmp_path, monkeypatch):

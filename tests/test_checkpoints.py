@@ -22,8 +22,8 @@ from experiments import trial
 from labo.cli import main
 from labo.errors import UserError
 from labo.experiment import checkpoint as kept
-from labo.experiment import runs
-from labo.experiment import trial as trials
+from labo.experiment import run_trial as trials
+from labo.experiment import saved_run
 from labo.integrations import transformers as integration
 
 EPOCHS = 3
@@ -220,7 +220,7 @@ def test_a_run_whose_settings_were_edited_gets_one_sentence(tmp_path, whole, cha
     about["settings"] = {key: value for key, value in (about["settings"] | change).items() if value is not None}
     (tmp_path / trials.RUN).write_text(json.dumps(about))
     with pytest.raises(UserError, match=told) as caught:
-        runs.load(tmp_path).evaluate("test")
+        saved_run.load(tmp_path).evaluate("test")
     assert "\n" not in str(caught.value)
 
 

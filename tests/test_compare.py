@@ -20,9 +20,9 @@ import pytest
 from experiments import KILL
 from labo import report
 from labo.errors import UserError
-from labo.experiment import compare, runner, trial
+from labo.experiment import compare, executor, run_trial
 from labo.experiment.compare import Comparison
-from labo.experiment.runner import Job, Lost
+from labo.experiment.executor import Job, Lost
 from labo.records import lock
 
 METHODS = ("none", "label_smoothing", "labo")
@@ -366,10 +366,10 @@ def test_runners_give_records_of_jobs(tmp_path):
     from experiments import trial as make
 
     job = Job(make("none", epochs=1), tmp_path / "run")
-    with runner.Runner(1) as one:
+    with executor.Runner(1) as one:
         ((given, record),) = one.run([job], lambda job, share: None)
     assert given is job
-    assert record == trial.finished(tmp_path / "run")
+    assert record == run_trial.finished(tmp_path / "run")
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from experiments import trial
 from labo import machine, tasks
 from labo.errors import UserError
 from labo.experiment import feeding
-from labo.experiment import trial as trials
+from labo.experiment import run_trial as trials
 from labo.tasks.base import Examples
 from labo.tasks.images import sets
 from labo.tasks.images.encoded import Pictures

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from labo.cli import main
-from labo.experiment import prediction, runs, shifts
-from labo.experiment import trial as trials
+from labo.experiment import prediction, saved_run, shifts
+from labo.experiment import run_trial as trials
 from labo.metrics.scores import scores_at
 from labo.records import storage
 from labo.tasks.images.shift import shifted
@@ -92,7 +92,7 @@ def test_evaluate_tells_every_class_the_worst_first(labo: Run, run: Path):
 
 def test_evaluate_on_shifted_pictures_by_hand(labo: Run, run: Path):
     found = json.loads(labo("evaluate", run, "--shift", "blur, noise", "--json")[1])["shifted"]
-    loaded = runs.load(run)
+    loaded = saved_run.load(run)
     test = loaded.examples("test")
     by_hand = {}
     for kind in ("blur", "noise"):
@@ -178,7 +178,7 @@ def test_a_report_measures_every_run_once(labo: Run, copied: Path):
     assert [(line["method"], line["seed"]) for line in lines] == [
         ("label_smoothing", 0), ("labo", 0), ("label_smoothing", 1), ("labo", 1)
     ]  # fmt: skip
-    loaded = runs.load(copied / "image" / "labo" / "1")
+    loaded = saved_run.load(copied / "image" / "labo" / "1")
     by_hand = shifts.scores(loaded, loaded.examples("test"), [("contrast", 5)])
     assert lines[3]["scores"] == by_hand
     before = (copied / "shift.jsonl").read_bytes()
@@ -318,7 +318,7 @@ def test_asking_for_a_label_that_there_is_not_is_refused(labo: Run, data: Path, 
     asked = ["train", "image", "--data", data, "--method", "none", "--epochs", 1, "--set", "width=4"]
     assert labo(*asked, "--option", "validation_size=9", "--output", "run")[0] == 0
     counts = json.loads((tmp_path / "run" / "run.json").read_text())["class_counts"]
-    assert sum(counts) == len(runs.load(tmp_path / "run").examples("train"))
+    assert sum(counts) == len(saved_run.load(tmp_path / "run").examples("train"))
     save(noise(0, 8, 8, 3), tmp_path / "one.png")
     status, out, err = labo("predict", "run", "one.png", "--label")
     assert (status, out, err) == (2, "", "labo: No q*: method 'none' has no soft label.\n")

@@ -15,8 +15,8 @@ from experiments import trial
 from labo import LabelRegularizedLoss, regularizers
 from labo.cli import main
 from labo.errors import UserError
-from labo.experiment import optimization, runs
-from labo.experiment import trial as trials
+from labo.experiment import optimization, saved_run
+from labo.experiment import run_trial as trials
 from labo.experiment.checkpoint import read_weights
 from labo.integrations.transformers import TrainerLoss
 from labo.tasks.images.augment import Augmentation
@@ -94,7 +94,7 @@ def test_partners_are_augmented_as_the_batch_is(tmp_path, data, monkeypatch):
 
 def test_a_run_in_bfloat16_is_measured_as_it_is_later(tmp_path, data):
     record = trials.run(image_trial(data, precision="bfloat16"), tmp_path / "run")
-    run = runs.load(tmp_path / "run")
+    run = saved_run.load(tmp_path / "run")
     later = run.scores(run.task.splits(0).test)
     for name in ("accuracy", "nll", "ece"):
         assert later[name] == pytest.approx(record["metrics"][name], rel=1e-9)

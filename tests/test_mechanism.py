@@ -18,9 +18,9 @@ from labo import LabelRegularizedLoss, regularizers
 from labo.cli import main
 from labo.errors import UserError
 from labo.experiment import compare
-from labo.experiment import trial as trials
+from labo.experiment import run_trial as trials
 from labo.experiment.compare import Comparison
-from labo.experiment.runner import Job
+from labo.experiment.executor import Job
 from labo.integrations.saving import checkpoints
 from labo.integrations.transformers import LabelRegularizedTrainer, TrainerLoss
 from labo.networks import Past

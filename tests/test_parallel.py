@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from labo import ranks, tasks
 from labo.errors import UserError
 from labo.experiment import feeding
-from labo.experiment import trial as trials
+from labo.experiment import run_trial as trials
 from processes import COUNT, EXAMPLES, plain_trial, run_command, together, train_several
 
 

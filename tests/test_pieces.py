@@ -10,7 +10,7 @@ import torch
 
 from labo import regularizers
 from labo.experiment import prediction
-from labo.experiment.judges import classification
+from labo.experiment.evaluators import classification
 from labo.tasks.images import encoded
 from labo.tasks.images.examples import ImageExamples
 from labo.tasks.images.shift import Shifted, shifted

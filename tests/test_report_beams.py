@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from labo import cli, report
-from labo.experiment import beams, runs, shift_lines
-from labo.experiment import trial as trials
+from labo.experiment import beams, saved_run, shift_lines
+from labo.experiment import run_trial as trials
 from labo.experiment.beam_lines import BEAMS, measured
 from labo.records import storage
 from test_report_translation import BASELINE, record, write
@@ -33,7 +33,7 @@ def test_every_run_is_measured_once(compared: Path, capsys: pytest.CaptureFixtur
     assert cli.main(["report", str(compared), "--beams", "1,3"]) == 0
     lines = storage.read_lines(compared / BEAMS)
     assert [(line["method"], line["seed"]) for line in lines] == [(BASELINE, 0), ("labo", 0)]
-    run = runs.load(compared / "translation" / "labo" / "0")
+    run = saved_run.load(compared / "translation" / "labo" / "0")
     assert lines[1]["scores"] == beams.scores(run, run.examples("test"), [1, 3])
     assert lines[1]["scores"]["1"]["bleu"] == pytest.approx(run.evaluate("test")["bleu"])
     assert list(lines[1]["scores"]) == ["1", "3"]

@@ -15,8 +15,8 @@ from browser import BROWSER, width_on_a_phone
 from experiments import trial
 from labo import cli, report, tasks
 from labo.errors import UserError
-from labo.experiment import bootstrap, translations
-from labo.experiment import trial as trials
+from labo.experiment import paired_bootstrap, translations
+from labo.experiment import run_trial as trials
 from labo.experiment.bootstrap_lines import BOOTSTRAP, Drawn, measured
 from labo.metrics import translation as metric
 from labo.records import lock
@@ -339,6 +339,7 @@ def test_real_runs(tmp_path: Path) -> None:
     assert "labo <small>seed 0" in shown
     assert shown.count("<b>") == shown.count("<li>") > 3
     runs = [
-        bootstrap.Run("translation", method, 0, folder / "translation" / method / "0") for method in ("none", "labo")
+        paired_bootstrap.Run("translation", method, 0, folder / "translation" / method / "0")
+        for method in ("none", "labo")
     ]
-    assert bootstrap.missing(folder, "none", runs) == []
+    assert paired_bootstrap.missing(folder, "none", runs) == []

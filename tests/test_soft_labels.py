@@ -10,7 +10,7 @@ import torch
 
 from labo import regularizers
 from labo.experiment import labels
-from labo.experiment.runs import Run
+from labo.experiment.saved_run import Run
 
 
 def loaded_with(method: str, counts: list[int] | None = None, **options: Any) -> Run:

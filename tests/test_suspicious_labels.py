@@ -21,8 +21,8 @@ from experiments import trial
 from labo import report, tasks
 from labo.cli import main
 from labo.errors import UserError
-from labo.experiment import folds, listing, runs, suspicion
-from labo.experiment import trial as trials
+from labo.experiment import folds, label_issues, listing, saved_run
+from labo.experiment import run_trial as trials
 from labo.experiment.progress import Progress
 from labo.report import suspects
 from labo.tasks.splitting import equal_parts
@@ -60,7 +60,7 @@ def lines(path: Path) -> list[dict[str, str]]:
 
 def test_the_ranking_by_hand():
     logits = torch.tensor([[0.0, 2 * math.log(3), 0.0], [2.0, 0.0, 1.0], [5.0, 5.0, 0.0]])
-    found = suspicion.suspicious(logits, torch.tensor([0, 0, 1]), beta=2.0)
+    found = label_issues.suspicious(logits, torch.tensor([0, 0, 1]), beta=2.0)
     # q* of the first row is (1, 3, 1) / 5; its score is log 3, of the second (1 - 2) / 2, of the third 0.
     assert found.scores.tolist() == pytest.approx([math.log(3), -0.5, 0.0], abs=1e-6)
     assert found.order.tolist() == [0, 2, 1]
@@ -72,7 +72,7 @@ def test_the_ranking_by_hand():
 
 def test_sure_networks_are_still_told_apart():
     logits = torch.tensor([[900.0, 0.0], [3000.0, 0.0], [800.0, 0.0]])
-    assert suspicion.suspicious(logits, torch.tensor([1, 1, 0]), beta=0.5).order.tolist() == [1, 0, 2]
+    assert label_issues.suspicious(logits, torch.tensor([1, 1, 0]), beta=0.5).order.tolist() == [1, 0, 2]
 
 
 @pytest.mark.parametrize(
@@ -86,18 +86,18 @@ def test_sure_networks_are_still_told_apart():
 )
 def test_what_cannot_be_ranked_is_refused(logits, target, beta):
     with pytest.raises(ValueError, match="beta"):
-        suspicion.suspicious(logits, target, beta=beta)
+        label_issues.suspicious(logits, target, beta=beta)
 
 
 def test_the_beta_of_a_run():
-    assert suspicion.beta_of("labo", {"beta": 4.0}) == 4.0
-    assert suspicion.beta_of("labo", {"beta": math.inf}) == 2.0
-    assert suspicion.beta_of("beta_smoothing", {"beta": 0.9}) == 2.0  # another beta by the same name
+    assert label_issues.beta_of("labo", {"beta": 4.0}) == 4.0
+    assert label_issues.beta_of("labo", {"beta": math.inf}) == 2.0
+    assert label_issues.beta_of("beta_smoothing", {"beta": 0.9}) == 2.0  # another beta by the same name
 
 
 def test_precision_at_the_planted_number():
     planted = torch.tensor([True, False, False, True, False])
-    assert suspicion.precision(torch.tensor([3, 1, 0, 2, 4]), planted) == 0.5
+    assert label_issues.precision(torch.tensor([3, 1, 0, 2, 4]), planted) == 0.5
 
 
 def test_files_are_shown_without_the_folder_of_all():
@@ -134,7 +134,7 @@ def test_the_own_network_is_asked_without_folds(labo: Run, noisy: Path):
     status, out, _ = labo("labels", noisy)
     assert status == 0
     assert "Judged by the run's own network" in out
-    run = runs.load(noisy)
+    run = saved_run.load(noisy)
     train = run.splits.train
     with torch.no_grad():
         belief = (run.model(train.features).double() / 2.0).softmax(-1)
@@ -153,14 +153,14 @@ def test_the_own_network_is_asked_without_folds(labo: Run, noisy: Path):
 @pytest.mark.parametrize("method", ["labo[prior=memory]", "elr"])
 def test_a_memory_is_asked_and_no_network(labo: Run, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch):
     folder = digits_run(tmp_path / "run", method, set={"decay": 0.7})
-    monkeypatch.setattr(runs.Run, "logits", None)
+    monkeypatch.setattr(saved_run.Run, "logits", None)
     monkeypatch.setattr(trials, "run", None)
     status, out, _ = labo("labels", folder, "--output", tmp_path / "all.csv")
     assert status == 0
     assert "Judged by what the network said of them during training (the run's memory)" in out
     found = lines(tmp_path / "all.csv")
     assert sum(line["given"] != line["before"] for line in found[:20]) >= 12  # chance finds 2
-    run = runs.load(folder)
+    run = saved_run.load(folder)
     first = run.splits.train.origin.names().index(found[0]["example"])
     given, other = (run.classes.index(found[0][name]) for name in ("given", "other"))
     assert float(found[0]["q_given"]) == pytest.approx(
@@ -245,7 +245,7 @@ def test_no_fold_trains_on_what_it_judges():
 
 
 def test_folds_go_on_and_each_example_gets_the_logits_of_its_own(tmp_path: Path):
-    run = runs.load(digits_run(tmp_path / "run", set={"hidden": 16}))
+    run = saved_run.load(digits_run(tmp_path / "run", set={"hidden": 16}))
     with Progress() as progress:
         whole = folds.logits(run, 3, progress)
     home = tmp_path / "run" / "labels" / "3"
@@ -268,7 +268,7 @@ def test_teachers_have_seen_what_a_fold_leaves_out(tmp_path: Path):
     teacher = digits_run(tmp_path / "teacher", "none")
     student = digits_run(tmp_path / "run", "distillation", teacher=str(teacher), teacher_folder=str(teacher))
     with pytest.raises(UserError, match="learns from a teacher"):
-        folds.jobs(runs.load(student), 3)
+        folds.jobs(saved_run.load(student), 3)
 
 
 @pytest.mark.parametrize(

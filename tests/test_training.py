@@ -22,9 +22,9 @@ from experiments import trial
 from labo import regularizers, tasks
 from labo.errors import UserError
 from labo.experiment import checkpoint as kept
-from labo.experiment import prediction, runs, training
-from labo.experiment import trial as trials
-from labo.experiment.trial import RECORD, RUN, WEIGHTS
+from labo.experiment import prediction, saved_run, training
+from labo.experiment import run_trial as trials
+from labo.experiment.run_trial import RECORD, RUN, WEIGHTS
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -158,7 +158,7 @@ def test_a_loss_that_is_no_number_ends_the_trial_and_is_recorded(tmp_path, metho
     assert "nan" in record["failed"]["reason"] or "inf" in record["failed"]["reason"]
     assert json.loads((tmp_path / RECORD).read_text())["failed"] == record["failed"]
     with pytest.raises(UserError, match=f"failed at step {record['failed']['step']}"):
-        runs.load(tmp_path)
+        saved_run.load(tmp_path)
 
 
 def test_the_best_epoch_is_the_one_with_the_lowest_scaled_nll(tmp_path):
@@ -178,7 +178,7 @@ import sys, torch
 torch.set_num_threads(1)
 from pathlib import Path
 from experiments import trial
-from labo.experiment import trial as trials
+from labo.experiment import run_trial as trials
 trials.run(trial("unigram_smoothing", epochs=30, set={"dropout": 0.2}, checkpoint=sys.argv[2], save_seconds=0.0),
            Path(sys.argv[1]))
 """
@@ -256,7 +256,7 @@ def test_a_damaged_checkpoint_gets_one_sentence(tmp_path, name):
 
 def test_evaluate_says_what_the_record_says(tmp_path):
     record = trials.run(trial("labo", epochs=3), tmp_path)
-    loaded = runs.load(tmp_path)
+    loaded = saved_run.load(tmp_path)
     assert loaded.evaluate("test") == pytest.approx(record["metrics"])
     assert loaded.evaluate("train")["accuracy"] > record["metrics"]["accuracy"] - 0.05
     with pytest.raises(UserError, match="Unknown split 'tset'; the nearest is 'test'"):
@@ -284,7 +284,7 @@ def test_damaged_runs_get_one_sentence(tmp_path, spoil):
         about["settings"]["hidden"] = 8
         (folder / RUN).write_text(json.dumps(about))
     with pytest.raises(UserError, match="run") as caught:
-        runs.load(folder).evaluate("test")
+        saved_run.load(folder).evaluate("test")
     assert "\n" not in str(caught.value)
 
 
@@ -302,10 +302,10 @@ def test_data_that_changed_are_not_evaluated_as_if_they_had_not(tmp_path):
     made = tasks.create("table", **options)
     asked = trial("none", epochs=1, task="table", task_options=made.options, data=made.fingerprint())
     trials.run(asked, tmp_path / "run")
-    assert runs.load(tmp_path / "run").evaluate("test")["accuracy"] >= 0
+    assert saved_run.load(tmp_path / "run").evaluate("test")["accuracy"] >= 0
     path.write_text(path.read_text() + "3,a\n")
     with pytest.raises(UserError, match="have changed since it was trained"):
-        runs.load(tmp_path / "run").evaluate("test")
+        saved_run.load(tmp_path / "run").evaluate("test")
     changed = dataclasses.replace(asked, data=made.fingerprint())
     with pytest.raises(UserError, match="the data have changed"):
         trials.run(changed, tmp_path / "run")

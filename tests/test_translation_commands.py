@@ -18,8 +18,8 @@ import pytest
 from labo import cli, tasks
 from labo.cli import options
 from labo.cli import translate as lines_of
-from labo.experiment import trial as trials
-from labo.experiment.judges.translation import Translation
+from labo.experiment import run_trial as trials
+from labo.experiment.evaluators.translation import Translation
 from labo.metrics.translation import signatures
 from labo.tasks.translation import decoding, numbers
 from test_translation_models import saved

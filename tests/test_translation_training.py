@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 
 from labo import cli, ranks, tasks
 from labo.errors import UserError
-from labo.experiment import runs, training, translations
-from labo.experiment import trial as trials
-from labo.experiment.judges import NoNumbersError, soft_sentences
-from labo.experiment.judges import translation as judged
-from labo.experiment.judges.translation import Translation, by_length
+from labo.experiment import run_trial as trials
+from labo.experiment import saved_run, training, translations
+from labo.experiment.evaluators import NoNumbersError, soft_sentences
+from labo.experiment.evaluators import translation as judged
+from labo.experiment.evaluators.translation import Translation, by_length
 from labo.experiment.trainer import RunTrainer
 from labo.metrics.translation import bleu
 from labo.tasks.translation import models
@@ -42,7 +42,7 @@ def test_a_record_has_scores_signatures_and_translations(trained):
     assert record["signatures"]["bleu"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp")
     assert "chrF" in record["signatures"]["chrf"] or "nrefs:1" in record["signatures"]["chrf"]
     assert metrics["nll_scaled"] < metrics["nll"] + 0.05
-    run = runs.load(trained)
+    run = saved_run.load(trained)
     kept = translations.read(trained)
     assert kept is not None
     assert len(kept[0]) == len(run.splits.test)
@@ -198,7 +198,7 @@ def test_methods_for_one_label_an_example_are_refused(tmp_path, files, method):
 
 
 def test_a_line_longer_than_the_network_takes_is_read_up_to_there(trained, files):
-    run = runs.load(trained)
+    run = saved_run.load(trained)
     known = Pairs(["sieben " * 2000, "sieben"], ["seven", "seven " * 2000])
     long = run.judge.examples(known)
     cut = long.cut((1024, 1024))
@@ -237,7 +237,7 @@ def test_long_lines_to_validate_and_test_do_not_stop_a_run(tmp_path, files, monk
 
 def test_the_temperature_is_of_tokens_evenly_spaced(trained, monkeypatch):
     """Be they further apart than a batch is long."""
-    run = runs.load(trained)
+    run = saved_run.load(trained)
     examples, size = run.splits.validation, run.about["preprocessing"]["vocabulary_size"]
     logits, labels = map(torch.cat, zip(*run.judge._logits(run.model, examples), strict=True))
     taken: list[torch.Tensor] = []

@@ -16,8 +16,8 @@ from experiments import trial
 from labo import regularizers
 from labo.cli import main
 from labo.errors import UserError
-from labo.experiment import auto, runs
-from labo.experiment import trial as trials
+from labo.experiment import auto, saved_run
+from labo.experiment import run_trial as trials
 from labo.outer import health, trust
 from labo.outer.channel import channel_losses
 from labo.outer.trust import Decision, Evidence
@@ -154,7 +154,7 @@ def test_a_killed_decision_goes_on(decided, tmp_path, monkeypatch):
 
 
 def test_a_finished_run_knows_its_method(decided, capsys):
-    run = runs.load(decided)
+    run = saved_run.load(decided)
     decision = run.record["decision"]
     assert run.regularizer.chosen.name == decision["method"]
     if decision["name"] == "strong":

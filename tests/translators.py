@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from experiments import trial
 from labo import tasks
-from labo.experiment import trial as trials
+from labo.experiment import run_trial as trials
 from labo.tasks.translation import numbers
 
 PAIRS = 48

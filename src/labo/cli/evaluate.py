@@ -14,7 +14,7 @@ from labo.cli import options, scores
 from labo.errors import UserError
 
 if TYPE_CHECKING:
-    from labo.experiment.runs import Run
+    from labo.experiment.saved_run import Run
 
 
 def evaluate(
@@ -42,10 +42,10 @@ def evaluate(
     The temperature is fitted on the validation split, as it is.
     """
     from labo.experiment import beams as searches
-    from labo.experiment import runs
+    from labo.experiment import saved_run
     from labo.report.measures import present
 
-    loaded = runs.load(run)
+    loaded = saved_run.load(run)
     asked = options.shifts([loaded.about["task"]], shift, severity)
     widths = options.beams([loaded.about["task"]], beams)
     if per_class and not loaded.classes:
@@ -93,9 +93,9 @@ def _of_classes(loaded: Run, examples: Any) -> list[dict[str, Any]]:
 def _shifted(loaded: Run, examples: Any, asked: Any) -> dict[str, Any]:
     """The scores on shifted inputs, their means, and what was asked for; a bar tells how it goes."""
     from labo.experiment import shifts
+    from labo.experiment.executor import Job
     from labo.experiment.progress import Progress
-    from labo.experiment.runner import Job
-    from labo.experiment.trial import Trial
+    from labo.experiment.run_trial import Trial
 
     job = Job(Trial(loaded.about["task"], loaded.about["method"], loaded.about["seed"], {}), loaded.folder)
     with Progress() as progress:

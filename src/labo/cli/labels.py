@@ -44,11 +44,11 @@ def labels(
     for name, value in (("top", top - 1), ("folds", folds), ("jobs", jobs)):
         if value < 0:
             raise UserError(f"Expected --{name} of at least {int(name == 'top')}, but got {value + (name == 'top')}.")
-    from labo.experiment import listing, runs
+    from labo.experiment import listing, saved_run
     from labo.experiment.progress import Progress
     from labo.records import lock
 
-    loaded = runs.load(run)
+    loaded = saved_run.load(run)
     loaded.require_kind("classification", "labels")
     with lock.hold(loaded.folder), Progress() as progress:
         found = listing.of_run(loaded, count=folds, beta=beta, processes=jobs, progress=progress)

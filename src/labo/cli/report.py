@@ -12,9 +12,9 @@ from labo.cli import options
 from labo.errors import UserError
 
 if TYPE_CHECKING:
-    from labo.experiment.bootstrap import Run
+    from labo.experiment.executor import Job
+    from labo.experiment.paired_bootstrap import Run
     from labo.experiment.progress import Progress
-    from labo.experiment.runner import Job
     from labo.experiment.shifts import Asked
     from labo.report.reading import Recorded
 
@@ -114,9 +114,9 @@ def _resample(directory: Path, baseline: str | None) -> None:
     runs = _translators(read(directory), {task.task for task in summary.tasks if task.main.of_text})
     if not runs:
         return
-    from labo.experiment import bootstrap
+    from labo.experiment import paired_bootstrap
 
-    missing = bootstrap.missing(directory, summary.baseline, runs)
+    missing = paired_bootstrap.missing(directory, summary.baseline, runs)
     if not missing:
         return
     from labo.experiment.progress import Progress
@@ -124,14 +124,14 @@ def _resample(directory: Path, baseline: str | None) -> None:
     theirs = [run for run in runs if run.method == summary.baseline]
     with Progress() as progress:
         try:
-            bootstrap.measure(directory, summary.baseline, [*theirs, *missing], progress)
+            paired_bootstrap.measure(directory, summary.baseline, [*theirs, *missing], progress)
         except UserError as error:
             progress.say(f"The paired bootstrap over test sentences is left out: {error}")
 
 
 def _translators(recorded: Recorded, of_text: set[str]) -> list[Run]:
     """The finished runs of translation tasks that have a folder here."""
-    from labo.experiment.bootstrap import Run
+    from labo.experiment.paired_bootstrap import Run
 
     found = []
     for record in recorded.records:
@@ -144,8 +144,8 @@ def _translators(recorded: Recorded, of_text: set[str]) -> list[Run]:
 
 def _jobs(recorded: Recorded, fit: set[str]) -> tuple[list[Job], int]:
     """(the finished runs of the tasks that `fit` and that have weights, how many have none)."""
-    from labo.experiment.runner import Job
-    from labo.experiment.trial import WEIGHTS, Trial
+    from labo.experiment.executor import Job
+    from labo.experiment.run_trial import WEIGHTS, Trial
 
     found, without = [], 0
     for record in recorded.records:

@@ -13,7 +13,7 @@ from labo.cli import options, scores
 from labo.errors import UserError
 
 if TYPE_CHECKING:
-    from labo.experiment.trial import Trial
+    from labo.experiment.run_trial import Trial
 
 
 def train(
@@ -78,8 +78,8 @@ def _asked(
 ) -> tuple[Trial, Sequence[str]]:
     """(the trial that is asked for, what there is to say of its data)."""
     from labo import tasks
+    from labo.experiment import run_trial
     from labo.experiment import settings as flat
-    from labo.experiment import trial
 
     if not 0 <= seed < 2**32:
         raise UserError(f"Expected --seed from 0 to 2**32 - 1, but got {seed}.")
@@ -87,10 +87,10 @@ def _asked(
     defaults = made.default_settings(given.get("model"))
     flat.check_known(given, defaults, [method])
     settings = flat.resolve(defaults, method, given)
-    if teacher is not None and "teacher" not in trial.build_method(method, settings).needs:
+    if teacher is not None and "teacher" not in run_trial.build_method(method, settings).needs:
         raise UserError(f"Method '{method}' takes no --teacher.")
     taught = "" if teacher is None else str(teacher)
-    asked = trial.Trial(
+    asked = run_trial.Trial(
         name,
         method,
         seed,
@@ -106,22 +106,22 @@ def _asked(
 
 def _follow(asked: Trial, folder: Path) -> int:
     """What every process but the first does: train along."""
-    from labo.experiment.runner import Job, run_job
+    from labo.experiment.executor import Job, run_job
 
     return 1 if run_job(Job(asked, folder), lambda share: None).get("failed") else 0
 
 
 def _run(asked: Trial, folder: Path, notes: Sequence[str]) -> int:
-    from labo.experiment import trial
+    from labo.experiment import run_trial
+    from labo.experiment.executor import Job, run_job
     from labo.experiment.progress import Progress
-    from labo.experiment.runner import Job, run_job
 
-    record, job = trial.finished(folder), Job(asked, folder)
+    record, job = run_trial.finished(folder), Job(asked, folder)
     with Progress() as progress:
         for note in notes:
             progress.say(note)
         if record is not None:
-            record = trial.run(asked, folder)
+            record = run_trial.run(asked, folder)
             progress.say(f"The run in '{folder}' is finished already.")
         else:
             progress.begin(1, 0)

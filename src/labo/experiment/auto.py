@@ -15,7 +15,7 @@ from labo.records.storage import read_lines
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from labo.experiment.trial import Trial
+    from labo.experiment.run_trial import Trial
     from labo.outer.trust import Candidate, Decision
 
 # Where the trials of the halves lie, in the folder of the trial that decides.

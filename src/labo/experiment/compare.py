@@ -10,9 +10,9 @@ from typing import Any, Protocol
 from labo import tasks
 from labo.errors import UserError, unknown
 from labo.experiment import tuning
+from labo.experiment.executor import Job, Lost, Runner, at_once
 from labo.experiment.plan import Comparison, Plan
 from labo.experiment.records import Records
-from labo.experiment.runner import Job, Lost, Runner, at_once
 from labo.records import lock
 
 

@@ -12,16 +12,16 @@ from torch import Tensor, nn
 
 from labo.errors import UserError
 from labo.experiment import checkpoint, prediction
-from labo.experiment.judges import NoNumbersError
-from labo.experiment.runner import Job, Runner
-from labo.experiment.trial import Trial, build_method, claim, finished
+from labo.experiment.evaluators import NoNumbersError
+from labo.experiment.executor import Job, Runner
+from labo.experiment.run_trial import Trial, build_method, claim, finished
 from labo.metrics.scores import classification_scores
 from labo.tasks.base import Examples, Splits
 from labo.tasks.splitting import equal_parts
 
 if TYPE_CHECKING:
     from labo.experiment.progress import Progress
-    from labo.experiment.runs import Run
+    from labo.experiment.saved_run import Run
 
 LOGITS = "held_out.safetensors"
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from labo.errors import UserError
-from labo.experiment.runs import Run
+from labo.experiment.saved_run import Run
 from labo.reduction import as_rows
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from labo.errors import UserError
-from labo.experiment import folds, suspicion
-from labo.experiment.runner import at_once
-from labo.experiment.runs import Run
+from labo.experiment import folds, label_issues
+from labo.experiment.executor import at_once
+from labo.experiment.saved_run import Run
 from labo.tasks.base import Sample
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Listing:
     """
 
     run: Run
-    ranking: suspicion.Ranking
+    ranking: label_issues.Ranking
     names: Sequence[str]
     beta: float
     folds: int
@@ -90,7 +90,7 @@ class Listing:
         if train.before_noise is None or not bool((train.before_noise != train.target).any()):
             return None
         planted = train.before_noise != train.target
-        found = suspicion.precision(self.ranking.order, planted)
+        found = label_issues.precision(self.ranking.order, planted)
         flagged = self.ranking.scores > 0
         both = int((flagged & planted).sum())
         return {
@@ -106,14 +106,14 @@ def of_run(run: Run, *, count: int, beta: float | None, processes: int, progress
     """Rank the training examples of a run: by its memory, by its own network, or by the networks of `count` folds.
 
     Its memory is asked where it has one, `count` is 0 and no `beta` is given: then q* is the memory itself, what the
-    network has said of the example in training. `beta` is that of `suspicion.beta_of` if None; `processes` is how many
-    folds train at a time, 0 for the cores.
+    network has said of the example in training. `beta` is that of `label_issues.beta_of` if None; `processes` is how
+    many folds train at a time, 0 for the cores.
 
     Raises:
         UserError: the data have changed, `beta` or `count` is out of range, or a fold failed.
     """
     train = run.splits.train
-    chosen = suspicion.beta_of(run.about["method"], run.about["settings"]) if beta is None else beta
+    chosen = label_issues.beta_of(run.about["method"], run.about["settings"]) if beta is None else beta
     memory = run.memory if not count and beta is None else None
     if memory is not None:
         logits, chosen = memory.clamp(min=_LEAST_MASS).log(), 1.0
@@ -122,7 +122,7 @@ def of_run(run: Run, *, count: int, beta: float | None, processes: int, progress
     if not bool(torch.isfinite(logits).all()):
         raise UserError(f"The networks of the run in '{run.folder}' give logits that are no numbers.")
     try:
-        ranking = suspicion.suspicious(logits, train.target, beta=chosen)
+        ranking = label_issues.suspicious(logits, train.target, beta=chosen)
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from error
     return Listing(run, ranking, train.origin.names(), chosen, count, memory is not None)

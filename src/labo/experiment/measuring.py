@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from labo.experiment import checkpoint, folds
-from labo.experiment.judges import Judge, NoNumbersError
+from labo.experiment.evaluators import Judge, NoNumbersError
+from labo.experiment.run_trial import MEMORY, WEIGHTS, Trial
 from labo.experiment.trainer import DivergedError
-from labo.experiment.trial import MEMORY, WEIGHTS, Trial
 from labo.records.storage import read_lines
 
 

@@ -10,9 +10,9 @@ from typing import Any
 from labo import machine, tasks
 from labo.experiment import settings as flat
 from labo.experiment import tuning
+from labo.experiment.executor import Job
 from labo.experiment.records import Records
-from labo.experiment.runner import Job
-from labo.experiment.trial import Trial, build, build_method, finished
+from labo.experiment.run_trial import Trial, build, build_method, finished
 from labo.metrics import significance
 from labo.tasks.base import Splits
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-from labo.experiment.runner import Job, Lost
+from labo.experiment.executor import Job, Lost
 
 # Seconds between two plain lines.
 PAUSE = 10.0

@@ -10,10 +10,10 @@ from typing import Any
 
 from labo import tasks
 from labo.errors import UserError, unknown
-from labo.experiment import afterwards, runs
-from labo.experiment.afterwards import Measurement
+from labo.experiment import post_hoc, saved_run
 from labo.experiment.compare import Watcher
-from labo.experiment.runner import Job
+from labo.experiment.executor import Job
+from labo.experiment.post_hoc import Measurement
 from labo.experiment.shift_lines import SEVERITIES, SHIFTS, measured
 from labo.tasks.base import no_shifts
 
@@ -55,7 +55,10 @@ def asked(names: Sequence[str], kinds: str, severity: int | None) -> Asked:
 
 
 def scores(
-    run: runs.Run, examples: Any, pairs: Sequence[tuple[str, int]], tell: Callable[[float], None] = lambda share: None
+    run: saved_run.Run,
+    examples: Any,
+    pairs: Sequence[tuple[str, int]],
+    tell: Callable[[float], None] = lambda share: None,
 ) -> Scores:
     """A run's scores on examples made worse, by kind and severity, at the temperature fitted on clean validation.
 
@@ -90,6 +93,6 @@ def _mean(found: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 
 def measure(folder: Path, jobs: Sequence[Job], asked: Asked, watcher: Watcher) -> None:
-    """Measure the runs of a comparison, with a line for each in its shift.jsonl; see `afterwards.measure`."""
+    """Measure the runs of a comparison, with a line for each in its shift.jsonl; see `post_hoc.measure`."""
     wanted = Measurement(SHIFTS, "measuring shifted inputs", asked.pairs, measured, scores)
-    afterwards.measure(folder, jobs, wanted, watcher)
+    post_hoc.measure(folder, jobs, wanted, watcher)

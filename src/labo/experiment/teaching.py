@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from labo.errors import UserError
-from labo.experiment import runs
-from labo.experiment.trial import Trial
+from labo.experiment import saved_run
+from labo.experiment.run_trial import Trial
 
 
 def teach(trial: Trial, regularizer: Any, splits: Any) -> float:
@@ -17,7 +17,7 @@ def teach(trial: Trial, regularizer: Any, splits: Any) -> float:
         return 0.0
     if not trial.teacher_folder:
         raise UserError(f"Method '{trial.method}' needs a teacher: name the folder of a finished run with --teacher.")
-    run = runs.load(Path(trial.teacher_folder))
+    run = saved_run.load(Path(trial.teacher_folder))
     _refuse_other_data(trial, splits, run)
     regularizer.provide(teacher=run.model)
     return float(run.record["seconds"])

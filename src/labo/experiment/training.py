@@ -21,7 +21,7 @@ from labo import ranks
 from labo.errors import UserError
 from labo.experiment import averaging, checkpoint, feeding, optimization
 from labo.experiment.averaging import Average
-from labo.experiment.judges import Judge, NoNumbersError
+from labo.experiment.evaluators import Judge, NoNumbersError
 from labo.experiment.trainer import Augment, RunTrainer
 from labo.experiment.trainer import DivergedError as DivergedError
 from labo.integrations import heads

@@ -149,7 +149,7 @@ def _clear(folder: Path) -> None:
 def _run(trial: Trial, folder: Path, progress: Any) -> dict[str, Any]:
     from labo import machine, ranks, tasks
     from labo.experiment import auto, folds, measuring, teaching, training
-    from labo.experiment.judges import judge_of
+    from labo.experiment.evaluators import judge_of
 
     began = time.monotonic()
     task = tasks.create(trial.task, **trial.task_options)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from labo.experiment import translations
-from labo.experiment.judges import soft_sentences
-from labo.experiment.judges.base import Judge, NoNumbersError
+from labo.experiment.evaluators import soft_sentences
+from labo.experiment.evaluators.base import Judge, NoNumbersError
 from labo.metrics.temperature import fit_temperature
 from labo.metrics.translation import TokenScores, bleu, chrf, signatures
 from labo.networks import logits_of

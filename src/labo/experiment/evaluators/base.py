@@ -12,8 +12,8 @@ from torch import nn
 
 # Task.kind -> "module:class"
 _HOMES = {
-    "classification": "labo.experiment.judges.classification:Classification",
-    "translation": "labo.experiment.judges.translation:Translation",
+    "classification": "labo.experiment.evaluators.classification:Classification",
+    "translation": "labo.experiment.evaluators.translation:Translation",
 }
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from labo import machine
 from labo.errors import UserError
-from labo.experiment.trial import ERROR, Trial
+from labo.experiment.run_trial import ERROR, Trial
 
 # How often a trial is tried whose process died.
 TRIES = 2
@@ -220,10 +220,10 @@ def _run_there(job: Job) -> dict[str, Any]:
 def run_job(job: Job, progress: Callable[[float], None]) -> dict[str, Any]:
     """Run one job here; a mistake in a method of one's own becomes one sentence, its traceback a file in the run."""
     from labo import ranks
-    from labo.experiment import trial
+    from labo.experiment import run_trial
 
     try:
-        return trial.run(job.trial, job.folder, progress)
+        return run_trial.run(job.trial, job.folder, progress)
     except UserError:
         raise
     except Exception as error:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from labo.experiment import prediction
-from labo.experiment.judges.base import Judge, NoNumbersError
+from labo.experiment.evaluators.base import Judge, NoNumbersError
 from labo.metrics.calibration import reliability
 from labo.metrics.scores import classification_scores, scores, scores_at
 from labo.metrics.temperature import fit_temperature

@@ -10,8 +10,8 @@ from typing import Any
 
 from labo import tasks
 from labo.errors import UserError, unknown
+from labo.experiment import run_trial
 from labo.experiment import settings as flat
-from labo.experiment import trial
 from labo.records.storage import read_object
 
 SPLITS = ("test", "validation", "train")
@@ -59,7 +59,7 @@ class Run:
         Raises:
             UserError: a file that was saved with the run is missing or damaged.
         """
-        from labo.experiment.judges import judge_of
+        from labo.experiment.evaluators import judge_of
 
         return judge_of(self.task.kind, self.about["preprocessing"], self.files, self.settings)
 
@@ -79,12 +79,12 @@ class Run:
                 settings = {**settings, "pretrained": False}  # the run's own weights come over them
             model = self.task.model(self.classes, self.about["preprocessing"], settings)
         except KeyError as error:
-            raise UserError(f"The {trial.RUN} in '{self.folder}' is damaged: its settings lack {error}.") from error
-        weights = checkpoint.read_weights(self.folder / trial.WEIGHTS)
+            raise UserError(f"The {run_trial.RUN} in '{self.folder}' is damaged: its settings lack {error}.") from error
+        weights = checkpoint.read_weights(self.folder / run_trial.WEIGHTS)
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
-            raise UserError(f"The weights in '{self.folder}' are not of the network in its {trial.RUN}.") from error
+            raise UserError(f"The weights in '{self.folder}' are not of the network in its {run_trial.RUN}.") from error
         return model.eval()
 
     @cached_property
@@ -96,7 +96,7 @@ class Run:
         """
         from labo.experiment import checkpoint
 
-        path = self.folder / trial.MEMORY
+        path = self.folder / run_trial.MEMORY
         held = self.regularizer.prediction_memory
         if held is None or not path.exists():
             return None
@@ -125,7 +125,7 @@ class Run:
         """The method that it was trained by, with its options and without what it learnt."""
         from labo.outer.trust import Decision
 
-        regularizer = trial.build_method(self.about["method"], self.about["settings"])
+        regularizer = run_trial.build_method(self.about["method"], self.about["settings"])
         if self.record.get("decision"):
             regularizer.provide(decision=Decision.from_json(self.record["decision"]))
         return regularizer
@@ -201,19 +201,19 @@ def load(folder: Path) -> Run:
     Raises:
         UserError: there is none, it is not finished, it failed, or its files are damaged.
     """
-    about, record = read_object(folder / trial.RUN), trial.finished(folder)
+    about, record = read_object(folder / run_trial.RUN), run_trial.finished(folder)
     if about is None:
         if (folder / "results.jsonl").exists():
             raise UserError(f"'{folder}' holds a comparison; name one of its runs: {folder}/TASK/METHOD/SEED.")
-        damaged = (folder / trial.RUN).exists()
-        raise UserError(f"The {trial.RUN} in '{folder}' is damaged." if damaged else f"No run in '{folder}'.")
+        damaged = (folder / run_trial.RUN).exists()
+        raise UserError(f"The {run_trial.RUN} in '{folder}' is damaged." if damaged else f"No run in '{folder}'.")
     if record is None:
         raise UserError(f"The run in '{folder}' is not finished; the command that began it goes on with it.")
     if record.get("failed"):
         raise UserError(
             f"The run in '{folder}' failed at step {record['failed']['step']}: {record['failed']['reason']}."
         )
-    missing = [key for key in (*trial.IDENTITY, "classes", "preprocessing") if key not in about]
+    missing = [key for key in (*run_trial.IDENTITY, "classes", "preprocessing") if key not in about]
     if missing or "temperature" not in record.get("metrics", {}):
-        raise UserError(f"The {trial.RUN} or {trial.RECORD} in '{folder}' is damaged: it lacks what a run has.")
+        raise UserError(f"The {run_trial.RUN} or {run_trial.RECORD} in '{folder}' is damaged: it lacks what a run has.")
     return Run(folder, about, record)

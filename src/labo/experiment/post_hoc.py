@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from labo import machine
-from labo.experiment import runs
+from labo.experiment import saved_run
 from labo.experiment.compare import Watcher
+from labo.experiment.executor import Job
 from labo.experiment.run_lines import Run
-from labo.experiment.runner import Job
-from labo.experiment.trial import WEIGHTS
+from labo.experiment.run_trial import WEIGHTS
 from labo.records import lock
 from labo.records.storage import append_line, drop_cut_line, read_lines
 
@@ -37,7 +37,7 @@ class Measurement:
     phase: str
     wanted: Sequence[Any]
     known: Callable[[Iterable[Mapping[str, Any]]], Mapping[Run, Mapping[Any, Any]]]
-    find: Callable[[runs.Run, Any, Sequence[Any], Tell], Any]
+    find: Callable[[saved_run.Run, Any, Sequence[Any], Tell], Any]
 
 
 def measure(folder: Path, jobs: Sequence[Job], asked: Measurement, watcher: Watcher) -> None:
@@ -72,7 +72,7 @@ def measure(folder: Path, jobs: Sequence[Job], asked: Measurement, watcher: Watc
         examples = _LastExamples()
         for job, weights, missing in left:
             began = time.monotonic()
-            run = runs.load(job.folder)
+            run = saved_run.load(job.folder)
             found = asked.find(run, examples.of(run), missing, lambda share, job=job: watcher.share(job, share))
             line = {"task": job.trial.task, "method": job.trial.method, "seed": job.trial.seed, "scores": found}
             line |= {"weights": weights, "seconds": round(time.monotonic() - began, 3)}
@@ -91,7 +91,7 @@ class _LastExamples:
     def __init__(self) -> None:
         self.key, self.found = "", None
 
-    def of(self, run: runs.Run) -> Any:
+    def of(self, run: saved_run.Run) -> Any:
         key = json.dumps([run.about[name] for name in ("task", "task_options", "data", "seed")])
         if key != self.key:
             self.found = None  # let go of it before the next is made

@@ -66,8 +66,8 @@ def measure(folder: Path, baseline: str, runs: Sequence[Run], watcher: Watcher) 
         UserError: sacreBLEU is not there, or another process holds the folder.
     """
     from labo import machine
-    from labo.experiment.runner import Job
-    from labo.experiment.trial import Trial
+    from labo.experiment.executor import Job
+    from labo.experiment.run_trial import Trial
     from labo.metrics.translation import paired_bootstrap
     from labo.records import lock
 
