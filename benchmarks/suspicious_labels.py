@@ -29,12 +29,13 @@ import torch
 from torch import Tensor
 
 from labo import inner, machine, tasks
-from labo.experiment import folds, label_issues, prediction, saved_run
+from labo.experiment import label_issues, saved_run
 from labo.experiment import settings as flat
-from labo.experiment.executor import Job, run_job
-from labo.experiment.progress import Progress
-from labo.experiment.run_trial import Trial
+from labo.experiment.evaluators.classification import predict
+from labo.experiment.executor import run_job
+from labo.experiment.progress import ConsoleProgress
 from labo.records.storage import write_object
+from labo.records.trial import Job, Trial
 
 METHODS = ("none", "label_smoothing", "labo")
 COLUMNS: tuple[str, ...] = ("task", "method", "seed", "beliefs", "ranking", "precision", "planted", "examples")
@@ -73,14 +74,14 @@ def main() -> None:
 def _measured(asked: argparse.Namespace, method: str, seed: int, beliefs: str) -> list[dict[str, str]]:
     run = _run(asked, method, seed)
     train = run.splits.train
-    with Progress() as progress:
+    with ConsoleProgress() as progress:
         logits = (
-            folds.logits(run, asked.folds, progress, asked.jobs)
+            label_issues.cross_validated_logits(run, asked.folds, progress, asked.jobs)
             if beliefs == "folds"
-            else prediction.predict(run.model, train.features)
+            else predict(run.model, train.features)
         )
     planted = train.target != train.before_noise
-    beta = label_issues.beta_of(method, run.about["settings"])
+    beta = label_issues.default_beta(method, run.description["settings"])
     found = {**orders(logits, train.target, beta), **cleanlab_orders(logits, train.target)}
     counts = {"planted": str(int(planted.sum())), "examples": str(len(train))}
     return [
@@ -114,7 +115,7 @@ def orders(logits: Tensor, target: Tensor, beta: float) -> dict[str, Tensor]:
         "q*: given class": -given,
         "p: given class": -belief.gather(1, target.unsqueeze(1)).squeeze(1),
     }
-    found = {"q*: log ratio (labo labels)": label_issues.suspicious(logits, target, beta=beta).order}
+    found = {"q*: log ratio (labo labels)": label_issues.rank(logits, target, beta=beta).order}
     return found | {name: score.argsort(descending=True, stable=True) for name, score in scores.items()}
 
 

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from labo.cli import main
-from labo.experiment import prediction, saved_run, shifts
-from labo.experiment import run_trial as trials
+from labo.experiment import post_hoc, saved_run
+from labo.experiment.evaluators import classification
 from labo.metrics.scores import scores_at
 from labo.records import storage
+from labo.records import trial as trials
 from labo.tasks.images.shift import shifted
 from pictures import class_folders, noise, save
 
@@ -98,7 +99,7 @@ def test_evaluate_on_shifted_pictures_by_hand(labo: Run, run: Path):
     for kind in ("blur", "noise"):
         for severity in range(1, 6):
             worse = shifted(test.features.to(loaded.device), kind, severity, 0)
-            logits = prediction.predict(loaded.model.to(loaded.device), worse)
+            logits = classification.predict(loaded.model.to(loaded.device), worse)
             by_hand[kind, severity] = scores_at(loaded.temperature, logits, test.target)
             for key, value in found["scores"][kind][str(severity)].items():
                 assert value == pytest.approx(by_hand[kind, severity][key])
@@ -179,7 +180,7 @@ def test_a_report_measures_every_run_once(labo: Run, copied: Path):
         ("label_smoothing", 0), ("labo", 0), ("label_smoothing", 1), ("labo", 1)
     ]  # fmt: skip
     loaded = saved_run.load(copied / "image" / "labo" / "1")
-    by_hand = shifts.scores(loaded, loaded.examples("test"), [("contrast", 5)])
+    by_hand = post_hoc.shift_scores(loaded, loaded.examples("test"), [("contrast", 5)])
     assert lines[3]["scores"] == by_hand
     before = (copied / "shift.jsonl").read_bytes()
     assert "4 of 4 trials are recorded already" in labo("report", copied, "--shift", "contrast", "--severity", 5)[2]
@@ -197,15 +198,15 @@ def test_a_report_measures_every_run_once(labo: Run, copied: Path):
 
 
 def test_measuring_goes_on_where_it_was_stopped(labo: Run, copied: Path, monkeypatch: pytest.MonkeyPatch):
-    measure, seen = shifts.scores, []
+    measure, seen = post_hoc.shift_scores, []
 
     def stopping(run: Any, *arguments: Any) -> Any:
-        seen.append((run.about["method"], run.about["seed"]))
+        seen.append((run.description["method"], run.description["seed"]))
         if len(seen) == 3:
             raise KeyboardInterrupt
         return measure(run, *arguments)
 
-    monkeypatch.setattr(shifts, "scores", stopping)
+    monkeypatch.setattr(post_hoc, "shift_scores", stopping)
     status, _, err = labo("report", copied, "--shift", "blur", "--severity", 1)
     assert status == 130
     assert "the same command goes on from there" in err

@@ -15,8 +15,8 @@ import pytest
 
 from labo import report
 from labo.errors import UserError
+from labo.records.comparison import Recorded
 from labo.report import tables
-from labo.report.reading import Recorded
 from labo.report.verdict import (
     BASELINE,
     BETTER,

@@ -17,7 +17,7 @@ from labo.cli import bars, options
 from labo.errors import UserError
 
 if TYPE_CHECKING:
-    from labo.experiment.saved_run import Run
+    from labo.experiment.saved_run import SavedRun
 
 SHOWN_CLASSES = 3
 SHOWN_ROWS = 40
@@ -88,7 +88,7 @@ def predict(
 
 
 def _predictions(
-    loaded: Run, inputs: Sequence[Path], *, raw: bool, label: bool, shown: bool
+    loaded: SavedRun, inputs: Sequence[Path], *, raw: bool, label: bool, shown: bool
 ) -> tuple[Predictions, bool]:
     """(what the network says of all inputs, whether it takes their files' names to tell them apart)."""
     import torch
@@ -105,7 +105,7 @@ def _predictions(
     probabilities = (logits.double() / (1.0 if raw else loaded.temperature)).softmax(-1).tolist()
     labels, told = None, ""
     if label or (shown and len(rows) <= DRAWN_INPUTS):
-        from labo.experiment.labels import soft_labels
+        from labo.experiment.saved_run import soft_labels
 
         found, told = soft_labels(loaded, logits)
         if found is None and label:

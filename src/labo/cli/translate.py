@@ -13,7 +13,7 @@ from labo.cli import options
 from labo.errors import UserError
 
 if TYPE_CHECKING:
-    from labo.experiment.saved_run import Run
+    from labo.experiment.saved_run import SavedRun
 
 # Lines that are translated together at most, and bytes that are read at a time.
 TOGETHER, READ = 256, 2**16
@@ -52,18 +52,20 @@ def translate(
         number += len(lines)
 
 
-def _translated(loaded: Run, lines: list[str], before: int, beam: int | None, given: dict[str, float]) -> list[str]:
+def _translated(
+    loaded: SavedRun, lines: list[str], before: int, beam: int | None, given: dict[str, float]
+) -> list[str]:
     """The translations of lines that have so many before them."""
-    judge = loaded.judge
-    sources = judge.vocabulary.encode(lines, "source")
+    evaluator = loaded.evaluator
+    sources = evaluator.vocabulary.encode(lines, "source")
 
-    def told(cut: list[int], limit: int) -> None:
+    def warn(cut: list[int], limit: int) -> None:
         first, longer = before + cut[0] + 1, f"longer than the {limit:,} pieces that are read"
         one = f"Line {first:,} is {longer}, and was cut."
         many = f"{len(cut):,} lines are {longer}, and were cut; the first is line {first:,}."
         print(one if len(cut) == 1 else many, file=sys.stderr)
 
-    return judge.translated(loaded.model.to(loaded.device), sources, beam=beam, told=told, **given)
+    return evaluator.translated(loaded.model.to(loaded.device), sources, beam=beam, told=warn, **given)
 
 
 def _chunks(stream: Any, size: int) -> Iterator[list[bytes]]:

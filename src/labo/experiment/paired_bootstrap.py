@@ -1,36 +1,31 @@
-"""The paired bootstrap between translators of one seed: a line for each pair in a comparison's bootstrap.jsonl."""
+"""The paired bootstrap between translators of one seed: one line per pair in the comparison's folder.
+
+What imports torch is imported only where something is measured: most reports only read what was.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from labo.experiment import translations
-from labo.experiment.bootstrap_lines import BOOTSTRAP, DRAWS, Pair, measured
-from labo.records.storage import append_line, drop_cut_line, read_lines
+from labo import machine
+from labo.experiment.progress import ProgressReporter
+from labo.records import lock
+from labo.records.comparison import BOOTSTRAP, Recorded
+from labo.records.measurements import PairKey
+from labo.records.storage import append_line, drop_cut_line
+from labo.records.trial import HYPOTHESES, Job, read_translations
 
-if TYPE_CHECKING:
-    from labo.experiment.compare import Watcher
-
-# What imports torch is imported only where something is measured: a report reads what was.
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run of a comparison and its folder."""
-
-    task: str
-    method: str
-    seed: int
-    folder: Path
+# How often the test sentences are resampled.
+DRAWS = 1000
 
 
 @dataclass(frozen=True)
 class _Texts:
-    """What one pair is measured on."""
+    """The translations of a pair and their references."""
 
     baseline: list[str]
     method: list[str]
@@ -38,69 +33,70 @@ class _Texts:
 
     @property
     def digest(self) -> str:
-        return translations.digest((self.baseline, self.method, self.references))
+        digest = hashlib.sha256()
+        for lines in (self.baseline, self.method, self.references):
+            digest.update("\n".join(lines).encode() + b"\0")
+        return digest.hexdigest()[:16]
 
 
-def missing(folder: Path, baseline: str, runs: Sequence[Run]) -> list[Run]:
-    """The runs whose pair with the baseline of their seed can be measured and is not, or not on what is there now.
+def missing(recorded: Recorded, baseline: str, tasks: Collection[str]) -> list[Job]:
+    """The translators whose pair with the baseline of their seed is not measured, or on other translations.
 
     Args:
-        folder: of the comparison.
+        recorded: the comparison.
         baseline: the method that the others are compared with.
-        runs: finished translators, the baseline's among them.
+        tasks: translation tasks of the comparison.
     """
-    known = measured(read_lines(folder / BOOTSTRAP))
-    digests = {_pair(baseline, run): (run, texts.digest) for run, texts in _paired(baseline, runs)}
-    return [run for pair, (run, digest) in digests.items() if pair not in known or known[pair].digest != digest]
+    jobs, _ = recorded.finished_jobs(tasks, HYPOTHESES)
+    digests = {_key(baseline, job): (job, texts.digest) for job, texts in _pairs(baseline, jobs)}
+    known = recorded.bootstrap
+    return [job for key, (job, digest) in digests.items() if key not in known or known[key].digest != digest]
 
 
-def measure(folder: Path, baseline: str, runs: Sequence[Run], watcher: Watcher) -> None:
-    """Measure some runs against the baseline's of their seed, and add a line for each to the bootstrap.jsonl.
-
-    Args:
-        folder, baseline: as in `missing`.
-        runs: those that `missing` gave, and the baseline's.
-        watcher: is told how it goes.
+def measure(recorded: Recorded, baseline: str, tasks: Collection[str], reporter: ProgressReporter) -> None:
+    """Compare the translators that are `missing` with the baseline of their seed, and add a line for each.
 
     Raises:
-        UserError: sacreBLEU is not there, or another process holds the folder.
+        UserError: sacreBLEU is not installed, or another process holds the folder.
     """
-    from labo import machine
-    from labo.experiment.executor import Job
-    from labo.experiment.run_trial import Trial
+    jobs = missing(recorded, baseline, tasks)
+    if not jobs:
+        return
     from labo.metrics.translation import paired_bootstrap
-    from labo.records import lock
 
-    with lock.hold(folder):
-        drop_cut_line(folder / BOOTSTRAP)  # its pair is among those that are missing
-        watcher.begin(sum(run.method != baseline for run in runs), 0)
-        watcher.phase("paired bootstrap over test sentences")
-        for run, texts in _paired(baseline, runs):
-            began = time.monotonic()
-            found = paired_bootstrap(texts.baseline, texts.method, texts.references, n=DRAWS)
-            line = _line(baseline, run, texts, found)
-            line |= {"seconds": round(time.monotonic() - began, 3), "versions": machine.versions()}
-            append_line(folder / BOOTSTRAP, line)
-            watcher.finished(Job(Trial(run.task, run.method, run.seed, {}), run.folder), line)
-
-
-def _line(baseline: str, run: Run, texts: _Texts, found: Mapping[str, Any]) -> dict[str, Any]:
-    line = {"task": run.task, "method": run.method, "seed": run.seed, "baseline": baseline, "bleu": found["system"]}
-    line |= {"baseline_bleu": found["baseline"], "difference": found["difference"], "p": found["p"]}
-    return {**line, "draws": DRAWS, "signature": found["signature"], "digest": texts.digest}
+    baselines = [job for job in recorded.finished_jobs(tasks, HYPOTHESES)[0] if job.trial.method == baseline]
+    path = recorded.directory / BOOTSTRAP
+    with lock.hold(recorded.directory):
+        drop_cut_line(path)  # its pair is missing
+        reporter.begin(len(jobs), 0)
+        reporter.phase("paired bootstrap over test sentences")
+        for job, texts in _pairs(baseline, [*baselines, *jobs]):
+            start = time.monotonic()
+            result = paired_bootstrap(texts.baseline, texts.method, texts.references, n=DRAWS)
+            line = _line(baseline, job, texts, result)
+            line |= {"seconds": round(time.monotonic() - start, 3), "versions": machine.versions()}
+            append_line(path, line)
+            reporter.finished(job, line)
 
 
-def _paired(baseline: str, runs: Sequence[Run]) -> Iterator[tuple[Run, _Texts]]:
-    """The runs of other methods with the texts of both sides, where these are of the same test sentences."""
-    theirs = {(run.task, run.seed): run.folder for run in runs if run.method == baseline}
-    for run in runs:
-        other = theirs.get((run.task, run.seed))
-        if run.method == baseline or other is None:
+def _line(baseline: str, job: Job, texts: _Texts, result: Mapping[str, Any]) -> dict[str, Any]:
+    trial = job.trial
+    line = {"task": trial.task, "method": trial.method, "seed": trial.seed, "baseline": baseline}
+    line |= {"bleu": result["system"], "baseline_bleu": result["baseline"], "difference": result["difference"]}
+    return {**line, "p": result["p"], "draws": DRAWS, "signature": result["signature"], "digest": texts.digest}
+
+
+def _pairs(baseline: str, jobs: Sequence[Job]) -> Iterator[tuple[Job, _Texts]]:
+    """The trials of other methods with the texts of both sides, where these are of the same test sentences."""
+    baselines = {(job.trial.task, job.trial.seed): job.folder for job in jobs if job.trial.method == baseline}
+    for job in jobs:
+        folder = baselines.get((job.trial.task, job.trial.seed))
+        if job.trial.method == baseline or folder is None:
             continue
-        mine, reference = translations.read(run.folder), translations.read(other)
-        if mine and reference and mine[1] == reference[1]:
-            yield run, _Texts(reference[0], mine[0], mine[1])
+        own, other = read_translations(job.folder), read_translations(folder)
+        if own and other and own[1] == other[1]:
+            yield job, _Texts(other[0], own[0], own[1])
 
 
-def _pair(baseline: str, run: Run) -> Pair:
-    return run.task, baseline, run.method, run.seed
+def _key(baseline: str, job: Job) -> PairKey:
+    return job.trial.task, baseline, job.trial.method, job.trial.seed

@@ -1,116 +1,53 @@
-"""One trial: one method on one seed with its settings, from the data to a record."""
+"""One trial from its data to its record."""
 
 from __future__ import annotations
 
-import shutil
+import json
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from labo.errors import UserError
+import torch
+
+from labo import checks, machine, ranks, tasks
+from labo.errors import NonFiniteLogitsError, UserError
+from labo.experiment import auto, feeding, folds, saved_run
 from labo.experiment import settings as flat
-from labo.records.storage import lacks_room, read_object, write_bytes, write_object
+from labo.experiment.evaluators import Evaluator, make_evaluator
+from labo.modules import LabelRegularizedLoss
+from labo.outer import health
+from labo.records import trial as trials
+from labo.records.storage import lacks_room, read_lines
+from labo.records.trial import Trial
 
-RUN, RECORD, WEIGHTS, ERROR = "run.json", "record.json", "model.safetensors", "error.txt"
-# What the method remembers of the training examples, where it remembers predictions.
-MEMORY = "memory.safetensors"
-# What training can tell a method of examples with one label each, and not of sentences.
+# Training inputs of a method that sentences, with many labels each, do not have.
 SEQUENCES_LACK = {"inputs", "partners", "dense_logits", "teacher", "decision"}
-# What follows single examples from epoch to epoch, or to others of their class; mixed pictures are none.
-SINGLE = {"indices", "partners", "decision"}
-# What must be the same for a run to be continued, and what that is called.
-IDENTITY = ("task", "task_options", "data", "method", "seed", "settings", "checkpoint")
+# Training inputs that belong to single examples; mixtures of two are none.
+SINGLE_EXAMPLE = {"indices", "partners", "decision"}
+# The fraction of a trial's progress in which a method that decides for itself decides.
+DECISION_FRACTION = 0.75
+
+Progress = Callable[[float], None]
+Record = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Trial:
-    """What is run; all of it is JSON-able.
+def run(trial: Trial, folder: Path, progress: Progress = lambda fraction: None) -> Record:
+    """Run a trial in `folder`, or resume it there; returns its record. Of several processes the first writes.
 
-    `data` is the task's fingerprint of its data. `tuning` trials look at the validation split alone and keep nothing.
-    `teacher` says which finished run teaches, for methods that need one, and `teacher_folder` where it lies. `fold`,
-    "2/5", trains without the second of five parts of the training split and keeps the logits of that part alone.
-    """
-
-    task: str
-    method: str
-    seed: int
-    settings: dict[str, Any]
-    task_options: dict[str, Any] = field(default_factory=dict)
-    checkpoint: str = "last"
-    curves: bool = False
-    save_seconds: float = 60.0
-    tuning: bool = False
-    data: str = ""
-    teacher: str = ""
-    teacher_folder: str = ""
-    fold: str = ""
-
-    @property
-    def name(self) -> str:
-        """The trial in words."""
-        return f"{self.task}, {self.method}, seed {self.seed}" + (f", without fold {self.fold}" if self.fold else "")
-
-    def identity(self) -> dict[str, Any]:
-        """What makes it this trial."""
-        found = {key: value for key, value in asdict(self).items() if key in IDENTITY}
-        return found | {key: value for key in ("teacher", "fold") if (value := getattr(self, key))}
-
-
-def finished(folder: Path) -> dict[str, Any] | None:
-    """The record of a finished run, or None."""
-    return read_object(folder / RECORD)
-
-
-def claim(trial: Trial, folder: Path) -> None:
-    """Refuse a folder that holds another run.
-
-    Raises:
-        UserError: it does, or cannot be written.
-    """
-    known = read_object(folder / RUN)
-    if known is not None:
-        for key, value in trial.identity().items():
-            if known.get(key) != value:
-                raise UserError(
-                    f"'{folder}' holds another run ({_change(key, known.get(key), value)}): name another one."
-                )
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # What a kill or a mistake leaves before a run is written down, and a lock, are no run.
-        if any(not path.name.startswith(".") and path.name != ERROR for path in folder.iterdir()):
-            raise UserError(f"'{folder}' is not empty and holds no run: name another folder.")
-    except OSError as error:
-        raise UserError(f"Cannot write into '{folder}': {error.strerror or error}.") from error
-
-
-def _change(key: str, before: Any, now: Any) -> str:
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        for name in dict.fromkeys([*before, *now]):
-            if before.get(name) != now.get(name):
-                return f"{name} was {before.get(name)}, now {now.get(name)}"
-    return "the data have changed" if key == "data" else f"{key} was {before}, now {now}"
-
-
-def run(trial: Trial, folder: Path, progress: Any = lambda share: None) -> dict[str, Any]:
-    """Run a trial in `folder`, or continue it there; its record. Of several processes the first writes.
-
-    The record of a tuning trial has "validation" in place of "metrics"; its folder can go once it is recorded. That of
-    a fold has "held_out", the scores of the part left out. A trial whose loss is no number has "failed" with step and
+    The record of a tuning trial has "validation" in place of "metrics"; its folder can be removed once it is recorded.
+    That of a fold has "held_out", the scores of the part left out. A trial that diverged has "failed" with step and
     reason, and no metrics.
 
     Raises:
-        UserError: the folder holds another run or a damaged checkpoint, the data will not do, or the disk is full.
+        UserError: the folder holds another trial or a damaged checkpoint, the data are unfit, or the disk is full.
     """
-    from labo import ranks
-
     try:
-        done = ranks.shared(lambda: _begin(trial, folder))
-        if done is None:
-            record = _run(trial, folder, progress)
-            done = ranks.shared(lambda: _written(folder, record))
+        record = ranks.shared(lambda: _claim(trial, folder))
+        if record is None:
+            own = _run(trial, folder, progress)
+            record = ranks.shared(lambda: _finish(folder, own))
     except Exception as error:
         if not lacks_room(error):
             raise
@@ -118,168 +55,200 @@ def run(trial: Trial, folder: Path, progress: Any = lambda share: None) -> dict[
             f"There is no room to write into '{folder}' ({getattr(error, 'strerror', None) or error}): make some, and "
             "the same command goes on from the last checkpoint."
         ) from error
-    return done
-
-
-def _begin(trial: Trial, folder: Path) -> dict[str, Any] | None:
-    """Claim the folder; the record of what is finished there."""
-    done = finished(folder)
-    claim(trial, folder)
-    if done is not None:
-        _clear(folder)
-    return done
-
-
-def _written(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
-    write_object(folder / RECORD, record)
-    _clear(folder)
     return record
 
 
-def _clear(folder: Path) -> None:
-    """Remove what only an interrupted run needs."""
-    from labo.experiment import auto, checkpoint
+def _claim(trial: Trial, folder: Path) -> Record | None:
+    """Claim the folder; returns the record of a trial that is finished there."""
+    record = trials.read_record(folder)
+    trials.claim(trial, folder)
+    if record is not None:
+        trials.remove_unfinished(folder)
+    return record
 
-    shutil.rmtree(folder / auto.FOLDER, ignore_errors=True)
-    shutil.rmtree(folder / checkpoint.CHECKPOINTS, ignore_errors=True)
-    for name in (checkpoint.BEST, ERROR):
-        (folder / name).unlink(missing_ok=True)
+
+def _finish(folder: Path, record: Record) -> Record:
+    trials.finish(folder, record)
+    return record
 
 
-def _run(trial: Trial, folder: Path, progress: Any) -> dict[str, Any]:
-    from labo import machine, ranks, tasks
-    from labo.experiment import auto, folds, measuring, teaching, training
-    from labo.experiment.evaluators import judge_of
+def _run(trial: Trial, folder: Path, progress: Progress) -> Record:
+    from labo.experiment import training  # it imports Transformers, which the parent of worker processes does not need
 
-    began = time.monotonic()
+    start, earlier_seconds = time.monotonic(), 0.0
     task = tasks.create(trial.task, **trial.task_options)
-    splits = task.splits(trial.seed)
-    splits, held_out = folds.cut(splits, trial.fold, trial.seed) if trial.fold else (splits, None)
-    if trial.curves and held_out is not None and trial.checkpoint == "last":
-        splits = replace(splits, validation=held_out)  # the curve is of what the fold leaves out
+    splits, held_out = _splits(trial, task)
     model, loss = build(trial, task, splits)
-    taught = teaching.teach(trial, loss.regularizer, splits)
-    tuned, _ = flat.split(trial.settings, trial.method)
-    files = {**splits.files, **task.model_files(model, tuned)}
-    ranks.shared(lambda: _describe(trial, splits, files, folder))
+    if "teacher" in loss.regularizer.missing:
+        earlier_seconds = _provide_teacher(trial, loss.regularizer, splits)
+    settings, _ = flat.split(trial.settings, trial.method)
+    files = {**splits.files, **task.model_files(model, settings)}
+    ranks.shared(lambda: trials.describe(trial, folder, _details(splits), files))
     record = {key: trial.identity()[key] for key in ("task", "method", "seed", "settings")}
     if "decision" in loss.regularizer.missing:
-        decision, record["decision"] = auto.decide(trial, folder, splits, run, lambda share: progress(0.75 * share))
-        taught, progress = record["decision"]["seconds"], _rest(progress, 0.75)
-        model, loss = build(trial, task, splits, decision)  # as if it had been chosen by hand
-        began = time.monotonic()
-    options = training.Options(trial.checkpoint, trial.curves, trial.save_seconds)
-    judge = judge_of(task.kind, splits.preprocessing, splits.files, tuned)
+        decision, record["decision"] = auto.decide(
+            trial, folder, splits, run, lambda fraction: progress(DECISION_FRACTION * fraction)
+        )
+        start, earlier_seconds = time.monotonic(), record["decision"]["seconds"]
+        progress = _remaining(progress, DECISION_FRACTION)
+        model, loss = build(trial, task, splits, decision)  # as if the user had chosen it
+    evaluator = make_evaluator(task.kind, splits.preprocessing, splits.files, settings)
     try:
         step = training.train(
             model,
             splits,
             loss,
-            tuned,
-            judge,
+            settings,
+            evaluator,
             seed=trial.seed,
             folder=folder,
-            options=options,
-            augment=task.augmentation(splits, tuned),
+            options=training.Options(trial.checkpoint, trial.curves, trial.save_seconds),
+            augment=task.augmentation(splits, settings),
             progress=progress,
         )
     except training.DivergedError as failure:
-        record |= measuring.failed(failure)
+        record |= _failed(failure.step, failure.reason)
     else:
-        record |= ranks.shared(lambda: measuring.results(trial, judge, model, loss, splits, held_out, step, folder))
-    seconds = round(time.monotonic() - began + taught, 3)  # what a teacher cost is a part of the price
+        record |= ranks.shared(lambda: _measure(trial, evaluator, model, loss, splits, held_out, step, folder))
+    seconds = round(time.monotonic() - start + earlier_seconds, 3)  # a teacher or a decision is part of the cost
     return record | {"seconds": seconds, "versions": machine.versions()}
 
 
-def _describe(trial: Trial, splits: Any, files: Mapping[str, bytes], folder: Path) -> None:
-    """Write down what the run is, and the files that its task needs to read new inputs and build its network."""
-    from labo import machine, ranks
+def _splits(trial: Trial, task: Any) -> tuple[Any, Any]:
+    """(splits of the trial, the examples of its fold or None)."""
+    splits = task.splits(trial.seed)
+    if not trial.fold:
+        return splits, None
+    splits, held_out = folds.leave_out(splits, trial.fold, trial.seed)
+    if trial.curves and trial.checkpoint == "last":
+        splits = replace(splits, validation=held_out)  # the curve is of what the fold leaves out
+    return splits, held_out
 
-    about = {"classes": splits.classes, "preprocessing": splits.preprocessing, "versions": machine.versions()}
+
+def _details(splits: Any) -> dict[str, Any]:
+    """What run.json says beside the trial's identity."""
+    details = {"classes": splits.classes, "preprocessing": splits.preprocessing, "versions": machine.versions()}
     if splits.classes:
-        about["class_counts"] = splits.train.class_counts(splits.size).tolist()
+        details["class_counts"] = splits.train.class_counts(splits.size).tolist()
     if ranks.together() > 1:
-        about["processes"] = ranks.together()
-    if files:
-        about["files"] = sorted(files)
-    write_object(folder / RUN, {**trial.identity(), **about})
-    for name, content in files.items():
-        write_bytes(folder / name, content)
+        details["processes"] = ranks.together()
+    return details
 
 
-def _rest(progress: Any, done: float) -> Any:
-    """Tells the progress of what is left after a share that is `done`."""
-    return lambda share: progress(done + (1 - done) * share)
+def _remaining(progress: Progress, done: float) -> Progress:
+    """The progress of what remains after a fraction `done`."""
+    return lambda fraction: progress(done + (1 - done) * fraction)
 
 
-def build(trial: Trial, task: Any, splits: Any, decision: Any = None) -> tuple[Any, Any]:
-    """(network with fresh weights of the trial's seed, loss with all that it needs).
+def build(trial: Trial, task: Any, splits: Any, decision: Any = None) -> tuple[Any, LabelRegularizedLoss]:
+    """(network with fresh weights of the trial's seed, loss).
 
-    `decision` is for a method that decides by itself.
+    `decision` is for a method that decides for itself.
 
     Raises:
-        UserError: a setting of the network or an option of the method is out of range.
+        UserError: a setting of the network or an option of the method is out of range, or they exclude each other.
     """
-    import torch
-
-    from labo import ranks
-    from labo.experiment import feeding
-    from labo.modules import LabelRegularizedLoss
-
-    training, _ = flat.split(trial.settings, trial.method)
-    regularizer = build_method(trial.method, trial.settings)
+    settings, _ = flat.split(trial.settings, trial.method)
+    regularizer = flat.create_method(trial.method, trial.settings)
     if decision is not None:
         regularizer.provide(decision=decision)
-    _check(trial, training, regularizer, splits)
-    if "batch_size" in training:
-        feeding.check(len(splits.train), training["batch_size"], training.get("accumulation", 1), ranks.together())
+    _check(trial, settings, regularizer, splits)
+    if "batch_size" in settings:
+        feeding.check(len(splits.train), settings["batch_size"], settings.get("accumulation", 1), ranks.together())
     torch.manual_seed(trial.seed)
-    model = task.model(splits.classes, splits.preprocessing, training)
+    model = task.model(splits.classes, splits.preprocessing, settings)
     if "class_counts" in regularizer.missing:
         regularizer.provide(class_counts=splits.train.class_counts(splits.size))
     return model, LabelRegularizedLoss(regularizer)
 
 
-def _check(trial: Trial, training: Mapping[str, Any], regularizer: Any, splits: Any) -> None:
+def _check(trial: Trial, settings: Mapping[str, Any], regularizer: Any, splits: Any) -> None:
     """Refuse settings that do not fit each other, the method or the task."""
-    from labo import checks
-
     try:
         checks.probabilities("prior", getattr(regularizer, "prior", None), splits.size)
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from error
-    if "steps" in training and {"epoch", "epochs"} & set(regularizer.needs):
+    needs = set(regularizer.needs)
+    if "steps" in settings and {"epoch", "epochs"} & needs:
         raise UserError(f"Method '{trial.method}' needs epochs, but this run is given by steps: give --epochs.")
-    if unfit := SEQUENCES_LACK & set(regularizer.needs) if splits.sequences else None:
+    if splits.sequences and (unfit := SEQUENCES_LACK & needs):
         raise UserError(
-            f"Method '{trial.method}' needs {min(unfit)}: it is for one label an example, and the sentences of task "
+            f"Method '{trial.method}' needs {min(unfit)}: it is for one label per example, and the sentences of task "
             f"'{trial.task}' have many."
         )
-    if (training.get("mixup") or training.get("cutmix")) and (unfit := SINGLE & set(regularizer.needs)):
+    if (settings.get("mixup") or settings.get("cutmix")) and (unfit := SINGLE_EXAMPLE & needs):
         raise UserError(
-            f"Method '{trial.method}' needs {min(unfit)}: it follows single pictures, and mixup and cutmix train on "
+            f"Method '{trial.method}' needs {min(unfit)}: it follows single images, and mixup and cutmix train on "
             "mixtures of two: leave them out."
         )
-    if training.get("channels_last") and len(getattr(splits.train.features, "shape", ())) != 4:
-        raise UserError(
-            f"Setting `channels_last` is for pictures, which task '{trial.task}' has none of: leave it out."
-        )
-    if training.get("patience") and trial.checkpoint != "best":
-        raise UserError("Setting `patience` waits for a better epoch: give --checkpoint best with it.")
-    if training.get("average_epochs") and trial.checkpoint == "best":
+    if settings.get("channels_last") and len(getattr(splits.train.features, "shape", ())) != 4:
+        raise UserError(f"Setting `channels_last` is for images, which task '{trial.task}' has none of: leave it out.")
+    if settings.get("patience") and trial.checkpoint != "best":
+        raise UserError("Setting `patience` requires --checkpoint best.")
+    if settings.get("average_epochs") and trial.checkpoint == "best":
         raise UserError("Setting `average_epochs` is the mean of the last epochs: leave --checkpoint best out.")
 
 
-def build_method(name: str, settings: Mapping[str, Any]) -> Any:
-    """The method with its options among `settings`.
+def _provide_teacher(trial: Trial, regularizer: Any, splits: Any) -> float:
+    """Give the method its teacher, the network of a finished run; returns the seconds of the teacher's training.
 
     Raises:
-        UserError: an option of the method is out of range.
+        UserError: there is no teacher, or it was trained on other data or another split, so that it may have seen what
+            this trial is tested on.
     """
-    from labo import regularizers
+    if not trial.teacher_folder:
+        raise UserError(f"Method '{trial.method}' needs a teacher: name the folder of a finished run with --teacher.")
+    teacher = saved_run.load(Path(trial.teacher_folder))
+    own = {"task": trial.task, "data": trial.data, "seed": trial.seed, "classes": list(splits.classes)}
+    for key, value in own.items():
+        if teacher.description[key] != value:
+            change = "" if key in ("data", "classes") else f" ({teacher.description[key]}, here {value})"
+            raise UserError(f"The teacher in '{teacher.folder}' is of another {key}{change}: train one as this run is.")
+    if json.dumps(teacher.description["preprocessing"]) != json.dumps(splits.preprocessing):
+        raise UserError(
+            f"The teacher in '{teacher.folder}' was trained on inputs that were prepared otherwise: train one with the "
+            "options of this task."
+        )
+    regularizer.provide(teacher=teacher.model)
+    return float(teacher.record["seconds"])
 
-    _, options = flat.split(settings, name)
+
+def _failed(step: int, reason: str) -> Record:
+    return {"metrics": {}, "failed": {"step": step, "reason": reason}}
+
+
+def _measure(
+    trial: Trial, evaluator: Evaluator, model: Any, loss: Any, splits: Any, held_out: Any, step: int, folder: Path
+) -> Record:
+    """What the record says of the trained network, which is saved first: a failure here must not cost the training."""
+    from labo.experiment import checkpoint
+
+    notes: list[str] = []
     try:
-        return regularizers.create(name, **options)
-    except (TypeError, ValueError) as error:
-        raise UserError(str(error)) from error
+        if held_out is not None:
+            return {"held_out": folds.save_logits(model, held_out, folder)}
+        if trial.tuning:
+            return _tuning_record(evaluator, model, splits)
+        checkpoint.save_weights(model, folder / trials.WEIGHTS)
+        memory = loss.regularizer.prediction_memory
+        if memory is not None and not splits.sequences:
+            checkpoint.save_tensors(memory.state_dict(), folder / trials.MEMORY)
+            notes = _memory_warnings(memory, splits, folder)
+        metrics = evaluator.test_metrics(model, loss, splits, folder)
+    except NonFiniteLogitsError:
+        for file in (trials.WEIGHTS, trials.MEMORY):
+            (folder / file).unlink(missing_ok=True)  # a failed trial keeps none
+        return _failed(step, "the trained network gives non-finite logits")
+    return {**metrics, "step": step, **({"notes": notes} if notes else {})}
+
+
+def _tuning_record(evaluator: Evaluator, model: Any, splits: Any) -> Record:
+    validation = evaluator.tuning_metrics(model, splits.validation)
+    signatures = {name: signature for name, signature in evaluator.signatures().items() if name in validation}
+    return {"validation": validation, **({"signatures": signatures} if signatures else {})}
+
+
+def _memory_warnings(memory: Any, splits: Any, folder: Path) -> list[str]:
+    """Signs that a method's memory of the training examples has gone wrong."""
+    distributions = memory.all_distributions(len(splits.train), len(splits.classes)).cpu()
+    return health.signs(distributions, splits.train.target, splits.classes, read_lines(folder / trials.CURVE))

@@ -1,72 +1,83 @@
-"""A finished run, read back: its network, its task, and what it says of inputs."""
+"""A finished run, read back: its network, its task, its predictions and the soft labels of its method."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from labo import tasks
 from labo.errors import UserError, unknown
-from labo.experiment import run_trial
 from labo.experiment import settings as flat
+from labo.experiment.evaluators import make_evaluator
+from labo.experiment.evaluators.classification import predict
+from labo.outer.trust import Decision
+from labo.records import trial as trials
+from labo.records.comparison import RESULTS
 from labo.records.storage import read_object
+from labo.reduction import as_rows
 
 SPLITS = ("test", "validation", "train")
 
 
 @dataclass(frozen=True)
-class Run:
-    """One finished run. `about` is its run.json, `record` its record.json."""
+class SavedRun:
+    """A finished run: its folder, its description (run.json) and its record (record.json)."""
 
     folder: Path
-    about: Mapping[str, Any]
+    description: Mapping[str, Any]
     record: Mapping[str, Any]
+
+    @property
+    def trial(self) -> trials.Trial:
+        """Its trial, by name and settings alone."""
+        return trials.Trial(*(self.description[key] for key in ("task", "method", "seed", "settings")))
 
     @property
     def classes(self) -> tuple[str, ...]:
         """The names of the classes, in the order of the logits."""
-        return tuple(self.about["classes"])
+        return tuple(self.description["classes"])
 
     @property
     def temperature(self) -> float:
-        """The temperature fitted on validation."""
+        """The temperature fitted on the validation split."""
         return self.record["metrics"]["temperature"]
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings of its training, without the options of its method."""
-        return flat.split(self.about["settings"], self.about["method"])[0]
+        """The settings of its training, without its method's options."""
+        return flat.split(self.description["settings"], self.description["method"])[0]
 
     @cached_property
     def files(self) -> dict[str, bytes]:
-        """The files that its task saved with it.
+        """The files that its task saved beside it.
 
         Raises:
             UserError: one is not there.
         """
         try:
-            return {name: (self.folder / name).read_bytes() for name in self.about.get("files", ())}
+            return {name: (self.folder / name).read_bytes() for name in self.description.get("files", ())}
         except OSError as error:
             raise UserError(f"The run in '{self.folder}' lacks a file: {error.filename}.") from error
 
     @cached_property
-    def judge(self) -> Any:
-        """What measures its network.
+    def evaluator(self) -> Any:
+        """The evaluator of its network.
 
         Raises:
             UserError: a file that was saved with the run is missing or damaged.
         """
-        from labo.experiment.evaluators import judge_of
-
-        return judge_of(self.task.kind, self.about["preprocessing"], self.files, self.settings)
+        return make_evaluator(self.task.kind, self.description["preprocessing"], self.files, self.settings)
 
     @cached_property
     def task(self) -> Any:
-        """The task, made again."""
-        return tasks.create(self.about["task"], **self.about["task_options"])
+        """Its task."""
+        return tasks.create(self.description["task"], **self.description["task_options"])
 
     @cached_property
     def model(self) -> Any:
@@ -76,33 +87,33 @@ class Run:
         try:
             settings = self.task.saved_settings(self.settings, self.folder)
             if settings.get("pretrained"):
-                settings = {**settings, "pretrained": False}  # the run's own weights come over them
-            model = self.task.model(self.classes, self.about["preprocessing"], settings)
+                settings = {**settings, "pretrained": False}  # the run's own weights replace them
+            model = self.task.model(self.classes, self.description["preprocessing"], settings)
         except KeyError as error:
-            raise UserError(f"The {run_trial.RUN} in '{self.folder}' is damaged: its settings lack {error}.") from error
-        weights = checkpoint.read_weights(self.folder / run_trial.WEIGHTS)
+            raise UserError(f"The {trials.RUN} in '{self.folder}' is damaged: its settings lack {error}.") from error
+        weights = checkpoint.read_weights(self.folder / trials.WEIGHTS)
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
-            raise UserError(f"The weights in '{self.folder}' are not of the network in its {run_trial.RUN}.") from error
+            raise UserError(f"The weights in '{self.folder}' are not of the network in its {trials.RUN}.") from error
         return model.eval()
 
     @cached_property
     def memory(self) -> Any:
-        """What the network has said of each training example, (N, C) float32; None where its method keeps no memory.
+        """The running mean of the network's predictions of each training example, (N, C); None without such a memory.
 
         Raises:
             UserError: the file is damaged, or is not of this run's examples and classes.
         """
         from labo.experiment import checkpoint
 
-        path = self.folder / run_trial.MEMORY
-        held = self.regularizer.prediction_memory
-        if held is None or not path.exists():
+        path = self.folder / trials.MEMORY
+        memory = self.regularizer.prediction_memory
+        if memory is None or not path.exists():
             return None
         try:
-            held.load_state_dict(checkpoint.read_weights(path))
-            return held.all_distributions(len(self.splits.train), len(self.classes))
+            memory.load_state_dict(checkpoint.read_weights(path))
+            return memory.all_distributions(len(self.splits.train), len(self.classes))
         except RuntimeError as error:
             raise UserError(f"The memory in '{path}' is damaged: train the run anew.") from error
 
@@ -113,28 +124,24 @@ class Run:
         Raises:
             UserError: the data have changed since the training.
         """
-        if self.task.fingerprint() != self.about["data"]:
+        if self.task.fingerprint() != self.description["data"]:
             raise UserError(
                 f"The data of the run in '{self.folder}' have changed since it was trained: train it anew, or name a "
                 "--data."
             )
-        return self.task.splits(self.about["seed"])
+        return self.task.splits(self.description["seed"])
 
     @property
     def regularizer(self) -> Any:
-        """The method that it was trained by, with its options and without what it learnt."""
-        from labo.outer.trust import Decision
-
-        regularizer = run_trial.build_method(self.about["method"], self.about["settings"])
+        """Its method with its options, without the state that it learnt."""
+        regularizer = flat.create_method(self.description["method"], self.description["settings"])
         if self.record.get("decision"):
             regularizer.provide(decision=Decision.from_json(self.record["decision"]))
         return regularizer
 
     @property
     def device(self) -> str:
-        """Where predictions are made: an accelerator where there is one."""
-        import torch
-
+        """The device of predictions: an accelerator where there is one."""
         return "cuda" if torch.cuda.is_available() else "cpu"
 
     def examples(self, split: str) -> Any:
@@ -149,17 +156,17 @@ class Run:
 
     def examples_in(self, path: Path, target: str | None) -> Any:
         """Labelled examples in a file or folder; `target` is the column, or the array, of their classes."""
-        return self.judge.examples(self.task.read_examples(path, self.about["preprocessing"], self.classes, target))
+        return self.evaluator.examples(
+            self.task.read_examples(path, self.description["preprocessing"], self.classes, target)
+        )
 
     def inputs_in(self, path: Path) -> Any:
-        """The features of new inputs in a file or folder."""
-        return self.task.read_inputs(path, self.about["preprocessing"])
+        """The features of new, unlabelled inputs in a file or folder."""
+        return self.task.read_inputs(path, self.description["preprocessing"])
 
     def logits(self, features: Any) -> Any:
-        """What the network says of features (N, …): logits (N, C), float32 on the CPU."""
-        from labo.experiment import prediction
-
-        return prediction.predict(self.model.to(self.device), features)
+        """The network's logits (N, C) of features (N, …), float32 on the CPU."""
+        return predict(self.model.to(self.device), features)
 
     def evaluate(self, split: str) -> dict[str, float]:
         """The scores of one split, raw and at the temperature fitted on validation.
@@ -170,50 +177,92 @@ class Run:
         return self.scores(self.examples(split))
 
     def notes(self, examples: Any, what: str) -> tuple[str, ...]:
-        """Sentences that the user should see beside the scores of examples, which are called `what`."""
-        return self.judge.notes(self.model, examples, what)
+        """Sentences for the user about the scores of examples, which are called `what`."""
+        return self.evaluator.notes(self.model, examples, what)
 
     def search_scores(self, examples: Any, beam: int) -> dict[str, float]:
-        """BLEU and chrF of the translations of examples by a beam of another width."""
-        return self.judge.search_scores(self.model.to(self.device), examples, beam)
+        """BLEU and chrF of the translations of examples by beam search of another width."""
+        return self.evaluator.search_scores(self.model.to(self.device), examples, beam)
 
     def require_kind(self, kind: str, command: str) -> None:
-        """Refuse a command that is for another kind of task.
+        """Check that a command applies to this kind of task.
 
         Raises:
-            UserError: it is.
+            UserError: it does not.
         """
         if self.task.kind != kind:
             other = "translate" if self.task.kind == "translation" else "predict"
             raise UserError(
-                f"The run in '{self.folder}' is of task '{self.about['task']}', which labo {command} is not for; see "
-                f"labo {other}."
+                f"labo {command} does not apply to the run in '{self.folder}' of task "
+                f"'{self.description['task']}'; see labo {other}."
             )
 
     def scores(self, examples: Any) -> dict[str, float]:
         """The scores of examples, raw and at the temperature fitted on validation."""
-        return self.judge.scores(self.model.to(self.device), examples, self.temperature)
+        return self.evaluator.scores(self.model.to(self.device), examples, self.temperature)
 
 
-def load(folder: Path) -> Run:
+def load(folder: Path) -> SavedRun:
     """The run in a folder: that of `labo train`, or DIR/TASK/METHOD/SEED of a comparison.
 
     Raises:
         UserError: there is none, it is not finished, it failed, or its files are damaged.
     """
-    about, record = read_object(folder / run_trial.RUN), run_trial.finished(folder)
-    if about is None:
-        if (folder / "results.jsonl").exists():
+    description, record = read_object(folder / trials.RUN), trials.read_record(folder)
+    if description is None:
+        if (folder / RESULTS).exists():
             raise UserError(f"'{folder}' holds a comparison; name one of its runs: {folder}/TASK/METHOD/SEED.")
-        damaged = (folder / run_trial.RUN).exists()
-        raise UserError(f"The {run_trial.RUN} in '{folder}' is damaged." if damaged else f"No run in '{folder}'.")
+        damaged = (folder / trials.RUN).exists()
+        raise UserError(f"The {trials.RUN} in '{folder}' is damaged." if damaged else f"No run in '{folder}'.")
     if record is None:
         raise UserError(f"The run in '{folder}' is not finished; the command that began it goes on with it.")
     if record.get("failed"):
         raise UserError(
             f"The run in '{folder}' failed at step {record['failed']['step']}: {record['failed']['reason']}."
         )
-    missing = [key for key in (*run_trial.IDENTITY, "classes", "preprocessing") if key not in about]
+    missing = [key for key in (*trials.IDENTITY, "classes", "preprocessing") if key not in description]
     if missing or "temperature" not in record.get("metrics", {}):
-        raise UserError(f"The {run_trial.RUN} or {run_trial.RECORD} in '{folder}' is damaged: it lacks what a run has.")
-    return Run(folder, about, record)
+        raise UserError(f"The {trials.RUN} or {trials.RECORD} in '{folder}' is damaged: entries are missing.")
+    return SavedRun(folder, description, record)
+
+
+def soft_labels(run: SavedRun, logits: Tensor) -> tuple[Tensor | None, str]:
+    """(q*, (N, C) float64, of inputs whose class is not known; a sentence on it).
+
+    q* is what `Regularizer.labels` gives for the run's own logits, without temperature. Where it depends on the true
+    class, the predicted class stands for it. It is None, and the sentence says why, for a method without labels, or
+    whose labels need what exists in training alone: its examples, a teacher, a memory.
+
+    Args:
+        run: finished.
+        logits: (N, C), of its network.
+    """
+    method = run.description["method"]
+    regularizer = run.regularizer.eval()
+    needs = [need for need in regularizer.needs if need != "class_counts"]
+    if "class_counts" in regularizer.missing:
+        if "class_counts" not in run.description:
+            return None, f"No q*: method '{method}' computes it from the class counts, which this run does not record."
+        regularizer.provide(class_counts=torch.tensor(run.description["class_counts"]))
+    # A prior is an option, or computed from the counts; all other state was learnt in training.
+    if needs or set(regularizer.state_dict()) - {"prior"}:
+        what = ", ".join(needs) or "the state learnt in training"
+        return None, f"No q*: method '{method}' needs {what}, which exists in training alone."
+    predicted = logits.argmax(-1)
+    labels = _labels(regularizer, logits, predicted)
+    if labels is None:
+        return None, f"No q*: method '{method}' has no soft label."
+    sentence = f"q* is the label that {method} would train towards, from the network's own logits"
+    second = logits.topk(min(2, logits.shape[-1])).indices[:, -1]
+    if not torch.equal(labels, _labels(regularizer, logits, second)):  # pyright: ignore[reportArgumentType]
+        sentence += "; it depends on the true class, for which the predicted one stands"
+    return labels, sentence + "."
+
+
+def _labels(regularizer: Any, logits: Tensor, target: Tensor) -> Tensor | None:
+    with torch.no_grad():
+        try:
+            labels = regularizer.labels(replace(as_rows(logits, target, None, -100), given={}))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"Method '{regularizer.name}' gives no label for these inputs: {error}") from error
+    return None if labels is None else labels.double()

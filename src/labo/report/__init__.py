@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from labo.report.reading import Recorded
+    from labo.records.comparison import Recorded
     from labo.report.verdict import Summary
 
 __all__ = ["build", "summarize"]
@@ -19,41 +19,45 @@ __all__ = ["build", "summarize"]
 Shifts = Sequence[tuple[str, int]]
 
 
-def summarize(directory: str | Path, baseline: str | None = None, *, shifts: Shifts | None = None) -> Summary:
-    """The verdict on the trials recorded under `directory`.
+def summarize(
+    comparison: str | Path | Recorded, baseline: str | None = None, *, shifts: Shifts | None = None
+) -> Summary:
+    """The verdict on a comparison: its folder, or what was read of it.
 
     `shifts` are the (kind, severity) pairs that the accuracy on shifted inputs is the mean over; by default those that
     its shift.jsonl has of every measured trial. `baseline` defaults to the one the comparison was made with, else
     label_smoothing where it was run, else the first method. Raises UserError where nothing is recorded or `baseline`
     was not run.
     """
-    from labo.report.reading import read
     from labo.report.shifts import with_shifts
 
-    return _summarize(with_shifts(read(directory), shifts), baseline)
+    return _summarize(with_shifts(_recorded(comparison), shifts), baseline)
 
 
 def build(
-    directory: str | Path, *, baseline: str | None = None, samples: bool = True, shifts: Shifts | None = None
+    comparison: str | Path | Recorded,
+    *,
+    baseline: str | None = None,
+    samples: bool = True,
+    shifts: Shifts | None = None,
 ) -> Path:
-    """Writes report.md, figures/*.svg and report.html into `directory`; returns the path of report.html.
+    """Writes report.md, figures/*.svg and report.html into a comparison's folder; returns the path of report.html.
 
-    `baseline` and `shifts` are those of `summarize`.
+    `comparison`, `baseline` and `shifts` are those of `summarize`.
 
     `samples=False` promises a report without pictures or sentences of the data, and the page says so. Figures whose
     run folders are missing are left out with a word. Raises UserError where nothing is recorded, `baseline` was not
-    run, or `directory` cannot be written.
+    run, or the folder cannot be written.
     """
     from labo.errors import UserError
     from labo.report.gallery import groups, slug
     from labo.report.page import page
-    from labo.report.reading import read
     from labo.report.shifts import with_shifts
     from labo.report.svg import standalone
     from labo.report.tables import markdown
 
-    directory = Path(directory)
-    recorded = with_shifts(read(directory), shifts)
+    recorded = with_shifts(_recorded(comparison), shifts)
+    directory = recorded.directory
     summary = _summarize(recorded, baseline)
     several = len(summary.tasks) > 1
     pictures = {
@@ -70,6 +74,12 @@ def build(
         return _write(directory / "report.html", page(recorded, summary, pictures, samples=samples))
     except OSError as error:
         raise UserError(f"Cannot write the report into '{directory}': {error.strerror or error}.") from error
+
+
+def _recorded(comparison: str | Path | Recorded) -> Recorded:
+    from labo.records.comparison import read
+
+    return read(comparison) if isinstance(comparison, str | Path) else comparison
 
 
 def _summarize(recorded: Recorded, baseline: str | None) -> Summary:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from labo.experiment.beam_lines import BEAMS, measured
-from labo.records.storage import read_lines
+from labo.records.comparison import Recorded
 from labo.report.cells import cell
 from labo.report.measures import MEASURES
-from labo.report.reading import Recorded
 from labo.report.verdict import TaskSummary
 
 TITLE = "How BLEU moves with the beam"
@@ -19,7 +17,7 @@ def table(recorded: Recorded, task: TaskSummary) -> tuple[list[str], list[list[s
     Last, where there are several widths, comes the widest beam's BLEU minus the narrowest's. Only widths that every
     measured run of the task has are shown.
     """
-    lines = measured(read_lines(recorded.directory / BEAMS)) if task.main.of_text else {}
+    lines = recorded.beams if task.main.of_text else {}
     known = {
         summary.method: [
             lines[run]

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from statistics import median
 
-from labo.experiment.bootstrap_lines import BOOTSTRAP, Drawn, measured
-from labo.records.storage import read_lines
+from labo.records.comparison import Recorded
+from labo.records.measurements import BootstrapResult
 from labo.report.measures import MEASURES, p_text
-from labo.report.reading import Recorded
 from labo.report.verdict import LEVEL, TaskSummary
 
 TITLE = "Other test sentences: the paired bootstrap"
@@ -53,13 +52,13 @@ def sentence(recorded: Recorded, task: TaskSummary) -> str:
     )
 
 
-def _p(drawn: Drawn) -> str:
+def _p(drawn: BootstrapResult) -> str:
     return p_text(drawn.p)
 
 
-def _of_task(recorded: Recorded, task: TaskSummary) -> dict[str, dict[int, Drawn]]:
+def _of_task(recorded: Recorded, task: TaskSummary) -> dict[str, dict[int, BootstrapResult]]:
     """Method -> seed -> what was measured against the task's baseline, the methods by rank."""
-    lines = measured(read_lines(recorded.directory / BOOTSTRAP)) if task.main.of_text else {}
+    lines = recorded.bootstrap if task.main.of_text else {}
     found = {}
     for summary in task.ranked():
         pairs = {

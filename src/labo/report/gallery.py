@@ -6,9 +6,10 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from labo.records.comparison import Recorded
+from labo.records.trial import CURVE, FIGURES
 from labo.report import figures, heatmap, runs
 from labo.report.measures import number
-from labo.report.reading import Recorded
 from labo.report.svg import render
 from labo.report.verdict import TaskSummary
 
@@ -115,7 +116,7 @@ def _labels(task: TaskSummary, files: dict[str, list[dict]], prefix: str) -> Gro
         "it confuses. All maps share one scale, whose ends say how far from even it is."
     )
     if not found:
-        return Group("What the labels look like", caption, missing=_absent("label maps", "figures.json"))
+        return Group("What the labels look like", caption, missing=_absent("label maps", FIGURES))
     reach = heatmap.common_reach(list(found.values()))
     pictures, tables = [], {}
     for method, labels in found.items():
@@ -153,9 +154,9 @@ def _reliability(task: TaskSummary, files: dict[str, list[dict]], prefix: str) -
         f"diagonal a model is less sure than it could be, below it too sure. Halos grow with the number of {counted}. "
         "One temperature per trial is fitted on the validation split; it leaves the accuracy as it is."
     )
-    missing = _absent("reliability diagrams", "figures.json") if not pictures else ""
+    missing = _absent("reliability diagrams", FIGURES) if not pictures else ""
     if pictures and without:
-        missing = f"No reliability diagram for {', '.join(without)}: its runs left no figures.json."
+        missing = f"No reliability diagram for {', '.join(without)}: its runs left no {FIGURES}."
     return Group("Calibration", caption, tuple(pictures), missing)
 
 
@@ -176,7 +177,7 @@ def _curves(recorded: Recorded, task: TaskSummary, prefix: str) -> Group:
         "Means over the seeds of each method. The first fifth of the epochs may leave the picture at its edge, so that "
         "the rest can be told apart."
     )
-    missing = _absent("training curves", "curve.jsonl") if not pictures else ""
+    missing = _absent("training curves", CURVE) if not pictures else ""
     if pictures and not any("validation" in picture.name for picture in pictures):
         missing = "The runs were not evaluated while they trained, so there are no validation curves."
     return Group("Training", caption, tuple(pictures), missing)

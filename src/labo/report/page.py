@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from labo.records.comparison import Recorded
 from labo.report import beams, bootstrap, protocol, sentences, shifts, suspects
 from labo.report.gallery import Group
 from labo.report.html import document, pairs, table
 from labo.report.measures import p_text
-from labo.report.reading import Recorded
 from labo.report.tables import best, cell, difference_cell, differences_note, pairs_text, seeds_text
 from labo.report.verdict import BASELINE, Summary, TaskSummary, finding
 

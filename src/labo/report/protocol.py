@@ -7,7 +7,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 from statistics import fmean
 from typing import Any
 
-from labo.report.reading import Recorded
+from labo.records.comparison import Recorded
 from labo.report.verdict import LEVEL, Summary, TaskSummary
 from labo.tasks.registry import TEXTS
 

@@ -7,9 +7,8 @@ from html import escape
 from statistics import fmean
 from typing import Any
 
-from labo.records.storage import read_object
+from labo.records.comparison import Recorded
 from labo.report.measures import number
-from labo.report.reading import Recorded
 from labo.report.verdict import TaskSummary
 
 # So many sentences are shown, the first of them open; so many pieces stand below the reference's.
@@ -66,8 +65,7 @@ def _pairs(recorded: Recorded, task: TaskSummary) -> dict[tuple[str, str], ByMet
             if record["task"] == task.task and record["method"] == name and not record.get("failed")
         )
         for seed in seeds:
-            folder = recorded.run_folder(task.task, name, seed)
-            sentences = _read((read_object(folder / "figures.json") or {}).get("sentences")) if folder else []
+            sentences = _read((recorded.figures(task.task, name, seed) or {}).get("sentences"))
             if sentences:
                 for sentence in sentences:
                     pair = (sentence["source"], sentence["target"])

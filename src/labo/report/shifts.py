@@ -7,12 +7,10 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
-from labo.experiment.run_lines import Run
-from labo.experiment.shift_lines import SEVERITIES, SHIFTS, Pairs, measured
-from labo.records.storage import read_lines
+from labo.records.comparison import Recorded
+from labo.records.measurements import SEVERITIES, ShiftScores, TrialKey
 from labo.report.cells import cell
 from labo.report.measures import MEASURES, number
-from labo.report.reading import Recorded
 from labo.report.verdict import TaskSummary
 
 TITLE = "Accuracy on shifted pictures"
@@ -25,7 +23,7 @@ def with_shifts(recorded: Recorded, asked: Sequence[tuple[str, int]] | None = No
     It is the mean over the (kind, severity) pairs asked for; without, over the kinds that every measured trial of the
     task has, at the severities that all of these have: methods are measured by the same, and kinds count alike.
     """
-    known = {key: _accuracies(pairs) for key, pairs in measured(read_lines(recorded.directory / SHIFTS)).items()}
+    known = {key: _accuracies(pairs) for key, pairs in recorded.shifts.items()}
     trials = [(_key(record), record) for record in recorded.records]
     shifted = {}
     for task in dict.fromkeys(key[0] for key, _ in trials):
@@ -46,7 +44,7 @@ def table(recorded: Recorded, task: TaskSummary) -> tuple[list[str], list[list[s
     Means are over the seeds that were measured, clean ones too. None where nothing was.
     """
     pairs = recorded.shifted.get(task.task, ())
-    known = measured(read_lines(recorded.directory / SHIFTS)) if pairs else {}
+    known = recorded.shifts if pairs else {}
     kinds = list(dict.fromkeys(kind for kind, _ in pairs))
     rows = []
     for summary in task.ranked():
@@ -93,11 +91,11 @@ def _grid(pairs: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
     return []
 
 
-def _key(record: dict[str, Any]) -> Run:
+def _key(record: dict[str, Any]) -> TrialKey:
     return str(record["task"]), str(record["method"]), record["seed"]
 
 
-def _accuracies(pairs: Pairs) -> dict[tuple[str, int], float]:
+def _accuracies(pairs: ShiftScores) -> dict[tuple[str, int], float]:
     found = {pair: number(values.get("accuracy")) for pair, values in pairs.items()}
     return {pair: value for pair, value in found.items() if value is not None}
 

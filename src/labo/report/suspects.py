@@ -5,15 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
-from labo.records.storage import read_object
+from labo.records.comparison import Recorded
 from labo.report.html import document, table
 from labo.report.measures import number
-from labo.report.reading import Recorded
 
-LABELS = "labels.json"
 # A report of many runs shows so many of each; the run's own page shows all that were kept.
 IN_A_REPORT = 12
 _PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+=*")
@@ -34,17 +31,17 @@ def section(recorded: Recorded, task: str, *, samples: bool) -> list[str]:
     """The part of a report for the runs of a task that `labo labels` has looked at; nothing where there is none."""
     parts = []
     for record in recorded.records:
-        folder = recorded.run_folder(task, str(record["method"]), record["seed"]) if record["task"] == task else None
-        found = read(folder) if folder else None
+        if record["task"] != task:
+            continue
+        found = valid(recorded.label_issues(task, str(record["method"]), record["seed"]))
         if found is not None:
             parts += [f"<h4>{escape(_title(found, task=False))}</h4>", f'<p class="caption">{escape(lead(found))}</p>']
             parts += _listed(found["top"][:IN_A_REPORT], samples)
     return ["<h3>Suspicious labels</h3>", *parts] if parts else []
 
 
-def read(folder: Path) -> dict[str, Any] | None:
-    """What `labo labels` left in the folder of a run; None where that is missing or damaged."""
-    found = read_object(folder / LABELS)
+def valid(found: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What `labo labels` wrote about a run; None where that is missing or damaged."""
     if found is None or not isinstance(found.get("top"), list):
         return None
     numbers = ("seed", "folds", "beta", "examples", "disagree")

@@ -6,10 +6,10 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from labo.records.comparison import Recorded
 from labo.report import beams, bootstrap, protocol, shifts
 from labo.report.gallery import Group
 from labo.report.measures import Measure, p_text
-from labo.report.reading import Recorded
 from labo.report.verdict import BASELINE, BETTER, WORSE, Difference, MethodSummary, Summary, TaskSummary, finding
 
 if TYPE_CHECKING:

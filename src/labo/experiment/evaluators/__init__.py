@@ -1,5 +1,4 @@
 """How networks are measured, by the kind of their task."""
 
-from labo.experiment.evaluators.base import Judge as Judge
-from labo.experiment.evaluators.base import NoNumbersError as NoNumbersError
-from labo.experiment.evaluators.base import judge_of as judge_of
+from labo.experiment.evaluators.base import Evaluator as Evaluator
+from labo.experiment.evaluators.base import make_evaluator as make_evaluator

@@ -1,4 +1,4 @@
-"""What a judge is: it measures a network every epoch, to choose settings, and at the end."""
+"""The interface of evaluators, which measure a network every epoch, for tuning and after training."""
 
 from __future__ import annotations
 
@@ -11,22 +11,18 @@ from typing import Any
 from torch import nn
 
 # Task.kind -> "module:class"
-_HOMES = {
-    "classification": "labo.experiment.evaluators.classification:Classification",
-    "translation": "labo.experiment.evaluators.translation:Translation",
+_REGISTRY = {
+    "classification": "labo.experiment.evaluators.classification:ClassificationEvaluator",
+    "translation": "labo.experiment.evaluators.translation:TranslationEvaluator",
 }
 
 
-class NoNumbersError(Exception):
-    """A network whose logits are NaN or infinite."""
-
-
-class Judge(ABC):
+class Evaluator(ABC):
     """Measures the networks of one run.
 
     Args:
         preprocessing, files: of the splits.
-        settings: of the training; those that say how it is measured are among them.
+        settings: of the training, with those of decoding.
     """
 
     def __init__(
@@ -35,49 +31,51 @@ class Judge(ABC):
         self.preprocessing, self.files, self.settings = preprocessing, files, settings
 
     @abstractmethod
-    def of_epoch(self, model: nn.Module, examples: Any, *, best: bool) -> tuple[dict[str, float], float]:
-        """(what the curve says of the validation split, what the best epoch has least of; with `best` alone).
+    def validate(self, model: nn.Module, examples: Any, *, best: bool) -> tuple[dict[str, float], float]:
+        """(metrics of the validation split for the curve, the value that the best epoch minimizes).
+
+        The value is needed with `best` alone.
 
         Raises:
-            NoNumbersError: there is nothing to measure.
+            NonFiniteLogitsError: the logits are NaN or infinite.
         """
 
     @abstractmethod
-    def for_tuning(self, model: nn.Module, examples: Any) -> dict[str, float]:
-        """What settings are chosen by, of the validation split.
+    def tuning_metrics(self, model: nn.Module, examples: Any) -> dict[str, float]:
+        """The metrics of the validation split by which settings are chosen.
 
         Raises:
-            NoNumbersError: there is nothing to measure.
+            NonFiniteLogitsError: the logits are NaN or infinite.
         """
 
     @abstractmethod
-    def at_the_end(self, model: nn.Module, loss: Any, splits: Any, folder: Path) -> dict[str, Any]:
-        """A record's "metrics", and what else it says of the test split; what the report draws is written.
+    def test_metrics(self, model: nn.Module, loss: Any, splits: Any, folder: Path) -> dict[str, Any]:
+        """The "metrics" of the test split and what else a record says of it; writes the data of the figures.
 
         Raises:
-            NoNumbersError: there is nothing to measure.
+            NonFiniteLogitsError: the logits are NaN or infinite.
         """
 
     @abstractmethod
     def scores(self, model: nn.Module, examples: Any, temperature: float) -> dict[str, float]:
-        """The measures of any examples, raw and ("…_scaled") at a temperature fitted before."""
+        """The metrics of any examples, without and ("…_scaled") with a temperature fitted before."""
 
     def signatures(self) -> dict[str, str]:
-        """How measures were made that others make otherwise, by their names."""
+        """The signatures of metrics that have several implementations, by metric."""
         return {}
 
     def notes(self, model: nn.Module, examples: Any, what: str) -> tuple[str, ...]:
-        """Sentences that the user should see beside the scores of examples, which are called `what`."""
+        """Sentences for the user about the scores of examples, which are called `what`."""
         return ()
 
     def examples(self, read: Any) -> Any:
-        """What a task's `read_examples` gave, as it is measured."""
+        """The result of a task's `read_examples`, ready to be measured."""
         return read
 
 
-def judge_of(
+def make_evaluator(
     kind: str, preprocessing: Mapping[str, Any], files: Mapping[str, bytes], settings: Mapping[str, Any]
-) -> Judge:
-    """The judge of a kind of task."""
-    module, _, name = _HOMES[kind].partition(":")
+) -> Evaluator:
+    """The evaluator of a kind of task."""
+    module, _, name = _REGISTRY[kind].partition(":")
     return getattr(importlib.import_module(module), name)(preprocessing, files, settings)
