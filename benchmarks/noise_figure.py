@@ -14,8 +14,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from labo.records.comparison import read
 from labo.report import summarize
-from labo.report.reading import read
 from labo.report.svg import INK, MUTED, SERIES, render, standalone
 
 MARKERS, DASHES = "osD^vP", ("-", "-", "-", "-", "--", ":")

@@ -23,10 +23,10 @@ from typing import Any
 
 from labo import machine, tasks
 from labo.experiment import settings as flat
-from labo.experiment.progress import Progress
-from labo.experiment.runner import Job, Runner
-from labo.experiment.trial import Trial
-from labo.storage import write_object
+from labo.experiment.executor import TrialExecutor
+from labo.experiment.progress import ConsoleProgress
+from labo.records.storage import write_object
+from labo.records.trial import Job, Trial
 
 ALPHAS, BETAS = "0.1,0.2,0.4,0.6,0.8", "1.5,2,4,8,inf"
 MEASURES = ("accuracy", "nll", "nll_scaled", "ece", "ece_scaled", "temperature")
@@ -64,10 +64,10 @@ def main() -> None:
     about = {"command": ["python", "benchmarks/strength_grid.py", *sys.argv[1:]], "versions": machine.versions()}
     write_object(Path(f"{asked.output}.json"), about)
     rows: list[dict[str, Any]] = []
-    with Runner(asked.jobs) as runner, Progress() as progress:
+    with TrialExecutor(asked.jobs) as runner, ConsoleProgress() as progress:
         progress.begin(len(wanted), 0)
         progress.phase("grid")
-        for job, record in runner.run(wanted, progress.share):
+        for job, record in runner.run(wanted, progress.update):
             progress.finished(job, record)
             if isinstance(record, dict) and not record.get("failed"):
                 settings = {key: job.trial.settings[key] for key in ("alpha", "beta")}

@@ -29,12 +29,13 @@ import torch
 from torch import Tensor
 
 from labo import inner, machine, tasks
-from labo.experiment import folds, prediction, runs, suspicion
+from labo.experiment import label_issues, saved_run
 from labo.experiment import settings as flat
-from labo.experiment.progress import Progress
-from labo.experiment.runner import Job, run_job
-from labo.experiment.trial import Trial
-from labo.storage import write_object
+from labo.experiment.evaluators.classification import predict
+from labo.experiment.executor import run_job
+from labo.experiment.progress import ConsoleProgress
+from labo.records.storage import write_object
+from labo.records.trial import Job, Trial
 
 METHODS = ("none", "label_smoothing", "labo")
 COLUMNS: tuple[str, ...] = ("task", "method", "seed", "beliefs", "ranking", "precision", "planted", "examples")
@@ -74,14 +75,14 @@ def main() -> None:
 def _measured(asked: argparse.Namespace, method: str, seed: int, beliefs: str) -> list[dict[str, str]]:
     run = _run(asked, method, seed)
     train = run.splits.train
-    with Progress() as progress:
+    with ConsoleProgress() as progress:
         logits = (
-            folds.logits(run, asked.folds, progress, asked.jobs)
+            label_issues.cross_validated_logits(run, asked.folds, progress, asked.jobs)
             if beliefs == "folds"
-            else prediction.predict(run.model, train.features)
+            else predict(run.model, train.features)
         )
     planted = train.target != train.before_noise
-    beta = suspicion.beta_of(method, run.about["settings"])
+    beta = label_issues.default_beta(method, run.description["settings"])
     found = {**orders(logits, train.target, beta), **cleanlab_orders(logits, train.target)}
     counts = {"planted": str(int(planted.sum())), "examples": str(len(train))}
     return [
@@ -90,7 +91,7 @@ def _measured(asked: argparse.Namespace, method: str, seed: int, beliefs: str) -
 
 
 def precision(order: Tensor, planted: Tensor) -> float:
-    """As `suspicion.precision`; a list that ends early has found what is on it."""
+    """As `label_issues.precision`; a list that ends early has found what is on it."""
     count = int(planted.sum())
     return int(planted[order[:count]].sum()) / count
 
@@ -103,7 +104,7 @@ def _run(asked: argparse.Namespace, method: str, seed: int) -> Any:
     folder = Path("runs/suspicious-labels") / asked.output.name / method / str(seed)
     trial = Trial(asked.task, method, seed, settings, dict(task.options), data=task.fingerprint())
     run_job(Job(trial, folder), lambda share: None)
-    return runs.load(folder)
+    return saved_run.load(folder)
 
 
 def orders(logits: Tensor, target: Tensor, beta: float) -> dict[str, Tensor]:
@@ -115,7 +116,7 @@ def orders(logits: Tensor, target: Tensor, beta: float) -> dict[str, Tensor]:
         "q*: given class": -given,
         "p: given class": -belief.gather(1, target.unsqueeze(1)).squeeze(1),
     }
-    found = {"q*: log ratio (labo labels)": suspicion.suspicious(logits, target, beta=beta).order}
+    found = {"q*: log ratio (labo labels)": label_issues.rank(logits, target, beta=beta).order}
     return found | {name: score.argsort(descending=True, stable=True) for name, score in scores.items()}
 
 

@@ -23,11 +23,11 @@ from typing import Any
 import torch
 
 from labo import machine, tasks
-from labo.experiment import optimization, training
+from labo.experiment import optimization, run_trial, training
 from labo.experiment import settings as flat
-from labo.experiment import trial as trials
-from labo.experiment.judges import judge_of
-from labo.storage import append_line, read_lines
+from labo.experiment.evaluators import make_evaluator
+from labo.records import trial as trials
+from labo.records.storage import append_line, read_lines
 
 SMOOTHING = 0.1
 # What tells one line from another.
@@ -102,14 +102,14 @@ def measured(side: str, asked: argparse.Namespace) -> dict[str, Any]:
     settings = flat.resolve(task.default_settings(), "label_smoothing", given)
     splits = task.splits(asked.seed)
     made = trials.Trial(asked.task, "label_smoothing", asked.seed, settings, dict(task.options))
-    model, loss = trials.build(made, task, splits)
+    model, loss = run_trial.build(made, task, splits)
     own, _ = flat.split(settings, "label_smoothing")
-    judge = judge_of(task.kind, splits.preprocessing, splits.files, own)
+    judge = make_evaluator(task.kind, splits.preprocessing, splits.files, own)
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         {"labo": by_labo, "transformers": by_peer}[side](model, loss, splits, own, judge, asked.seed, Path(folder))
         seconds = time.perf_counter() - began
-        found = judge.at_the_end(model, loss, splits, Path(folder))
+        found = judge.test_metrics(model, loss, splits, Path(folder))
     train: Any = splits.train
     tokens = int(train.features.lengths.sum() + train.target.lengths.sum()) * own["epochs"]
     line |= found["metrics"]

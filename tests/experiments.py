@@ -12,7 +12,7 @@ from torch import Tensor
 
 from labo import regularizers, tasks
 from labo.experiment import settings as flat
-from labo.experiment.trial import Trial
+from labo.records.trial import Trial
 
 # A file here makes `Killer` kill the process that trains with it, as an out-of-memory killer would.
 KILL = "LABO_TEST_KILL"

@@ -18,7 +18,8 @@ import torch
 from experiments import trial
 from labo import cli, ranks, regularizers
 from labo.errors import UserError
-from labo.experiment import trial as trials
+from labo.experiment import run_trial
+from labo.records import trial as trials
 
 SECONDS = 120.0
 COUNT = 2
@@ -95,20 +96,20 @@ def train_several(folder: Path, pictures: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with ranks.group():
         for method in ("labo", "ls_plus", "cs_kd"):
-            found[method] = trials.run(plain_trial(method), folder / method)
-        found["parts"] = trials.run(plain_trial("labo", set={"accumulation": 2}), folder / "parts")
+            found[method] = run_trial.run(plain_trial(method), folder / method)
+        found["parts"] = run_trial.run(plain_trial("labo", set={"accumulation": 2}), folder / "parts")
         diverging = plain_trial("none", set={"learning_rate": 1e30})
-        found["diverging"] = trials.run(diverging, folder / "diverging")
+        found["diverging"] = run_trial.run(diverging, folder / "diverging")
         options = {"augmented": pictures, "set": {"ema": 0.9, "dropout": 0.2, "accumulation": 2, "batch_size": 12}}
         for name in ("whole", "cut"):
             os.environ["LABO_TEST_STOP"] = "0 1" if name == "cut" else ""
             seconds = 0.0 if name == "cut" else 60.0
             asked = plain_trial("processes:Stopping", checkpoint="best", save_seconds=seconds, **options)
             with contextlib.suppress(UserError):
-                found[name] = trials.run(asked, folder / name)
+                found[name] = run_trial.run(asked, folder / name)
         found["left"] = sorted(path.name for path in (folder / "cut" / "checkpoints").iterdir())
         os.environ["LABO_TEST_STOP"] = ""
-        found["cut"] = trials.run(asked, folder / "cut")
+        found["cut"] = run_trial.run(asked, folder / "cut")
     return found
 
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from experiments import trial
 from labo.errors import UserError
-from labo.experiment import runs
-from labo.experiment import trial as trials
+from labo.experiment import run_trial, saved_run
 from labo.experiment.averaging import Average
+from labo.records import trial as trials
 
 
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
@@ -62,22 +62,22 @@ def test_statistics_are_averaged_and_counters_are_not():
 
 def test_the_average_is_what_is_measured_and_kept(tmp_path, monkeypatch):
     steps = seen(monkeypatch)
-    record = trials.run(trial("labo", epochs=3, set={"ema": 0.8}, curves=True), tmp_path)
+    record = run_trial.run(trial("labo", epochs=3, set={"ema": 0.8}, curves=True), tmp_path)
     assert len(steps) == record["step"] == 21
     expected, kept = average(steps, 0.8), load_file(tmp_path / trials.WEIGHTS)
     for name, value in kept.items():
         torch.testing.assert_close(value.double(), expected[name], atol=1e-6, rtol=1e-5)
         assert not torch.equal(value, steps[-1][name])
     measured = json.loads((tmp_path / "curve.jsonl").read_text().splitlines()[-1])
-    found = runs.load(tmp_path).evaluate("validation")
+    found = saved_run.load(tmp_path).evaluate("validation")
     assert measured["validation_nll"] == pytest.approx(found["nll"])
-    assert runs.load(tmp_path).evaluate("test") == pytest.approx(record["metrics"])
+    assert saved_run.load(tmp_path).evaluate("test") == pytest.approx(record["metrics"])
 
 
 def test_the_best_epoch_is_of_the_average(tmp_path, monkeypatch):
     chosen = {"learning_rate": 0.03, "ema": 0.5}  # later epochs are worse than some earlier one
     steps = seen(monkeypatch)
-    record = trials.run(trial("none", epochs=10, set=chosen, checkpoint="best"), tmp_path)
+    record = run_trial.run(trial("none", epochs=10, set=chosen, checkpoint="best"), tmp_path)
     assert record["step"] < 70
     expected, kept = average(steps[: record["step"]], 0.5), load_file(tmp_path / trials.WEIGHTS)
     for name, value in kept.items():
@@ -87,7 +87,7 @@ def test_the_best_epoch_is_of_the_average(tmp_path, monkeypatch):
 def test_nothing_is_written_of_what_is_off(tmp_path):
     off: dict[str, Any] = {"ema": 0, "accumulation": 1, "channels_last": False}
     assert trial("labo", set=off) == trial("labo")
-    trials.run(trial("none", epochs=1, set=off), tmp_path)
+    run_trial.run(trial("none", epochs=1, set=off), tmp_path)
     assert not off.keys() & json.loads((tmp_path / trials.RUN).read_text())["settings"].keys()
 
 
@@ -97,7 +97,7 @@ def test_nothing_is_written_of_what_is_off(tmp_path):
         ({"ema": 1.0}, r"`ema` to be in \[0, 1\), but got 1.0"),
         ({"ema": "on"}, "`ema` to be a number"),
         ({"accumulation": 0}, "`accumulation` to be a whole number above 0, but got 0"),
-        ({"channels_last": 1}, "`channels_last` to be true or false"),
+        ({"channels_last": 1}, "`channels_last` to be a boolean"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, told):

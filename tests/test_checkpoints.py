@@ -22,9 +22,9 @@ from experiments import trial
 from labo.cli import main
 from labo.errors import UserError
 from labo.experiment import checkpoint as kept
-from labo.experiment import runs
-from labo.experiment import trial as trials
+from labo.experiment import run_trial, saved_run
 from labo.integrations import transformers as integration
+from labo.records import trial as trials
 
 EPOCHS = 3
 # The network of these runs takes 340 kB, its optimizer twice as much.
@@ -52,7 +52,7 @@ def one_sentence(error: BaseException, *parts: str) -> None:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that nothing befell."""
     folder = tmp_path_factory.mktemp("whole")
-    trials.run(asked(), folder)
+    run_trial.run(asked(), folder)
     return folder
 
 
@@ -80,29 +80,29 @@ def test_a_save_that_fails_leaves_the_checkpoint_before_it(tmp_path, monkeypatch
     save = integration.save_file
 
     def fail(state: Any, path: Path) -> None:
-        if kept.checkpoints(tmp_path / kept.CHECKPOINTS):
+        if kept.checkpoints(tmp_path / trials.CHECKPOINTS):
             path.write_bytes(b"half")
             raise error
         save(state, path)
 
     monkeypatch.setattr(integration, "save_file", fail)
     with pytest.raises(UserError) as caught:
-        trials.run(asked(save_seconds=0.0), tmp_path)
-    home = tmp_path / kept.CHECKPOINTS
+        run_trial.run(asked(save_seconds=0.0), tmp_path)
+    home = tmp_path / trials.CHECKPOINTS
     one_sentence(caught.value, f"A checkpoint could not be written into '{home}'", "is whole")
     assert [path.name for path in home.iterdir()] == ["checkpoint-1"]
     monkeypatch.undo()
-    trials.run(asked(), tmp_path)
+    run_trial.run(asked(), tmp_path)
     assert same(tmp_path, whole)
 
 
 @pytest.mark.parametrize("size", [BETWEEN, BELOW])
 def test_a_disk_that_is_full_from_the_start_is_told(tmp_path, whole, size):
     with largest_file(size), pytest.raises(UserError) as caught:
-        trials.run(asked(save_seconds=0.0), tmp_path)
-    one_sentence(caught.value, f"into '{tmp_path / kept.CHECKPOINTS}'")
-    assert not list((tmp_path / kept.CHECKPOINTS).iterdir())
-    trials.run(asked(), tmp_path)
+        run_trial.run(asked(save_seconds=0.0), tmp_path)
+    one_sentence(caught.value, f"into '{tmp_path / trials.CHECKPOINTS}'")
+    assert not list((tmp_path / trials.CHECKPOINTS).iterdir())
+    run_trial.run(asked(), tmp_path)
     assert same(tmp_path, whole)
 
 
@@ -130,11 +130,11 @@ def test_small_files_that_find_no_room_are_told(tmp_path, monkeypatch, whole, na
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(UserError) as caught:
-        trials.run(asked(), tmp_path)
+        run_trial.run(asked(), tmp_path)
     one_sentence(caught.value, f"There is no room to write into '{tmp_path}' (No space left on device)")
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
     monkeypatch.undo()
-    trials.run(asked(), tmp_path)
+    run_trial.run(asked(), tmp_path)
     assert same(tmp_path, whole)
 
 
@@ -146,8 +146,8 @@ def stopped(folder: Path, share: float = 0.5) -> Path:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        trials.run(asked(save_seconds=0.0), folder, stop)
-    (found,) = (folder / kept.CHECKPOINTS).glob("checkpoint-*")
+        run_trial.run(asked(save_seconds=0.0), folder, stop)
+    (found,) = (folder / trials.CHECKPOINTS).glob("checkpoint-*")
     return found
 
 
@@ -162,10 +162,10 @@ def test_a_newer_checkpoint_that_is_not_whole_is_passed_over(tmp_path, whole, ca
     if spoilt == "half a file":
         (newer / "optimizer.pt").write_bytes((older / "optimizer.pt").read_bytes()[:1000])
     elif spoilt == "no weights":
-        (newer / kept.WEIGHTS).unlink()
+        (newer / trials.WEIGHTS).unlink()
     elif spoilt == "empty state":
         (newer / "trainer_state.json").write_text("")
-    trials.run(asked(), tmp_path)
+    run_trial.run(asked(), tmp_path)
     assert same(tmp_path, whole)
     (told,) = [each.getMessage() for each in caplog.records if each.name.startswith("labo")]
     assert told.startswith(f"The checkpoint '{newer}' is damaged (")
@@ -181,7 +181,7 @@ def test_the_checkpoint_just_written_stays_beside_a_newer_damaged_one(tmp_path, 
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        trials.run(asked(save_seconds=0.0), tmp_path, stop)
+        run_trial.run(asked(save_seconds=0.0), tmp_path, stop)
     (left,) = older.parent.iterdir()
     assert left.name == "checkpoint-14"
     assert kept.newest_whole(older.parent) == left
@@ -195,14 +195,14 @@ def test_a_checkpoint_of_another_network_gets_one_sentence(tmp_path):
     smaller = asked()
     smaller.settings["hidden"] = 8
     with pytest.raises(UserError) as caught:
-        trials.run(smaller, tmp_path)
+        run_trial.run(smaller, tmp_path)
     one_sentence(caught.value, f"The checkpoint '{found}' is of another network", "(256, 64)", "(8, 64)")
     deeper = asked()
     about["settings"] |= {"hidden": 256, "layers": 3}
     deeper.settings["layers"] = 3
     (tmp_path / trials.RUN).write_text(json.dumps(about))
     with pytest.raises(UserError) as caught:
-        trials.run(deeper, tmp_path)
+        run_trial.run(deeper, tmp_path)
     one_sentence(caught.value, "is of another network")
 
 
@@ -220,7 +220,7 @@ def test_a_run_whose_settings_were_edited_gets_one_sentence(tmp_path, whole, cha
     about["settings"] = {key: value for key, value in (about["settings"] | change).items() if value is not None}
     (tmp_path / trials.RUN).write_text(json.dumps(about))
     with pytest.raises(UserError, match=told) as caught:
-        runs.load(tmp_path).evaluate("test")
+        saved_run.load(tmp_path).evaluate("test")
     assert "\n" not in str(caught.value)
 
 

@@ -20,9 +20,11 @@ import pytest
 from experiments import KILL
 from labo import report
 from labo.errors import UserError
-from labo.experiment import compare, lock, runner, trial
-from labo.experiment.compare import Comparison
-from labo.experiment.runner import Job, Lost
+from labo.experiment import compare, executor
+from labo.experiment.compare import ComparisonConfig
+from labo.experiment.executor import WorkerDied
+from labo.records import lock
+from labo.records.trial import Job, read_record
 
 METHODS = ("none", "label_smoothing", "labo")
 
@@ -35,7 +37,7 @@ class Watcher:
         self.ran: list[Job] = []
         self.total = self.done = 0
 
-    def say(self, sentence: str) -> None:
+    def message(self, sentence: str) -> None:
         self.said.append(sentence)
 
     def begin(self, total: int, done: int) -> None:
@@ -44,16 +46,16 @@ class Watcher:
     def phase(self, name: str) -> None:
         pass
 
-    def share(self, job: Job, share: float) -> None:
-        assert 0 <= share <= 1
+    def update(self, job: Job, fraction: float) -> None:
+        assert 0 <= fraction <= 1
 
-    def finished(self, job: Job, record: Mapping[str, Any] | Lost) -> None:
+    def finished(self, job: Job, record: Mapping[str, Any] | WorkerDied) -> None:
         self.ran.append(job)
 
 
-def asked(output: Path, **options: Any) -> Comparison:
+def asked(output: Path, **options: Any) -> ComparisonConfig:
     known: dict[str, Any] = {"methods": METHODS, "seeds": 2, "settings_per_method": 2, "tuning_seeds": 2, "jobs": 1}
-    return Comparison(output=output, **{**known, "set": {"epochs": 1}, **options})
+    return ComparisonConfig(output=output, **{**known, "set": {"epochs": 1}, **options})
 
 
 def run(output: Path, **options: Any) -> Watcher:
@@ -192,7 +194,7 @@ def test_one_setting_needs_no_tuning(tmp_path):
 def test_what_can_be_reached_is_told_before_it_starts(tmp_path):
     said = run(tmp_path, settings_per_method=1, seeds=2).said
     assert any("smallest p that the sign-flip test can reach is 0.5" in text for text in said)
-    assert any("nothing can be told apart" in text for text in said)
+    assert any("no difference can be significant" in text for text in said)
 
 
 def test_a_trial_that_diverges_is_recorded_and_the_others_go_on(tmp_path):
@@ -365,10 +367,10 @@ def test_runners_give_records_of_jobs(tmp_path):
     from experiments import trial as make
 
     job = Job(make("none", epochs=1), tmp_path / "run")
-    with runner.Runner(1) as one:
+    with executor.TrialExecutor(1) as one:
         ((given, record),) = one.run([job], lambda job, share: None)
     assert given is job
-    assert record == trial.finished(tmp_path / "run")
+    assert record == read_record(tmp_path / "run")
 
 
 @pytest.mark.slow
@@ -386,4 +388,4 @@ def test_one_class_that_holds_nearly_all_is_told(tmp_path):
     (tmp_path / "a.csv").write_text("x,y\n" + rows)
     options = {"data": str(tmp_path / "a.csv"), "target": "y"}
     said = run(tmp_path / "out", task="table", task_options=options, seeds=1, settings_per_method=1).said
-    assert "The class 'a' alone is 95.0% of the test split: an accuracy of so much tells nothing." in said
+    assert "The class 'a' alone is 95.0% of the test split: always predicting it has this accuracy." in said

@@ -14,8 +14,8 @@ from torch import Tensor
 from experiments import trial
 from labo import machine, tasks
 from labo.errors import UserError
-from labo.experiment import feeding
-from labo.experiment import trial as trials
+from labo.experiment import feeding, run_trial
+from labo.records import trial as trials
 from labo.tasks.base import Examples
 from labo.tasks.images import dataset
 from labo.tasks.images.decoding import LazyImages
@@ -72,10 +72,10 @@ def test_what_stays_on_the_device(monkeypatch, folder):
 
 
 def test_examples_that_stay_teach_the_same(tmp_path, monkeypatch, folder):
-    trials.run(image_trial(folder), tmp_path / "plain")
+    run_trial.run(image_trial(folder), tmp_path / "plain")
     asked = []
     monkeypatch.setattr(feeding, "fit", lambda examples, device: asked.append(device.type) or True)
-    trials.run(image_trial(folder), tmp_path / "resident")
+    run_trial.run(image_trial(folder), tmp_path / "resident")
     assert asked == ["cpu"]
     first, second = weights(tmp_path / "plain"), weights(tmp_path / "resident")
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -86,7 +86,7 @@ def test_examples_that_others_read_ahead_teach_the_same(tmp_path, monkeypatch, f
     found = {}
     for count in (0, 2):
         monkeypatch.setattr(feeding, "workers", lambda *_, count=count: count)
-        trials.run(image_trial(folder, augment="none"), tmp_path / str(count))
+        run_trial.run(image_trial(folder, augment="none"), tmp_path / str(count))
         found[count] = weights(tmp_path / str(count))
     assert all(torch.equal(found[0][name], found[2][name]) for name in found[0])
 
@@ -101,10 +101,10 @@ def test_a_stopped_run_that_reads_ahead_goes_on_exactly(tmp_path, monkeypatch, f
             raise KeyboardInterrupt
 
     asked = image_trial(folder)
-    trials.run(asked, tmp_path / "whole")
+    run_trial.run(asked, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        trials.run(trials.Trial(**{**vars(asked), "save_seconds": 0.0}), tmp_path / "cut", stop)
-    trials.run(asked, tmp_path / "cut")
+        run_trial.run(trials.Trial(**{**vars(asked), "save_seconds": 0.0}), tmp_path / "cut", stop)
+    run_trial.run(asked, tmp_path / "cut")
     first, second = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -117,7 +117,7 @@ def test_a_picture_that_another_process_cannot_read_is_told_in_one_sentence(tmp_
     for path in folder.rglob("*.png"):
         path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(UserError) as caught:
-        trials.run(asked, tmp_path / "run")
+        run_trial.run(asked, tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith("Cannot read the image '")
 
@@ -150,5 +150,5 @@ def test_channels_last_changes_nothing_but_the_last_digits(name):
 
 
 def test_channels_last_is_for_pictures(tmp_path):
-    with pytest.raises(UserError, match="`channels_last` is for pictures, which task 'digits' has none of"):
-        trials.run(trial("none", epochs=1, set={"channels_last": True}), tmp_path)
+    with pytest.raises(UserError, match="`channels_last` is for images, which task 'digits' has none of"):
+        run_trial.run(trial("none", epochs=1, set={"channels_last": True}), tmp_path)

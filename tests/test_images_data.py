@@ -13,7 +13,7 @@ from torch import nn
 import image_files as made
 from labo import tasks
 from labo.errors import UserError
-from labo.experiment import prediction
+from labo.experiment.evaluators import classification
 from labo.tasks import data_files
 from labo.tasks.images import cifar, dataset, decoding, models
 
@@ -52,7 +52,7 @@ def test_large_data_are_decoded_batch_by_batch(tmp_path: Path, monkeypatch: pyte
     assert max(len(piece) for piece in lazy.train.features.split(40)) == 10
     model = models.Normalized(linear("", 2, 8, {}), [0.5] * 3, [0.2] * 3)
     torch.testing.assert_close(
-        prediction.predict(model, lazy.test.features), prediction.predict(model, whole.test.features)
+        classification.predict(model, lazy.test.features), classification.predict(model, whole.test.features)
     )
     # A damaged one is told when it is asked for, or left out beforehand.
     (tmp_path / "train" / "a" / "3.png").write_bytes(b"torn")
@@ -168,7 +168,7 @@ def test_the_model_sees_bytes_in_training_and_prediction(folder: Path, monkeypat
     batch = splits.train.__getitems__([3, 1, 4])
     assert batch["features"].dtype == torch.uint8
     assert model(batch["features"]).shape == (3, 10)
-    assert prediction.predict(model, splits.test.features).shape == (200, 10)
+    assert classification.predict(model, splits.test.features).shape == (200, 10)
     assert set(model.state_dict()) == {"mean", "deviation", "network.1.weight", "network.1.bias"}
 
 

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from image_files import class_folders, noise, save
-from labo import storage
 from labo.cli import main
-from labo.experiment import prediction, runs, shifts
-from labo.experiment import trial as trials
+from labo.experiment import post_hoc, saved_run
+from labo.experiment.evaluators import classification
 from labo.metrics.scores import scores_at
+from labo.records import storage
+from labo.records import trial as trials
 from labo.tasks.images.corruptions import corrupt
 
 Run = Callable[..., tuple[int, str, str]]
@@ -92,13 +93,13 @@ def test_evaluate_tells_every_class_the_worst_first(labo: Run, run: Path):
 
 def test_evaluate_on_shifted_pictures_by_hand(labo: Run, run: Path):
     found = json.loads(labo("evaluate", run, "--shift", "blur, noise", "--json")[1])["shifted"]
-    loaded = runs.load(run)
+    loaded = saved_run.load(run)
     test = loaded.examples("test")
     by_hand = {}
     for kind in ("blur", "noise"):
         for severity in range(1, 6):
             worse = corrupt(test.features.to(loaded.device), kind, severity, 0)
-            logits = prediction.predict(loaded.model.to(loaded.device), worse)
+            logits = classification.predict(loaded.model.to(loaded.device), worse)
             by_hand[kind, severity] = scores_at(loaded.temperature, logits, test.target)
             for key, value in found["scores"][kind][str(severity)].items():
                 assert value == pytest.approx(by_hand[kind, severity][key])
@@ -178,8 +179,8 @@ def test_a_report_measures_every_run_once(labo: Run, copied: Path):
     assert [(line["method"], line["seed"]) for line in lines] == [
         ("label_smoothing", 0), ("labo", 0), ("label_smoothing", 1), ("labo", 1)
     ]  # fmt: skip
-    loaded = runs.load(copied / "image" / "labo" / "1")
-    by_hand = shifts.scores(loaded, loaded.examples("test"), [("contrast", 5)])
+    loaded = saved_run.load(copied / "image" / "labo" / "1")
+    by_hand = post_hoc.shift_scores(loaded, loaded.examples("test"), [("contrast", 5)])
     assert lines[3]["scores"] == by_hand
     before = (copied / "shift.jsonl").read_bytes()
     assert "4 of 4 trials are recorded already" in labo("report", copied, "--shift", "contrast", "--severity", 5)[2]
@@ -197,15 +198,15 @@ def test_a_report_measures_every_run_once(labo: Run, copied: Path):
 
 
 def test_measuring_goes_on_where_it_was_stopped(labo: Run, copied: Path, monkeypatch: pytest.MonkeyPatch):
-    measure, seen = shifts.scores, []
+    measure, seen = post_hoc.shift_scores, []
 
     def stopping(run: Any, *arguments: Any) -> Any:
-        seen.append((run.about["method"], run.about["seed"]))
+        seen.append((run.description["method"], run.description["seed"]))
         if len(seen) == 3:
             raise KeyboardInterrupt
         return measure(run, *arguments)
 
-    monkeypatch.setattr(shifts, "scores", stopping)
+    monkeypatch.setattr(post_hoc, "shift_scores", stopping)
     status, _, err = labo("report", copied, "--shift", "blur", "--severity", 1)
     assert status == 130
     assert "the same command goes on from there" in err
@@ -318,7 +319,7 @@ def test_asking_for_a_label_that_there_is_not_is_refused(labo: Run, data: Path, 
     asked = ["train", "image", "--data", data, "--method", "none", "--epochs", 1, "--set", "width=4"]
     assert labo(*asked, "--option", "validation_size=9", "--output", "run")[0] == 0
     counts = json.loads((tmp_path / "run" / "run.json").read_text())["class_counts"]
-    assert sum(counts) == len(runs.load(tmp_path / "run").examples("train"))
+    assert sum(counts) == len(saved_run.load(tmp_path / "run").examples("train"))
     save(noise(0, 8, 8, 3), tmp_path / "one.png")
     status, out, err = labo("predict", "run", "one.png", "--label")
     assert (status, out, err) == (2, "", "labo: No q*: method 'none' has no soft label.\n")

@@ -15,10 +15,10 @@ from experiments import trial
 from labo import LabelRegularizedLoss, regularizers
 from labo.cli import main
 from labo.errors import UserError
-from labo.experiment import optimization, runs
-from labo.experiment import trial as trials
+from labo.experiment import optimization, run_trial, saved_run
 from labo.experiment.checkpoint import read_weights
 from labo.integrations.transformers import TrainerLoss
+from labo.records import trial as trials
 from labo.tasks.images.augmentation import Augmentation
 
 
@@ -61,10 +61,10 @@ def test_a_stopped_run_goes_on_exactly(tmp_path, data, settings, method):
             raise StoppedError
 
     asked = image_trial(data, method, **settings)
-    whole = trials.run(asked, tmp_path / "whole")
+    whole = run_trial.run(asked, tmp_path / "whole")
     with pytest.raises(StoppedError):
-        trials.run(trials.Trial(**{**vars(asked), "save_seconds": 0.0}), tmp_path / "cut", stop)
-    resumed = trials.run(asked, tmp_path / "cut")
+        run_trial.run(trials.Trial(**{**vars(asked), "save_seconds": 0.0}), tmp_path / "cut", stop)
+    resumed = run_trial.run(asked, tmp_path / "cut")
     assert resumed["metrics"] == whole["metrics"]
     mine, theirs = (read_weights(tmp_path / name / trials.WEIGHTS) for name in ("cut", "whole"))
     assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
@@ -73,8 +73,8 @@ def test_a_stopped_run_goes_on_exactly(tmp_path, data, settings, method):
 @pytest.mark.parametrize("method", ["ps_kd", "cs_kd"])
 def test_mixtures_are_refused_where_single_pictures_are_followed(tmp_path, data, method):
     for kind in ("mixup", "cutmix"):
-        with pytest.raises(UserError, match="it follows single pictures, and mixup and cutmix train on mixtures"):
-            trials.run(image_trial(data, method, **{kind: 0.5}), tmp_path / kind)
+        with pytest.raises(UserError, match="it follows single images, and mixup and cutmix train on mixtures"):
+            run_trial.run(image_trial(data, method, **{kind: 0.5}), tmp_path / kind)
 
 
 def test_partners_are_augmented_as_the_batch_is(tmp_path, data, monkeypatch):
@@ -86,15 +86,15 @@ def test_partners_are_augmented_as_the_batch_is(tmp_path, data, monkeypatch):
         return whole(self, features, labels)
 
     monkeypatch.setattr(Augmentation, "__call__", watched)
-    trials.run(image_trial(data, "cs_kd"), tmp_path / "run")
+    run_trial.run(image_trial(data, "cs_kd"), tmp_path / "run")
     batches, partners = seen[0::2], seen[1::2]
     assert len(batches) == len(partners) > 0
     assert all(len(one) == len(other) for one, other in zip(batches, partners, strict=True))
 
 
 def test_a_run_in_bfloat16_is_measured_as_it_is_later(tmp_path, data):
-    record = trials.run(image_trial(data, precision="bfloat16"), tmp_path / "run")
-    run = runs.load(tmp_path / "run")
+    record = run_trial.run(image_trial(data, precision="bfloat16"), tmp_path / "run")
+    run = saved_run.load(tmp_path / "run")
     later = run.scores(run.task.splits(0).test)
     for name in ("accuracy", "nll", "ece"):
         assert later[name] == pytest.approx(record["metrics"][name], rel=1e-9)
@@ -104,7 +104,7 @@ def test_mixed_labels_count_as_their_examples(tmp_path, data):
     """The loss of a mixed batch is a mean over examples, not over the entries of their labels."""
     found = {}
     for mixup in (0.0, 1e-6):  # a share so close to 0 or 1 that it mixes nothing
-        record = trials.run(image_trial(data, "none", mixup=mixup, augment="none"), tmp_path / str(mixup))
+        record = run_trial.run(image_trial(data, "none", mixup=mixup, augment="none"), tmp_path / str(mixup))
         lines = (tmp_path / str(mixup) / "curve.jsonl").read_text().splitlines()
         found[mixup] = [json.loads(line)["loss"] for line in lines]
         assert record["metrics"]["accuracy"] > 0.2

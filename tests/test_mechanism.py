@@ -17,14 +17,14 @@ from experiments import trial
 from labo import LabelRegularizedLoss, regularizers
 from labo.cli import main
 from labo.errors import UserError
-from labo.experiment import compare
-from labo.experiment import trial as trials
-from labo.experiment.compare import Comparison
-from labo.experiment.runner import Job
+from labo.experiment import compare, run_trial
+from labo.experiment.compare import ComparisonConfig
 from labo.integrations.saving import checkpoints
 from labo.integrations.transformers import LabelRegularizedTrainer, TrainerLoss
 from labo.networks import FrozenCopy
 from labo.outer.trust import Decision
+from labo.records import trial as trials
+from labo.records.trial import Job
 from labo.regularizers.base import BATCH_INPUTS
 from test_compare import Watcher
 
@@ -377,18 +377,18 @@ def test_the_command_line_says_in_one_sentence_what_is_missing(capsys, tmp_path,
 def test_a_teacher_that_may_have_seen_the_test_split_is_refused(tmp_path):
     from labo import tasks
 
-    trials.run(trial("none", epochs=1), tmp_path / "teacher")
+    run_trial.run(trial("none", epochs=1), tmp_path / "teacher")
     given = {"epochs": 1, "teacher": "t", "teacher_folder": str(tmp_path / "teacher")}
-    assert trials.run(trial("distillation", **given), tmp_path / "student")["metrics"]
+    assert run_trial.run(trial("distillation", **given), tmp_path / "student")["metrics"]
     with pytest.raises(UserError, match=r"is of another seed \(0, here 1\)"):
-        trials.run(trial("distillation", seed=1, **given), tmp_path / "other")
+        run_trial.run(trial("distillation", seed=1, **given), tmp_path / "other")
     with pytest.raises(UserError, match="inputs that were prepared otherwise"):
-        trials.run(trial("distillation", task_options={"train_size": 100}, **given), tmp_path / "other")
+        run_trial.run(trial("distillation", task_options={"train_size": 100}, **given), tmp_path / "other")
     path = tmp_path / "a.csv"
     path.write_text("x,y\n" + "".join(f"{i % 7},{'ab'[i % 2]}\n" for i in range(60)))
     options = tasks.create("table", data=str(path), target="y").options
     with pytest.raises(UserError, match=r"is of another task \(digits, here table\)"):
-        trials.run(trial("distillation", task="table", task_options=options, **given), tmp_path / "other")
+        run_trial.run(trial("distillation", task="table", task_options=options, **given), tmp_path / "other")
 
 
 @pytest.mark.slow
@@ -403,12 +403,12 @@ def test_the_projects_own_run_goes_on_where_it_was_stopped(tmp_path, name):
 
     options: dict[str, Any] = {"epochs": 3.0, "set": {"dropout": 0.2}, "checkpoint": "best"}
     if "teacher" in regularizers.create(name).needs:
-        trials.run(trial("none", epochs=1), tmp_path / "teacher")
+        run_trial.run(trial("none", epochs=1), tmp_path / "teacher")
         options |= {"teacher": "t", "teacher_folder": str(tmp_path / "teacher")}
-    whole = trials.run(trial(name, **options), tmp_path / "whole")
+    whole = run_trial.run(trial(name, **options), tmp_path / "whole")
     with pytest.raises(StoppedError):
-        trials.run(trial(name, save_seconds=0.0, **options), tmp_path / "cut", stop)
-    resumed = trials.run(trial(name, **options), tmp_path / "cut")
+        run_trial.run(trial(name, save_seconds=0.0, **options), tmp_path / "cut", stop)
+    resumed = run_trial.run(trial(name, **options), tmp_path / "cut")
     assert resumed["metrics"] == whole["metrics"]
     assert (tmp_path / "cut" / "curve.jsonl").read_text() == (tmp_path / "whole" / "curve.jsonl").read_text()
 
@@ -424,7 +424,7 @@ def test_a_comparison_trains_teachers_once_a_seed_and_counts_what_they_cost(tmp_
                 raise KilledError
 
     methods = ("none", "distillation", "ps_kd")
-    asked = Comparison(
+    asked = ComparisonConfig(
         methods, tmp_path, seeds=2, baseline="none", settings_per_method=2, tuning_seeds=1, set={"epochs": 2.0}, jobs=1
     )
     first, second, third = Killing(), Watcher(), Watcher()
@@ -449,8 +449,8 @@ def test_a_comparison_trains_teachers_once_a_seed_and_counts_what_they_cost(tmp_
 
 
 def test_a_student_costs_what_its_teacher_did(tmp_path):
-    trials.run(trial("none", epochs=1), tmp_path / "teacher")
+    run_trial.run(trial("none", epochs=1), tmp_path / "teacher")
     path = tmp_path / "teacher" / trials.RECORD
     path.write_text(json.dumps({**json.loads(path.read_text()), "seconds": 1000.0}))
     options = {"epochs": 1, "teacher": "t", "teacher_folder": str(tmp_path / "teacher")}
-    assert 1000 < trials.run(trial("tf_kd_self", **options), tmp_path / "student")["seconds"] < 1100
+    assert 1000 < run_trial.run(trial("tf_kd_self", **options), tmp_path / "student")["seconds"] < 1100

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from labo import ranks, tasks
 from labo.errors import UserError
-from labo.experiment import feeding
-from labo.experiment import trial as trials
+from labo.experiment import feeding, run_trial
+from labo.records import trial as trials
 from processes import COUNT, EXAMPLES, plain_trial, run_command, together, train_several
 
 
@@ -48,7 +48,7 @@ def close(mine: Path, theirs: Path) -> None:
 @pytest.mark.parametrize("name", ["labo", "ls_plus", "cs_kd", "parts"])
 def test_two_processes_learn_what_one_does(tmp_path, trained, name):
     folder, found = trained
-    alone = trials.run(plain_trial("labo" if name == "parts" else name), tmp_path / "alone")
+    alone = run_trial.run(plain_trial("labo" if name == "parts" else name), tmp_path / "alone")
     close(folder / name, tmp_path / "alone")
     for each in found:
         assert each[name]["metrics"] == pytest.approx(alone["metrics"], abs=1e-4)
@@ -62,7 +62,7 @@ def test_two_processes_learn_what_one_does(tmp_path, trained, name):
 def test_parts_of_a_batch_teach_what_the_batch_does(tmp_path, method, parts):
     for accumulation in (1, parts):
         asked = plain_trial(method, set={"accumulation": accumulation})
-        record = trials.run(asked, tmp_path / str(accumulation))
+        record = run_trial.run(asked, tmp_path / str(accumulation))
         assert record["step"] == 9
     close(tmp_path / str(parts), tmp_path / "1")
 
@@ -110,13 +110,13 @@ def test_a_checkpoint_of_two_processes_is_not_for_one(tmp_path):
     with pytest.raises(
         UserError, match=r"was written by 2 processes, but 1 would go on .* torchrun --nproc-per-node 2"
     ):
-        trials.run(plain_trial("processes:Stopping"), tmp_path / "run")
+        run_trial.run(plain_trial("processes:Stopping"), tmp_path / "run")
 
 
 def stop_a_run(folder: Path) -> None:
     os.environ["LABO_TEST_STOP"] = "0 1"
     with ranks.group():
-        trials.run(plain_trial("processes:Stopping", save_seconds=0.0), folder / "run")
+        run_trial.run(plain_trial("processes:Stopping", save_seconds=0.0), folder / "run")
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 4])
@@ -147,7 +147,7 @@ def test_a_batch_that_cannot_be_divided_is_refused():
     task = tasks.create(asked.task, **asked.task_options)
     splits = task.splits(0)
     with pytest.raises(UserError, match="`batch_size` to be divisible among 3 parts, but got 64"):
-        trials.build(asked, task, splits)
+        run_trial.build(asked, task, splits)
     with pytest.raises(UserError, match="divisible among 2 processes of 3 parts, but got 64"):
         feeding.check(EXAMPLES, 64, 3, COUNT)
 

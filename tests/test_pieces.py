@@ -10,8 +10,7 @@ import torch
 
 from image_files import EncodedBytes, jpeg, noise
 from labo import regularizers
-from labo.experiment import prediction
-from labo.experiment.judges import classification
+from labo.experiment.evaluators import classification
 from labo.tasks.images.corruptions import CorruptedImages, corrupt
 from labo.tasks.images.dataset import ImageExamples
 from labo.tasks.images.decoding import LazyImages
@@ -63,23 +62,23 @@ class Watched(torch.nn.Module):
 @pytest.mark.parametrize("make", [many, lazily, lambda: many().float()], ids=["bytes", "encoded", "floats"])
 def test_prediction_takes_rows_by_their_bytes(make: Any, monkeypatch: pytest.MonkeyPatch):
     features, model = make(), Watched()
-    whole = prediction.predict(model, features)
+    whole = classification.predict(model, features)
     assert model.seen == [len(features)]
     model.seen.clear()
-    monkeypatch.setattr(prediction, "PREDICTION_BYTES", 7 * 192 * 4 + 5)
+    monkeypatch.setattr(classification, "PREDICTION_BYTES", 7 * 192 * 4 + 5)
     model.train()
-    torch.testing.assert_close(prediction.predict(model, features), whole)
+    torch.testing.assert_close(classification.predict(model, features), whole)
     assert model.training
     assert max(model.seen) == 7
     assert sum(model.seen) == len(features)
-    monkeypatch.setattr(prediction, "PREDICTION_BYTES", 1)  # an image larger than that is still taken
+    monkeypatch.setattr(classification, "PREDICTION_BYTES", 1)  # an image larger than that is still taken
     model.seen.clear()
-    prediction.predict(model, features[:3])
+    classification.predict(model, features[:3])
     assert model.seen == [1, 1, 1]
 
 
 def test_rows_are_never_more_than_1024():
-    assert [len(piece) for piece in prediction.pieces(torch.zeros(2500, 3))] == [1024, 1024, 452]
+    assert [len(piece) for piece in classification.prediction_batches(torch.zeros(2500, 3))] == [1024, 1024, 452]
 
 
 @pytest.mark.parametrize("method", ["labo", "distillation", "none"])
@@ -89,7 +88,7 @@ def test_mean_labels_in_pieces_are_those_of_the_whole(method: str, monkeypatch: 
     if method == "distillation":
         regularizer.provide(teacher=Watched())
     whole = classification.mean_labels(Watched(), regularizer, examples, 4)
-    monkeypatch.setattr(prediction, "PREDICTION_BYTES", 7 * 192 * 4)
+    monkeypatch.setattr(classification, "PREDICTION_BYTES", 7 * 192 * 4)
     model = Watched()
     found = classification.mean_labels(model, regularizer, examples, 4)
     assert max(model.seen) == 7

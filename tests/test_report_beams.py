@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from labo import cli, report, storage
-from labo.experiment import beams, runs, shift_lines
-from labo.experiment import trial as trials
-from labo.experiment.beam_lines import BEAMS, measured
+from labo import cli, report
+from labo.experiment import post_hoc, run_trial, saved_run
+from labo.records.comparison import BEAMS
+from labo.records.measurements import beam_bleu, shift_scores
+from labo.records.storage import read_lines
 from test_report_translation import BASELINE, record, write
 from translators import text_trial, two_files
 
@@ -21,7 +22,7 @@ def compared(tmp_path: Path) -> Path:
     """Two methods on one seed, a few number names and a step or two each."""
     files, folder = two_files(tmp_path), tmp_path / "all"
     found = [
-        trials.run(text_trial(files, method, set={"beam": 1}), folder / "translation" / method / "0")
+        run_trial.run(text_trial(files, method, set={"beam": 1}), folder / "translation" / method / "0")
         for method in (BASELINE, "labo")
     ]
     (folder / "results.jsonl").write_text("".join(json.dumps(each) + "\n" for each in found), encoding="utf-8")
@@ -30,17 +31,17 @@ def compared(tmp_path: Path) -> Path:
 
 def test_every_run_is_measured_once(compared: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["report", str(compared), "--beams", "1,3"]) == 0
-    lines = storage.read_lines(compared / BEAMS)
+    lines = read_lines(compared / BEAMS)
     assert [(line["method"], line["seed"]) for line in lines] == [(BASELINE, 0), ("labo", 0)]
-    run = runs.load(compared / "translation" / "labo" / "0")
-    assert lines[1]["scores"] == beams.scores(run, run.examples("test"), [1, 3])
+    run = saved_run.load(compared / "translation" / "labo" / "0")
+    assert lines[1]["scores"] == post_hoc.beam_scores(run, run.examples("test"), [1, 3])
     assert lines[1]["scores"]["1"]["bleu"] == pytest.approx(run.evaluate("test")["bleu"])
     assert list(lines[1]["scores"]) == ["1", "3"]
     assert cli.main(["report", str(compared), "--beams", "3,1,3"]) == 0
-    assert storage.read_lines(compared / BEAMS) == lines
+    assert read_lines(compared / BEAMS) == lines
     assert "2 of 2 trials are recorded already" in capsys.readouterr().err
     assert cli.main(["report", str(compared), "--beams", "2,3"]) == 0
-    assert [list(line["scores"]) for line in storage.read_lines(compared / BEAMS)[2:]] == [["2"], ["2"]]
+    assert [list(line["scores"]) for line in read_lines(compared / BEAMS)[2:]] == [["2"], ["2"]]
     assert "| Beam 1 | Beam 2 | Beam 3 | 3 minus 1 |" in (compared / "report.md").read_text(encoding="utf-8")
 
 
@@ -72,7 +73,7 @@ def test_the_table_by_hand(tmp_path: Path) -> None:
 def test_damaged_lines_tell_nothing() -> None:
     good = {"task": "t", "method": "m", "seed": 0, "scores": {"5": {"bleu": 1.0}}}
     bad = [{**good, "scores": scores} for scores in (None, [1], {"x": {"bleu": 1}}, {"2": {}}, {"2": {"bleu": "nan"}})]
-    assert measured([good, *bad, {"task": "t"}]) == {("t", "m", 0): {5: 1.0}}
+    assert beam_bleu([good, *bad, {"task": "t"}]) == {("t", "m", 0): {5: 1.0}}
 
 
 def test_what_other_weights_scored_is_not_shown_beside_those_of_now() -> None:
@@ -82,11 +83,11 @@ def test_what_other_weights_scored_is_not_shown_beside_those_of_now() -> None:
         return found if weights is None else {**found, "weights": weights}
 
     before, now = line("x", w1=1.0, w20=2.0), line("y", w1=3.0)
-    assert measured([before, now]) == {("t", "m", 0): {1: 3.0}}
-    assert measured([before, line("x", w5=4.0)]) == {("t", "m", 0): {1: 1.0, 20: 2.0, 5: 4.0}}
-    assert measured([line(None, w1=1.0), now, line("y", w5=2.0)]) == {("t", "m", 0): {1: 3.0, 5: 2.0}}
+    assert beam_bleu([before, now]) == {("t", "m", 0): {1: 3.0}}
+    assert beam_bleu([before, line("x", w5=4.0)]) == {("t", "m", 0): {1: 1.0, 20: 2.0, 5: 4.0}}
+    assert beam_bleu([line(None, w1=1.0), now, line("y", w5=2.0)]) == {("t", "m", 0): {1: 3.0, 5: 2.0}}
     shift = [{**each, "scores": {"blur": {width: {"accuracy": 0.5}}}} for each, width in ((before, "1"), (now, "2"))]
-    assert list(shift_lines.measured(shift)[("t", "m", 0)]) == [("blur", 2)]
+    assert list(shift_scores(shift)[("t", "m", 0)]) == [("blur", 2)]
 
 
 @pytest.mark.parametrize("widths", ["0", "1,x", "", "-1", "2.5"])

@@ -18,9 +18,9 @@ import pytest
 from browser import BROWSER, browse, width_on_a_phone
 from labo import report
 from labo.errors import UserError
+from labo.records.comparison import read
 from labo.report import compose, render
 from labo.report.model import Block, Details, Figures, Properties, Section, Table, Text, Verdicts
-from labo.report.reading import read
 
 METHODS = {"none": 0.0, "label_smoothing": 0.018, "confidence_penalty": 0.006, "labo": 0.024}
 CLASSES = [str(index) for index in range(10)]
@@ -160,7 +160,7 @@ def strings(blocks: Sequence[Block]) -> Iterator[str]:
 
 def test_page_and_markdown_lose_nothing_of_the_report(tmp_path: Path) -> None:
     recorded = read(write_folder(tmp_path))
-    found = compose.report(recorded, report.summarize_recorded(recorded))
+    found = compose.report(recorded, report.summarize(recorded))
     page = markup.unescape(re.sub("<[^>]+?>", "", render.html(found)))
     page += " ".join(figure.description for figure in found.figures())  # which are attributes there
     text = markup.unescape(render.markdown(found)).replace("\\", "")

@@ -15,10 +15,12 @@ from browser import BROWSER, width_on_a_phone
 from experiments import trial
 from labo import cli, report, tasks
 from labo.errors import UserError
-from labo.experiment import bootstrap, lock, translations
-from labo.experiment import trial as trials
-from labo.experiment.bootstrap_lines import BOOTSTRAP, Drawn, measured
+from labo.experiment import paired_bootstrap, run_trial
 from labo.metrics import translation as metric
+from labo.records import lock
+from labo.records import trial as trials
+from labo.records.comparison import BOOTSTRAP, read
+from labo.records.measurements import BootstrapResult, bootstrap_results
 from labo.report import compose, render
 from labo.report.measures import MAIN
 from labo.report.verdict import summarize_records
@@ -76,7 +78,7 @@ def write(folder: Path, *, seeds: int = 2, methods: tuple[str, ...] = METHODS, t
             figures = {"classes": [], "temperature": 1.1, "reliability": {"raw": bins, "scaled": bins}, "labels": None}
             (run / "figures.json").write_text(json.dumps({**figures, "sentences": sentences.get(method, [])}))
             if texts:
-                translations.write(run, spoiled(12 if method == "labo" else 3), REFERENCES)
+                trials.write_translations(run, spoiled(12 if method == "labo" else 3), REFERENCES)
     asked = {"command": ["labo", "compare"], "task": "numbers", "baseline": BASELINE, "settings_per_method": 3}
     (folder / "compare.json").write_text(json.dumps({**asked, "tuning_seeds": 1, "checkpoint": "last"}))
     return folder
@@ -175,13 +177,13 @@ def test_the_bootstrap_is_sacrebleus_and_done_once(tmp_path: Path, monkeypatch: 
 
 def test_what_has_changed_is_measured_again(tmp_path: Path) -> None:
     assert cli.main(["report", str(write(tmp_path, seeds=1))]) == 0
-    translations.write(tmp_path / "numbers/labo/0", spoiled(3), REFERENCES)
+    trials.write_translations(tmp_path / "numbers/labo/0", spoiled(3), REFERENCES)
     with (tmp_path / BOOTSTRAP).open("a") as file:
         file.write('{"task": "numbers", "cut')
     assert cli.main(["report", str(tmp_path)]) == 0
     found = lines(tmp_path)
     assert [line["method"] for line in found] == ["none", "labo", "labo"]
-    assert measured(found)["numbers", BASELINE, "labo", 0].difference == 0.0
+    assert bootstrap_results(found)["numbers", BASELINE, "labo", 0].difference == 0.0
     assert cli.main(["report", str(tmp_path), "--baseline", "none"]) == 0
     assert [(line["method"], line["baseline"]) for line in lines(tmp_path)[3:]] == [
         (BASELINE, "none"),
@@ -194,14 +196,14 @@ def test_pairs_that_do_not_fit_are_left_out(tmp_path: Path, spoil: str) -> None:
     write(tmp_path, seeds=1, methods=(BASELINE, "labo"))
     run = tmp_path / "numbers/labo/0"
     if spoil == "missing":
-        (run / translations.REFERENCES).unlink()
+        (run / trials.REFERENCES).unlink()
     elif spoil == "failed":
         line = {**record("labo", 0, 24.0), "metrics": {}, "failed": {"step": 1, "reason": "the loss became NaN"}}
         with (tmp_path / "results.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
     else:
         kept = REFERENCES[1:] if spoil == "shorter" else [*REFERENCES[1:], "another"]
-        (run / translations.REFERENCES).write_text("\n".join(kept) + "\n")
+        (run / trials.REFERENCES).write_text("\n".join(kept) + "\n")
     assert cli.main(["report", str(tmp_path)]) == 0
     assert not (tmp_path / BOOTSTRAP).exists()
     assert "The paired bootstrap over test sentences is left out" in html(tmp_path)
@@ -254,14 +256,14 @@ def test_damaged_lines_tell_nothing() -> None:
         "digest": "x",
     }
     bad = [{**good, "p": 2.0}, {**good, "difference": float("nan")}, {**good, "seed": None}, {"task": "t"}]
-    assert measured([good, *bad]) == {("t", "b", "m", 0): Drawn(1.0, 0.5, 9, "x")}
+    assert bootstrap_results([good, *bad]) == {("t", "b", "m", 0): BootstrapResult(1.0, 0.5, 9, "x")}
 
 
 def test_sentences_are_kept_on_their_lines(tmp_path: Path) -> None:
-    translations.write(tmp_path, ["a\u2028b", "", " c  d "], ["x", "y\r", "z\x85"])
-    assert translations.read(tmp_path) == (["a b", "", "c d"], ["x", "y", "z"])
-    (tmp_path / translations.HYPOTHESES).write_bytes(b"\xff\n\n\n")
-    assert translations.read(tmp_path) is None
+    trials.write_translations(tmp_path, ["a\u2028b", "", " c  d "], ["x", "y\r", "z\x85"])
+    assert trials.read_translations(tmp_path) == (["a b", "", "c d"], ["x", "y", "z"])
+    (tmp_path / trials.HYPOTHESES).write_bytes(b"\xff\n\n\n")
+    assert trials.read_translations(tmp_path) is None
 
 
 def test_labels_of_sentences(tmp_path: Path) -> None:
@@ -327,7 +329,7 @@ def test_real_runs(tmp_path: Path) -> None:
     folder, records = tmp_path / "runs", []
     for method in ("none", "labo"):
         asked = trial(method, task="translation", task_options=files, set={"beam": 1, "tokens": 200}, epochs=1)
-        records.append(trials.run(asked, folder / "translation" / method / "0"))
+        records.append(run_trial.run(asked, folder / "translation" / method / "0"))
     (folder / "results.jsonl").write_text("".join(json.dumps(found) + "\n" for found in records), encoding="utf-8")
     assert cli.main(["report", str(folder)]) == 0
     (found,) = lines(folder)
@@ -337,7 +339,4 @@ def test_real_runs(tmp_path: Path) -> None:
     shown = section((folder / "report.html").read_text(encoding="utf-8"), "word by word")
     assert "labo <small>seed 0" in shown
     assert shown.count("<b>") == shown.count("<li>") > 3
-    runs = [
-        bootstrap.Run("translation", method, 0, folder / "translation" / method / "0") for method in ("none", "labo")
-    ]
-    assert bootstrap.missing(folder, "none", runs) == []
+    assert paired_bootstrap.missing(read(folder), "none", {"translation"}) == []

@@ -15,9 +15,9 @@ import pytest
 
 from labo import report
 from labo.errors import UserError
+from labo.records.comparison import Recorded
 from labo.report import compose, render
 from labo.report.model import Report, Section
-from labo.report.reading import Recorded
 from labo.report.verdict import (
     BASELINE,
     BETTER,

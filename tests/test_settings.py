@@ -74,7 +74,7 @@ def test_later_layers_override_and_lengths_exclude_each_other():
         ({"learning_rate": -1}, "`learning_rate`"),
         ({"learning_rate": math.inf}, "`learning_rate`"),
         ({"weight_decay": -0.1}, "`weight_decay` to be a finite number of at least 0"),
-        ({"model": 3}, "`model` to be a text"),
+        ({"model": 3}, "`model` to be a string"),
         ({"schedule": "cosin"}, "nearest is 'cosine'"),
     ],
 )

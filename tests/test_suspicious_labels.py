@@ -22,10 +22,11 @@ from image_files import class_folders
 from labo import report, tasks
 from labo.cli import main
 from labo.errors import UserError
-from labo.experiment import folds, listing, runs, suspicion
-from labo.experiment import trial as trials
-from labo.experiment.progress import Progress
-from labo.report import label_issues
+from labo.experiment import checkpoint, folds, label_issues, run_trial, saved_run
+from labo.experiment.progress import ConsoleProgress
+from labo.records import trial as trials
+from labo.records.comparison import read
+from labo.report import label_issues as reported
 from labo.splitting import equal_parts
 
 Run = Callable[..., tuple[int, str, str]]
@@ -43,7 +44,7 @@ def labo(capsys: pytest.CaptureFixture[str]) -> Run:
 
 def digits_run(folder: Path, method: str = "labo", **options: Any) -> Path:
     given = {"train_size": 200, "label_noise": "0.1"}
-    trials.run(trial(method, task_options=given, data="", epochs=15, **options), folder)
+    run_trial.run(trial(method, task_options=given, data="", epochs=15, **options), folder)
     return folder
 
 
@@ -60,7 +61,7 @@ def lines(path: Path) -> list[dict[str, str]]:
 
 def test_the_ranking_by_hand():
     logits = torch.tensor([[0.0, 2 * math.log(3), 0.0], [2.0, 0.0, 1.0], [5.0, 5.0, 0.0]])
-    found = suspicion.suspicious(logits, torch.tensor([0, 0, 1]), beta=2.0)
+    found = label_issues.rank(logits, torch.tensor([0, 0, 1]), beta=2.0)
     # q* of the first row is (1, 3, 1) / 5; its score is log 3, of the second (1 - 2) / 2, of the third 0.
     assert found.scores.tolist() == pytest.approx([math.log(3), -0.5, 0.0], abs=1e-6)
     assert found.order.tolist() == [0, 2, 1]
@@ -72,7 +73,7 @@ def test_the_ranking_by_hand():
 
 def test_sure_networks_are_still_told_apart():
     logits = torch.tensor([[900.0, 0.0], [3000.0, 0.0], [800.0, 0.0]])
-    assert suspicion.suspicious(logits, torch.tensor([1, 1, 0]), beta=0.5).order.tolist() == [1, 0, 2]
+    assert label_issues.rank(logits, torch.tensor([1, 1, 0]), beta=0.5).order.tolist() == [1, 0, 2]
 
 
 @pytest.mark.parametrize(
@@ -86,23 +87,23 @@ def test_sure_networks_are_still_told_apart():
 )
 def test_what_cannot_be_ranked_is_refused(logits, target, beta):
     with pytest.raises(ValueError, match="beta"):
-        suspicion.suspicious(logits, target, beta=beta)
+        label_issues.rank(logits, target, beta=beta)
 
 
 def test_the_beta_of_a_run():
-    assert suspicion.beta_of("labo", {"beta": 4.0}) == 4.0
-    assert suspicion.beta_of("labo", {"beta": math.inf}) == 2.0
-    assert suspicion.beta_of("beta_smoothing", {"beta": 0.9}) == 2.0  # another beta by the same name
+    assert label_issues.default_beta("labo", {"beta": 4.0}) == 4.0
+    assert label_issues.default_beta("labo", {"beta": math.inf}) == 2.0
+    assert label_issues.default_beta("beta_smoothing", {"beta": 0.9}) == 2.0  # another beta by the same name
 
 
 def test_precision_at_the_planted_number():
     planted = torch.tensor([True, False, False, True, False])
-    assert suspicion.precision(torch.tensor([3, 1, 0, 2, 4]), planted) == 0.5
+    assert label_issues.precision(torch.tensor([3, 1, 0, 2, 4]), planted) == 0.5
 
 
 def test_files_are_shown_without_the_folder_of_all():
-    assert listing.shown(["/a/b/c/1.png", "/a/b/d/2.png"], [1, 0]) == ["d/2.png", "c/1.png"]
-    assert listing.shown(["row 1", "row 2"], [1]) == ["row 2"]
+    assert label_issues.short_names(["/a/b/c/1.png", "/a/b/d/2.png"], [1, 0]) == ["d/2.png", "c/1.png"]
+    assert label_issues.short_names(["row 1", "row 2"], [1]) == ["row 2"]
 
 
 def test_planted_labels_are_found_far_above_chance(labo: Run, noisy: Path, tmp_path: Path):
@@ -134,7 +135,7 @@ def test_the_own_network_is_asked_without_folds(labo: Run, noisy: Path):
     status, out, _ = labo("labels", noisy)
     assert status == 0
     assert "Judged by the run's own network" in out
-    run = runs.load(noisy)
+    run = saved_run.load(noisy)
     train = run.splits.train
     with torch.no_grad():
         belief = (run.model(train.features).double() / 2.0).softmax(-1)
@@ -153,14 +154,14 @@ def test_the_own_network_is_asked_without_folds(labo: Run, noisy: Path):
 @pytest.mark.parametrize("method", ["labo[prior=memory]", "elr"])
 def test_a_memory_is_asked_and_no_network(labo: Run, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch):
     folder = digits_run(tmp_path / "run", method, set={"decay": 0.7})
-    monkeypatch.setattr(runs.Run, "logits", None)
-    monkeypatch.setattr(trials, "run", None)
+    monkeypatch.setattr(saved_run.SavedRun, "logits", None)
+    monkeypatch.setattr(run_trial, "run", None)
     status, out, _ = labo("labels", folder, "--output", tmp_path / "all.csv")
     assert status == 0
     assert "Judged by what the network said of them during training (the run's memory)" in out
     found = lines(tmp_path / "all.csv")
     assert sum(line["given"] != line["before"] for line in found[:20]) >= 12  # chance finds 2
-    run = runs.load(folder)
+    run = saved_run.load(folder)
     first = run.splits.train.origin.names().index(found[0]["example"])
     given, other = (run.classes.index(found[0][name]) for name in ("given", "other"))
     assert float(found[0]["q_given"]) == pytest.approx(
@@ -234,7 +235,7 @@ def test_no_fold_trains_on_what_it_judges():
     everyone = set(splits.train.origin.source_indices.tolist())
     judged: list[int] = []
     for number in (1, 2, 3):
-        without, held_out = folds.cut(splits, f"{number}/3", seed=0)
+        without, held_out = folds.leave_out(splits, f"{number}/3", seed=0)
         assert without.train.origin is not None
         assert held_out.origin is not None
         trained, left = set(without.train.origin.source_indices.tolist()), set(held_out.origin.source_indices.tolist())
@@ -245,30 +246,30 @@ def test_no_fold_trains_on_what_it_judges():
 
 
 def test_folds_go_on_and_each_example_gets_the_logits_of_its_own(tmp_path: Path):
-    run = runs.load(digits_run(tmp_path / "run", set={"hidden": 16}))
-    with Progress() as progress:
-        whole = folds.logits(run, 3, progress)
+    run = saved_run.load(digits_run(tmp_path / "run", set={"hidden": 16}))
+    with ConsoleProgress() as progress:
+        whole = label_issues.cross_validated_logits(run, 3, progress)
     home = tmp_path / "run" / "labels" / "3"
     for number, part in enumerate(equal_parts(run.splits.train.target, 3, 0), 1):
-        kept = folds.checkpoint.read_weights(home / str(number) / folds.LOGITS)["logits"]
+        kept = checkpoint.read_weights(home / str(number) / trials.HELD_OUT)["logits"]
         assert torch.equal(whole[part], kept)
     first = (home / "1" / trials.RECORD).stat().st_mtime_ns
     (home / "2" / trials.RECORD).unlink()  # as if it had been killed before its end
-    (home / "2" / folds.LOGITS).unlink()
-    with Progress() as progress:
-        again = folds.logits(run, 3, progress)
+    (home / "2" / trials.HELD_OUT).unlink()
+    with ConsoleProgress() as progress:
+        again = label_issues.cross_validated_logits(run, 3, progress)
     assert torch.equal(again, whole)
     assert (home / "1" / trials.RECORD).stat().st_mtime_ns == first
-    (home / "1" / folds.LOGITS).write_bytes(b"damaged")
-    with Progress() as progress, pytest.raises(UserError, match="damaged"):
-        folds.logits(run, 3, progress)
+    (home / "1" / trials.HELD_OUT).write_bytes(b"damaged")
+    with ConsoleProgress() as progress, pytest.raises(UserError, match="damaged"):
+        label_issues.cross_validated_logits(run, 3, progress)
 
 
 def test_teachers_have_seen_what_a_fold_leaves_out(tmp_path: Path):
     teacher = digits_run(tmp_path / "teacher", "none")
     student = digits_run(tmp_path / "run", "distillation", teacher=str(teacher), teacher_folder=str(teacher))
     with pytest.raises(UserError, match="learns from a teacher"):
-        folds.jobs(runs.load(student), 3)
+        label_issues.fold_jobs(saved_run.load(student), 3)
 
 
 @pytest.mark.parametrize(
@@ -345,12 +346,12 @@ def test_a_damaged_file_is_left_out_of_the_report(comparison: Path, spoil):
 
 
 def test_text_and_pictures_from_outside_cannot_break_out(comparison: Path):
-    found = label_issues.read(comparison / "digits" / "labo" / "0")
+    found = reported.valid(read(comparison).label_issues("digits", "labo", 0))
     assert found is not None
     for key in ("example", "given", "other", "before"):
         found["top"][0][key] = '"><script>alert(1)</script>'
     found["method"] = "<img src=x>"
-    assert "<script" not in label_issues.page(found)
-    assert "<img src=x" not in label_issues.page(found)
+    assert "<script" not in reported.page(found)
+    assert "<img src=x" not in reported.page(found)
     found["top"][1]["picture"] = 'data:image/png;base64,AAAA" onerror="alert(1)'
-    assert "onerror" not in label_issues.page(found)
+    assert "onerror" not in reported.page(found)

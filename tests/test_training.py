@@ -21,10 +21,9 @@ import labo
 from experiments import trial
 from labo import regularizers, tasks
 from labo.errors import UserError
-from labo.experiment import checkpoint as kept
-from labo.experiment import prediction, runs, training
-from labo.experiment import trial as trials
-from labo.experiment.trial import RECORD, RUN, WEIGHTS
+from labo.experiment import run_trial, saved_run, training
+from labo.experiment.evaluators import classification
+from labo.records.trial import CHECKPOINTS, RECORD, RUN, WEIGHTS
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -37,7 +36,7 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 
 def test_the_trainer_trains_as_a_plain_loop_does(tmp_path):
     options = {"alpha": 0.4, "beta": 4.0}
-    trials.run(trial("labo", 3, epochs=3, set=options), tmp_path / "run")
+    run_trial.run(trial("labo", 3, epochs=3, set=options), tmp_path / "run")
 
     splits = tasks.create("digits").splits(3)
     torch.manual_seed(3)
@@ -58,7 +57,7 @@ def test_the_trainer_trains_as_a_plain_loop_does(tmp_path):
 
 
 def test_a_record_has_what_the_pages_promise(tmp_path):
-    record = trials.run(trial("labo", epochs=2, curves=True), tmp_path)
+    record = run_trial.run(trial("labo", epochs=2, curves=True), tmp_path)
     assert record == json.loads((tmp_path / RECORD).read_text())
     assert {"task", "method", "seed", "settings", "metrics", "seconds", "versions"} <= record.keys()
     measured = {"accuracy", "nll", "nll_scaled", "ece", "ece_scaled", "brier", "temperature"}
@@ -78,7 +77,7 @@ def test_a_record_has_what_the_pages_promise(tmp_path):
 
 def test_the_same_trial_is_the_same_again_and_another_seed_is_not(tmp_path):
     first, again, other = (
-        trials.run(trial("label_smoothing", seed, epochs=1), tmp_path / name)
+        run_trial.run(trial("label_smoothing", seed, epochs=1), tmp_path / name)
         for seed, name in ((0, "a"), (0, "b"), (1, "c"))
     )
     assert first["metrics"] == again["metrics"]
@@ -89,23 +88,23 @@ def test_the_same_trial_is_the_same_again_and_another_seed_is_not(tmp_path):
 def test_every_method_starts_from_the_same_weights_and_order(tmp_path):
     task = tasks.create("digits")
     splits = task.splits(5)
-    built = [trials.build(trial(method, 5), task, splits)[0].state_dict() for method in regularizers.available()]
+    built = [run_trial.build(trial(method, 5), task, splits)[0].state_dict() for method in regularizers.available()]
     assert all(same(state, built[0]) for state in built)
 
 
 def test_steps_in_place_of_epochs(tmp_path):
-    record = trials.run(trial("none", epochs=1, set={"steps": 3}), tmp_path)
+    record = run_trial.run(trial("none", epochs=1, set={"steps": 3}), tmp_path)
     assert record["step"] == 3
     assert "epochs" not in record["settings"]
 
 
 def test_a_tuning_trial_looks_at_validation_alone(tmp_path, monkeypatch):
     seen = []
-    predict = prediction.predict
+    predict = classification.predict
     monkeypatch.setattr(
-        prediction, "predict", lambda model, features: seen.append(len(features)) or predict(model, features)
+        classification, "predict", lambda model, features: seen.append(len(features)) or predict(model, features)
     )
-    record = trials.run(trial("none", epochs=1, tuning=True), tmp_path / "t")
+    record = run_trial.run(trial("none", epochs=1, tuning=True), tmp_path / "t")
     assert set(seen) == {397}
     assert "metrics" not in record
     assert 0 < record["validation"]["accuracy"] <= 1
@@ -114,19 +113,19 @@ def test_a_tuning_trial_looks_at_validation_alone(tmp_path, monkeypatch):
 
 def test_the_test_split_is_read_once_and_at_the_end(tmp_path, monkeypatch):
     seen = []
-    predict = prediction.predict
+    predict = classification.predict
     monkeypatch.setattr(
-        prediction, "predict", lambda model, features: seen.append(len(features)) or predict(model, features)
+        classification, "predict", lambda model, features: seen.append(len(features)) or predict(model, features)
     )
-    trials.run(trial("labo", epochs=2, curves=True, checkpoint="best"), tmp_path)
+    run_trial.run(trial("labo", epochs=2, curves=True, checkpoint="best"), tmp_path)
     assert seen.count(1000) == 1
     assert 1000 not in seen[:3]
 
 
 def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch):
-    record = trials.run(trial("none", epochs=1), tmp_path)
+    record = run_trial.run(trial("none", epochs=1), tmp_path)
     monkeypatch.setattr(training, "train", None)
-    assert trials.run(trial("none", epochs=1), tmp_path) == record
+    assert run_trial.run(trial("none", epochs=1), tmp_path) == record
 
 
 @pytest.mark.parametrize(
@@ -139,36 +138,36 @@ def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch):
     ],
 )
 def test_a_folder_of_another_run_is_refused(tmp_path, other, told):
-    trials.run(trial("none", epochs=1), tmp_path)
+    run_trial.run(trial("none", epochs=1), tmp_path)
     with pytest.raises(UserError, match=told):
-        trials.run(other, tmp_path)
+        run_trial.run(other, tmp_path)
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("…")
     with pytest.raises(UserError, match="is not empty and holds no run"):
-        trials.run(trial("none", epochs=1), tmp_path)
+        run_trial.run(trial("none", epochs=1), tmp_path)
 
 
 @pytest.mark.parametrize("method", ["experiments:Diverging", "none"])
 def test_a_loss_that_is_no_number_ends_the_trial_and_is_recorded(tmp_path, method):
-    record = trials.run(trial(method, epochs=3, set={} if "Div" in method else {"learning_rate": 1e30}), tmp_path)
+    record = run_trial.run(trial(method, epochs=3, set={} if "Div" in method else {"learning_rate": 1e30}), tmp_path)
     assert record["metrics"] == {}
     assert 1 < record["failed"]["step"] <= 21
     assert "nan" in record["failed"]["reason"] or "inf" in record["failed"]["reason"]
     assert json.loads((tmp_path / RECORD).read_text())["failed"] == record["failed"]
     with pytest.raises(UserError, match=f"failed at step {record['failed']['step']}"):
-        runs.load(tmp_path)
+        saved_run.load(tmp_path)
 
 
 def test_the_best_epoch_is_the_one_with_the_lowest_scaled_nll(tmp_path):
     # A learning rate at which later epochs are worse than some earlier one.
     chosen = {"learning_rate": 0.03}
-    record = trials.run(trial("none", epochs=12, set=chosen, checkpoint="best", curves=True), tmp_path / "best")
+    record = run_trial.run(trial("none", epochs=12, set=chosen, checkpoint="best", curves=True), tmp_path / "best")
     curve = [json.loads(line) for line in (tmp_path / "best" / "curve.jsonl").read_text().splitlines()]
     lowest = min(curve, key=lambda line: line["validation_nll_scaled"])
     assert record["step"] == lowest["step"] < 84
-    again = trials.run(trial("none", epochs=lowest["epoch"], set=chosen), tmp_path / "as-long")
+    again = run_trial.run(trial("none", epochs=lowest["epoch"], set=chosen), tmp_path / "as-long")
     assert same(weights(tmp_path / "best"), weights(tmp_path / "as-long"))
     assert again["metrics"] == record["metrics"]
 
@@ -178,8 +177,8 @@ import sys, torch
 torch.set_num_threads(1)
 from pathlib import Path
 from experiments import trial
-from labo.experiment import trial as trials
-trials.run(trial("unigram_smoothing", epochs=30, set={"dropout": 0.2}, checkpoint=sys.argv[2], save_seconds=0.0),
+from labo.experiment import run_trial
+run_trial.run(trial("unigram_smoothing", epochs=30, set={"dropout": 0.2}, checkpoint=sys.argv[2], save_seconds=0.0),
            Path(sys.argv[1]))
 """
 
@@ -187,12 +186,12 @@ trials.run(trial("unigram_smoothing", epochs=30, set={"dropout": 0.2}, checkpoin
 @pytest.mark.parametrize("checkpoint", ["last", "best"])
 def test_a_run_killed_in_the_middle_ends_as_if_it_was_not(tmp_path, checkpoint):
     options: dict[str, Any] = {"epochs": 30, "set": {"dropout": 0.2}, "checkpoint": checkpoint}
-    whole = trials.run(trial("unigram_smoothing", **options), tmp_path / "whole")
+    whole = run_trial.run(trial("unigram_smoothing", **options), tmp_path / "whole")
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD, str(tmp_path / "cut"), checkpoint], env={**os.environ, "PYTHONPATH": path}
     )
-    saved = tmp_path / "cut" / kept.CHECKPOINTS
+    saved = tmp_path / "cut" / CHECKPOINTS
     deadline = time.monotonic() + 60
     while not (saved / "checkpoint-10").exists() and time.monotonic() < deadline and child.poll() is None:
         if any(int(p.name.partition("-")[2]) >= 10 for p in saved.glob("checkpoint-*")):
@@ -202,7 +201,7 @@ def test_a_run_killed_in_the_middle_ends_as_if_it_was_not(tmp_path, checkpoint):
     child.wait()
     assert not (tmp_path / "cut" / RECORD).exists()
     assert list(saved.glob("checkpoint-*"))
-    resumed = trials.run(trial("unigram_smoothing", **options), tmp_path / "cut")
+    resumed = run_trial.run(trial("unigram_smoothing", **options), tmp_path / "cut")
     assert resumed["metrics"] == whole["metrics"]
     assert same(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
     assert (tmp_path / "cut" / "curve.jsonl").read_text() == (tmp_path / "whole" / "curve.jsonl").read_text()
@@ -218,12 +217,12 @@ def test_a_run_stopped_at_any_step_goes_on_exactly(tmp_path, step):
             raise StoppedError
 
     options: dict[str, Any] = {"epochs": 3, "set": {"dropout": 0.2}, "checkpoint": "best"}
-    whole = trials.run(trial("labo", **options), tmp_path / "whole")
+    whole = run_trial.run(trial("labo", **options), tmp_path / "whole")
     with pytest.raises(StoppedError):
-        trials.run(trial("labo", save_seconds=0.0, **options), tmp_path / "cut", stop)
+        run_trial.run(trial("labo", save_seconds=0.0, **options), tmp_path / "cut", stop)
     with open(tmp_path / "cut" / "curve.jsonl", "a") as file:
         file.write('{"epoch": 2.0, "st')  # what a kill may leave
-    resumed = trials.run(trial("labo", **options), tmp_path / "cut")
+    resumed = run_trial.run(trial("labo", **options), tmp_path / "cut")
     assert resumed["metrics"] == whole["metrics"]
     assert (tmp_path / "cut" / "curve.jsonl").read_text() == (tmp_path / "whole" / "curve.jsonl").read_text()
     assert {path.name for path in (tmp_path / "cut").iterdir()} == {
@@ -239,8 +238,8 @@ def interrupted(folder: Path) -> Path:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        trials.run(trial("none", epochs=4, save_seconds=0.0), folder, stop)
-    (found,) = (folder / kept.CHECKPOINTS).glob("checkpoint-*")
+        run_trial.run(trial("none", epochs=4, save_seconds=0.0), folder, stop)
+    (found,) = (folder / CHECKPOINTS).glob("checkpoint-*")
     return found
 
 
@@ -250,13 +249,13 @@ def test_a_damaged_checkpoint_gets_one_sentence(tmp_path, name):
     content = (checkpoint / name).read_bytes()
     (checkpoint / name).write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match=f"is damaged \\({name}: .*delete it") as caught:
-        trials.run(trial("none", epochs=4), tmp_path / "run")
+        run_trial.run(trial("none", epochs=4), tmp_path / "run")
     assert "\n" not in str(caught.value)
 
 
 def test_evaluate_says_what_the_record_says(tmp_path):
-    record = trials.run(trial("labo", epochs=3), tmp_path)
-    loaded = runs.load(tmp_path)
+    record = run_trial.run(trial("labo", epochs=3), tmp_path)
+    loaded = saved_run.load(tmp_path)
     assert loaded.evaluate("test") == pytest.approx(record["metrics"])
     assert loaded.evaluate("train")["accuracy"] > record["metrics"]["accuracy"] - 0.05
     with pytest.raises(UserError, match="Unknown split 'tset'; the nearest is 'test'"):
@@ -269,7 +268,7 @@ def test_evaluate_says_what_the_record_says(tmp_path):
 def test_damaged_runs_get_one_sentence(tmp_path, spoil):
     folder = tmp_path / "run"
     if spoil != "no run":
-        trials.run(trial("none", epochs=1), folder)
+        run_trial.run(trial("none", epochs=1), folder)
     if spoil == "half weights":
         content = (folder / WEIGHTS).read_bytes()
         (folder / WEIGHTS).write_bytes(content[: len(content) // 2])
@@ -284,14 +283,14 @@ def test_damaged_runs_get_one_sentence(tmp_path, spoil):
         about["settings"]["hidden"] = 8
         (folder / RUN).write_text(json.dumps(about))
     with pytest.raises(UserError, match="run") as caught:
-        runs.load(folder).evaluate("test")
+        saved_run.load(folder).evaluate("test")
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("left", [".run.json.123", "error.txt", ".lock"])
 def test_what_a_kill_leaves_before_a_run_is_written_down_is_no_obstacle(tmp_path, left):
     (tmp_path / left).write_text("")
-    assert trials.run(trial("none", epochs=1), tmp_path)["metrics"]
+    assert run_trial.run(trial("none", epochs=1), tmp_path)["metrics"]
     assert not (tmp_path / "error.txt").exists()
 
 
@@ -301,11 +300,11 @@ def test_data_that_changed_are_not_evaluated_as_if_they_had_not(tmp_path):
     options = {"data": str(path), "target": "y"}
     made = tasks.create("table", **options)
     asked = trial("none", epochs=1, task="table", task_options=made.options, data=made.fingerprint())
-    trials.run(asked, tmp_path / "run")
-    assert runs.load(tmp_path / "run").evaluate("test")["accuracy"] >= 0
+    run_trial.run(asked, tmp_path / "run")
+    assert saved_run.load(tmp_path / "run").evaluate("test")["accuracy"] >= 0
     path.write_text(path.read_text() + "3,a\n")
     with pytest.raises(UserError, match="have changed since it was trained"):
-        runs.load(tmp_path / "run").evaluate("test")
+        saved_run.load(tmp_path / "run").evaluate("test")
     changed = dataclasses.replace(asked, data=made.fingerprint())
     with pytest.raises(UserError, match="the data have changed"):
-        trials.run(changed, tmp_path / "run")
+        run_trial.run(changed, tmp_path / "run")

@@ -18,9 +18,10 @@ import pytest
 from labo import cli, tasks
 from labo.cli import options
 from labo.cli import translate as lines_of
-from labo.experiment import trial as trials
-from labo.experiment.judges.translation import Translation
+from labo.experiment import run_trial
+from labo.experiment.evaluators.translation import TranslationEvaluator
 from labo.metrics.translation import signatures
+from labo.records import trial as trials
 from labo.tasks.translation import decoding, numbers
 from test_translation_models import saved
 from translators import PAIRS, text_trial, trained_in, two_files
@@ -81,7 +82,7 @@ def test_the_first_of_many_lines_that_are_cut_is_told(trained, monkeypatch, caps
 
 def test_translations_are_utf_8_whatever_the_locale(trained, monkeypatch):
     written = io.BytesIO()
-    monkeypatch.setattr(Translation, "translated", lambda *args, **options: ["fünf"])
+    monkeypatch.setattr(TranslationEvaluator, "translated", lambda *args, **options: ["fünf"])
     monkeypatch.setattr(sys, "stdin", Piped(b"five\n"))
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
     assert cli.main(["translate", str(trained)]) == 0
@@ -128,8 +129,8 @@ def test_who_waits_for_a_translation_gets_it_and_may_leave(trained):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["predict", "RUN", "x.csv"], "labo predict is not for; see labo translate"),
-        (["labels", "RUN"], "labo labels is not for; see labo translate"),
+        (["predict", "RUN", "x.csv"], "see labo translate"),
+        (["labels", "RUN"], "see labo translate"),
         (["evaluate", "RUN", "--per-class"], "has no classes"),
         (["evaluate", "RUN", "--beams", "1,x"], "Expected --beams to be whole numbers above 0"),
         (["evaluate", "RUN", "--shift", "noise"], "has no shifts"),
@@ -159,7 +160,7 @@ def test_a_run_translates_when_its_data_and_its_networks_configuration_have_gone
             ending = given[f"{side}_language"]
             (home / f"train.{ending}").write_bytes(Path(files[side]).read_bytes())
     model = saved("bart" if kind == "tsv" else "marian", tmp_path / "configuration")
-    trials.run(text_trial(given, set={"steps": 2, "model": model}), tmp_path / "run")
+    run_trial.run(text_trial(given, set={"steps": 2, "model": model}), tmp_path / "run")
     before = translate(monkeypatch, capsys, tmp_path / "run", b"sieben\n")
     assert before.status == 0
     about = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
@@ -185,7 +186,7 @@ def test_evaluate_shows_how_bleu_moves_with_the_beam(trained, capsys):
 
 
 def test_a_tuning_record_has_the_signature_of_what_it_is_chosen_by(tmp_path, files):
-    record = trials.run(text_trial(files, tuning=True, set={"steps": 1}), tmp_path / "run")
+    record = run_trial.run(text_trial(files, tuning=True, set={"steps": 1}), tmp_path / "run")
     assert set(record["validation"]) == {"bleu", "nll", "nll_scaled", "ece"}
     assert record["signatures"] == {"bleu": signatures()["bleu"]}
 

@@ -10,7 +10,7 @@ import pytest
 from transformers import MarianConfig
 
 from labo.cli import main
-from labo.experiment.plan import Comparison, Plan
+from labo.experiment.compare import ComparisonConfig, Plan
 from labo.tasks import create
 
 
@@ -36,8 +36,8 @@ def test_the_model_decides_how_it_is_trained(task: str, model: Any, learning_rat
 
 
 def test_a_comparison_and_a_run_take_the_defaults_of_their_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    asked = Comparison(["none", "labo"], tmp_path / "all", "numbers", set={"model": "transformer_iwslt_de_en"})
-    candidates = Plan(asked, print).written()["candidates"]
+    asked = ComparisonConfig(["none", "labo"], tmp_path / "all", "numbers", set={"model": "transformer_iwslt_de_en"})
+    candidates = Plan(asked).as_json()["candidates"]
     tried = [(each["learning_rate"], each["dropout"]) for each in candidates["none"]]
     assert tried == [(5e-4, 0.3), (1e-3, 0.3), (5e-4, 0.1)]
     assert {(each["learning_rate"], each["dropout"]) for each in candidates["labo"]} == {(5e-4, 0.3)}

@@ -14,8 +14,8 @@ from transformers import Seq2SeqTrainer
 
 from labo import tasks
 from labo.experiment import settings as flat
+from labo.experiment.run_trial import Trial, build
 from labo.experiment.trainer import RunTrainer
-from labo.experiment.trial import Trial, build
 
 
 @pytest.fixture

@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file
 
 from labo import cli, ranks, tasks
-from labo.errors import UserError
-from labo.experiment import runs, training, translations
-from labo.experiment import trial as trials
-from labo.experiment.judges import NoNumbersError, soft_sentences
-from labo.experiment.judges import translation as judged
-from labo.experiment.judges.translation import Translation, by_length
+from labo.errors import NonFiniteLogitsError, UserError
+from labo.experiment import run_trial, saved_run, training
+from labo.experiment import settings as flat
+from labo.experiment.evaluators import translation as judged
+from labo.experiment.evaluators.translation import TranslationEvaluator, batches_by_length
 from labo.experiment.trainer import RunTrainer
 from labo.metrics.translation import bleu
+from labo.records import trial as trials
 from labo.tasks.translation import models
 from labo.tasks.translation.text_files import Pairs
 from processes import COUNT, together
@@ -42,8 +42,8 @@ def test_a_record_has_scores_signatures_and_translations(trained):
     assert record["signatures"]["bleu"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp")
     assert "chrF" in record["signatures"]["chrf"] or "nrefs:1" in record["signatures"]["chrf"]
     assert metrics["nll_scaled"] < metrics["nll"] + 0.05
-    run = runs.load(trained)
-    kept = translations.read(trained)
+    run = saved_run.load(trained)
+    kept = trials.read_translations(trained)
     assert kept is not None
     assert len(kept[0]) == len(run.splits.test)
     assert kept[1] == list(run.splits.test.target_text)
@@ -69,10 +69,10 @@ def test_a_stopped_run_goes_on_exactly(tmp_path, files, method):
             raise StoppedError
 
     asked = text_trial(files, method)
-    whole = trials.run(asked, tmp_path / "whole")
+    whole = run_trial.run(asked, tmp_path / "whole")
     with pytest.raises(StoppedError):
-        trials.run(trials.Trial(**{**vars(asked), "save_seconds": 0.0}), tmp_path / "cut", stop)
-    resumed = trials.run(asked, tmp_path / "cut")
+        run_trial.run(trials.Trial(**{**vars(asked), "save_seconds": 0.0}), tmp_path / "cut", stop)
+    resumed = run_trial.run(asked, tmp_path / "cut")
     assert resumed["metrics"] == whole["metrics"]
     mine, theirs = (load_file(tmp_path / name / trials.WEIGHTS) for name in ("cut", "whole"))
     assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
@@ -87,11 +87,11 @@ def test_the_linear_form_trains_as_the_logits_do(tmp_path, files, monkeypatch):
     seen = []
     form = training._has_linear_form
     monkeypatch.setattr(training, "_has_linear_form", lambda *args: seen.append(form(*args)) or seen[-1])
-    trials.run(plain(files), tmp_path / "linear")
-    trials.run(text_trial(files, "confidence_penalty"), tmp_path / "penalty")
+    run_trial.run(plain(files), tmp_path / "linear")
+    run_trial.run(text_trial(files, "confidence_penalty"), tmp_path / "penalty")
     assert seen == [True, False]
     monkeypatch.setattr(training, "_has_linear_form", lambda *args: False)
-    trials.run(plain(files), tmp_path / "logits")
+    run_trial.run(plain(files), tmp_path / "logits")
     close(tmp_path / "linear", tmp_path / "logits", 1e-5)
 
 
@@ -99,13 +99,13 @@ def test_parts_of_a_batch_give_the_gradients_of_the_whole(tmp_path, files):
     """One step each, so that the weights differ by their gradients alone; every part has other numbers of tokens."""
     for parts in (1, 3):
         asked = plain(files, accumulation=parts, tokens=400, steps=1)
-        trials.run(asked, tmp_path / str(parts))
+        run_trial.run(asked, tmp_path / str(parts))
     close(tmp_path / "3", tmp_path / "1")
 
 
 def test_half_precision_trains_too(tmp_path, files):
-    record = trials.run(plain(files, precision="bfloat16"), tmp_path / "half")
-    trials.run(plain(files), tmp_path / "whole")
+    record = run_trial.run(plain(files, precision="bfloat16"), tmp_path / "half")
+    run_trial.run(plain(files), tmp_path / "whole")
     assert record["metrics"]["nll"] < 7
     first, second = (load_file(tmp_path / name / trials.WEIGHTS) for name in ("half", "whole"))
     assert {value.dtype for value in first.values()} == {torch.float32}
@@ -115,14 +115,14 @@ def test_half_precision_trains_too(tmp_path, files):
 
 def train_both(folder: Path, files: dict[str, str]) -> dict[str, Any]:
     with ranks.group():
-        return trials.run(plain(files), folder / "both")
+        return run_trial.run(plain(files), folder / "both")
 
 
 @pytest.mark.slow
 def test_two_processes_learn_what_one_does(tmp_path, files):
     found = together(train_both, tmp_path, files)
     assert len(found) == COUNT
-    alone = trials.run(plain(files), tmp_path / "alone")
+    alone = run_trial.run(plain(files), tmp_path / "alone")
     for each in found:
         assert isinstance(each, dict), each
         assert each["metrics"]["nll"] == pytest.approx(alone["metrics"]["nll"], abs=1e-4)
@@ -151,7 +151,7 @@ def test_a_regularizer_may_begin_later(tmp_path, files, monkeypatch):
     before = {}
     for name, asked in runs_of.items():
         with pytest.raises(StoppedError):
-            trials.run(asked, tmp_path / name, stop)
+            run_trial.run(asked, tmp_path / name, stop)
         before[name] = load_file(tmp_path / name / "checkpoints" / "checkpoint-3" / "model.safetensors")
     for name, other in (("late", "none"), ("smoothed", "smoothing")):
         assert all(torch.equal(before[name][key], before[other][key]) for key in before[other])
@@ -161,8 +161,8 @@ def test_a_regularizer_may_begin_later(tmp_path, files, monkeypatch):
 @pytest.mark.parametrize("start", [4, 5])
 def test_a_regularizer_that_would_never_begin_is_refused(tmp_path, files, start):
     with pytest.raises(UserError, match=f"`start_after` to be below the 4 steps of this run, .*, but got {start}"):
-        trials.run(text_trial(files, set={"steps": 4, "start_after": start}), tmp_path / "run")
-    with pytest.raises(UserError, match="give `start_after` STEPS with it"):
+        run_trial.run(text_trial(files, set={"steps": 4, "start_after": start}), tmp_path / "run")
+    with pytest.raises(UserError, match="requires `start_after`"):
         text_trial(files, set={"start_with": "label_smoothing"})
 
 
@@ -170,7 +170,7 @@ def test_the_mean_of_the_last_epochs_is_kept(tmp_path, files, monkeypatch):
     kept = []
     mean = training.averaging.mean
     monkeypatch.setattr(training.averaging, "mean", lambda paths: kept.extend(map(load_file, paths)) or mean(paths))
-    trials.run(text_trial(files, set={"average_epochs": 2}), tmp_path / "run")
+    run_trial.run(text_trial(files, set={"average_epochs": 2}), tmp_path / "run")
     found = load_file(tmp_path / "run" / trials.WEIGHTS)
     assert len(kept) == 2
     assert not torch.equal(kept[0]["lm_head.weight"], kept[1]["lm_head.weight"])
@@ -182,34 +182,34 @@ def test_the_mean_of_the_last_epochs_is_kept(tmp_path, files, monkeypatch):
 def test_patience_ends_a_run_that_gets_no_better(tmp_path, files):
     asked = text_trial(files, checkpoint="best", set={"patience": 1, "learning_rate": 1e-9})
     asked = trials.Trial(**{**vars(asked), "settings": {**asked.settings, "epochs": 30}})
-    record = trials.run(asked, tmp_path / "run")
+    record = run_trial.run(asked, tmp_path / "run")
     assert len(curve(tmp_path / "run")) <= 4
     assert record["step"] == curve(tmp_path / "run")[0]["step"]
-    with pytest.raises(UserError, match="give --checkpoint best"):
-        trials.run(text_trial(files, set={"patience": 1}), tmp_path / "last")
+    with pytest.raises(UserError, match="requires --checkpoint best"):
+        run_trial.run(text_trial(files, set={"patience": 1}), tmp_path / "last")
     with pytest.raises(UserError, match="leave --checkpoint best out"):
-        trials.run(text_trial(files, checkpoint="best", set={"average_epochs": 1}), tmp_path / "mean")
+        run_trial.run(text_trial(files, checkpoint="best", set={"average_epochs": 1}), tmp_path / "mean")
 
 
 @pytest.mark.parametrize("method", ["cs_kd", "dlb", "distillation"])
 def test_methods_for_one_label_an_example_are_refused(tmp_path, files, method):
-    with pytest.raises(UserError, match=f"Method '{method}' needs .*: it is for one label an example"):
-        trials.run(text_trial(files, method), tmp_path / "run")
+    with pytest.raises(UserError, match=f"Method '{method}' needs .*: it is for one label per example"):
+        run_trial.run(text_trial(files, method), tmp_path / "run")
 
 
 def test_a_line_longer_than_the_network_takes_is_read_up_to_there(trained, files):
-    run = runs.load(trained)
+    run = saved_run.load(trained)
     known = Pairs(["sieben " * 2000, "sieben"], ["seven", "seven " * 2000])
-    long = run.judge.examples(known)
+    long = run.evaluator.examples(known)
     cut = long.truncated((1024, 1024))
     assert cut.features.lengths.tolist() == [1024, long.features.lengths[1]]
     assert cut.target.lengths.tolist() == [long.target.lengths[0], 1024]
     assert cut.features[0][-1] == long.features[0][-1]  # the end mark
     assert torch.equal(cut.target[1], long.target[1][:1024])
     assert (cut.source_text, cut.target_text) == (known.source, known.target)
-    assert run.judge.tokens(run.model, long, (1.0,))[0] == run.judge.tokens(run.model, cut, (1.0,))[0]
-    assert run.judge.temperature(run.model, long) > 0
-    assert soft_sentences.of(run.model, trials.build_method("labo", {}), cut, run.judge.vocabulary)
+    assert run.evaluator.tokens(run.model, long, (1.0,))[0] == run.evaluator.tokens(run.model, cut, (1.0,))[0]
+    assert run.evaluator.temperature(run.model, long) > 0
+    assert judged.sentence_labels(run.model, flat.create_method("labo", {}), cut, run.evaluator.vocabulary)
     assert "2 of 2 new pairs have a side longer than the 1,024 pieces" in run.notes(long, "new")[0]
     assert run.notes(run.splits.test, "test") == ()
 
@@ -228,24 +228,24 @@ def test_long_lines_to_validate_and_test_do_not_stop_a_run(tmp_path, files, monk
         f"2 of 2 {part} pairs have a side longer than the 24 pieces that the network takes"
         for part in ("validation", "test")
     ]
-    record = trials.run(text_trial(given, checkpoint="best", curves=True), tmp_path / "run")
+    record = run_trial.run(text_trial(given, checkpoint="best", curves=True), tmp_path / "run")
     assert record["metrics"]["nll"] > 0
-    assert trials.run(text_trial(given, tuning=True), tmp_path / "tuning")["validation"]["nll"] > 0
+    assert run_trial.run(text_trial(given, tuning=True), tmp_path / "tuning")["validation"]["nll"] > 0
     with pytest.raises(UserError, match=r"`max_length` to be at most 23, one less than .* 'tiny' takes, but got 24"):
-        trials.run(text_trial({**given, "max_length": 24}), tmp_path / "longer")
+        run_trial.run(text_trial({**given, "max_length": 24}), tmp_path / "longer")
 
 
 def test_the_temperature_is_of_tokens_evenly_spaced(trained, monkeypatch):
     """Be they further apart than a batch is long."""
-    run = runs.load(trained)
-    examples, size = run.splits.validation, run.about["preprocessing"]["vocabulary_size"]
-    logits, labels = map(torch.cat, zip(*run.judge._logits(run.model, examples), strict=True))
+    run = saved_run.load(trained)
+    examples, size = run.splits.validation, run.description["preprocessing"]["vocabulary_size"]
+    logits, labels = map(torch.cat, zip(*run.evaluator._logits(run.model, examples), strict=True))
     taken: list[torch.Tensor] = []
     monkeypatch.setattr(judged, "search_temperature", lambda found, _: taken.append(found) or 1.0)
     monkeypatch.setattr(judged, "SCORED_ELEMENTS", size * 8)
     for stride in (1, 3, 40):
         monkeypatch.setattr(judged, "TEMPERATURE_ELEMENTS", -(-size * len(labels) // stride))
-        run.judge.temperature(run.model, examples)
+        run.evaluator.temperature(run.model, examples)
         torch.testing.assert_close(taken.pop(), logits[::stride])
 
 
@@ -259,29 +259,29 @@ def test_options_of_the_search_are_seen_to_before_training(files, key, value):
 @pytest.mark.parametrize("options", [{"curves": True}, {"checkpoint": "best"}])
 def test_a_network_that_gives_no_numbers_at_the_end_of_an_epoch_is_a_failed_run(tmp_path, files, monkeypatch, options):
     def diverged(*args: Any) -> None:
-        raise NoNumbersError
+        raise NonFiniteLogitsError
 
-    monkeypatch.setattr(Translation, "tokens", diverged)
+    monkeypatch.setattr(TranslationEvaluator, "tokens", diverged)
     asked = text_trial(files, **options)
-    failed = trials.run(asked, tmp_path / "run")["failed"]
+    failed = run_trial.run(asked, tmp_path / "run")["failed"]
     assert failed["reason"] == "the network gives logits that are no numbers for the validation split"
     assert 0 < failed["step"] < 100
-    assert trials.finished(tmp_path / "run")
+    assert trials.read_record(tmp_path / "run")
 
 
 def test_a_run_that_lost_patience_before_a_kill_trains_no_further(tmp_path, files, monkeypatch):
     asked = text_trial(files, checkpoint="best", set={"patience": 1, "learning_rate": 1e-9}, save_seconds=0.0)
     asked = trials.Trial(**{**vars(asked), "settings": {**asked.settings, "epochs": 30}})
-    whole = trials.run(asked, tmp_path / "whole")
+    whole = run_trial.run(asked, tmp_path / "whole")
 
     def killed(*args: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(Translation, "at_the_end", killed)
+        patched.setattr(TranslationEvaluator, "test_metrics", killed)
         with pytest.raises(KeyboardInterrupt):
-            trials.run(asked, tmp_path / "cut")
-    resumed = trials.run(asked, tmp_path / "cut")
+            run_trial.run(asked, tmp_path / "cut")
+    resumed = run_trial.run(asked, tmp_path / "cut")
     assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
     assert (resumed["metrics"], resumed["step"]) == (whole["metrics"], whole["step"])
     close(tmp_path / "cut", tmp_path / "whole", 0.0)
@@ -310,13 +310,13 @@ def test_what_goes_wrong_in_measuring_does_not_cost_the_weights(tmp_path, files,
     def broken(*args: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(Translation, "at_the_end", broken)
+    monkeypatch.setattr(TranslationEvaluator, "test_metrics", broken)
     with pytest.raises(ZeroDivisionError):
-        trials.run(text_trial(files, set={"steps": 1}), tmp_path / "run")
+        run_trial.run(text_trial(files, set={"steps": 1}), tmp_path / "run")
     assert load_file(tmp_path / "run" / trials.WEIGHTS)
 
 
 def test_places_of_like_length_make_batches():
-    found = list(by_length(torch.tensor([5, 1, 4, 9, 2]), 9))
+    found = list(batches_by_length(torch.tensor([5, 1, 4, 9, 2]), 9))
     assert found == [[1, 4], [2], [0], [3]]
-    assert list(by_length(torch.tensor([5, 1, 4, 9, 2]), 12)) == [[1, 4, 2], [0], [3]]
+    assert list(batches_by_length(torch.tensor([5, 1, 4, 9, 2]), 12)) == [[1, 4, 2], [0], [3]]

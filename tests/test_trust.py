@@ -16,11 +16,11 @@ from experiments import trial
 from labo import regularizers
 from labo.cli import main
 from labo.errors import UserError
-from labo.experiment import auto, runs
-from labo.experiment import trial as trials
+from labo.experiment import run_trial, saved_run
 from labo.outer import health, trust
 from labo.outer.channel import channel_losses
 from labo.outer.trust import Decision, Evidence
+from labo.records import trial as trials
 
 # What held-out labels say.
 
@@ -111,17 +111,17 @@ def auto_trial(**options: Any) -> trials.Trial:
 @pytest.fixture(scope="module")
 def decided(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("auto") / "run"
-    trials.run(auto_trial(), folder)
+    run_trial.run(auto_trial(), folder)
     return folder
 
 
 def test_a_trial_is_that_of_the_method_it_chose(decided, tmp_path):
-    record = trials.finished(decided)
+    record = trials.read_record(decided)
     assert record is not None
     decision = record["decision"]
     by_hand = trial(decision["method"], task_options=NOISE, epochs=12, set=decision["options"])
-    assert trials.run(by_hand, tmp_path / "run")["metrics"] == record["metrics"]
-    assert not (decided / auto.FOLDER).exists()
+    assert run_trial.run(by_hand, tmp_path / "run")["metrics"] == record["metrics"]
+    assert not (decided / trials.AUTO).exists()
     assert record["seconds"] > decision["seconds"] > 0
     assert decision["cost"] in (2.0, 3.0)
     assert len(decision["curves"]["mild"]) == len(decision["curves"]["strong"]) == 12
@@ -140,11 +140,11 @@ def test_a_killed_decision_goes_on(decided, tmp_path, monkeypatch):
             raise StoppedError
 
     with pytest.raises(StoppedError):
-        trials.run(auto_trial(save_seconds=0.0), tmp_path / "cut", stop)
-    assert (tmp_path / "cut" / auto.FOLDER / "mild" / "1" / trials.RECORD).exists()
-    assert not (tmp_path / "cut" / auto.FOLDER / "strong" / "1" / trials.RECORD).exists()
-    resumed = trials.run(auto_trial(), tmp_path / "cut", shares.append)
-    whole = trials.finished(decided)
+        run_trial.run(auto_trial(save_seconds=0.0), tmp_path / "cut", stop)
+    assert (tmp_path / "cut" / trials.AUTO / "mild" / "1" / trials.RECORD).exists()
+    assert not (tmp_path / "cut" / trials.AUTO / "strong" / "1" / trials.RECORD).exists()
+    resumed = run_trial.run(auto_trial(), tmp_path / "cut", shares.append)
+    whole = trials.read_record(decided)
     assert whole is not None
     for key in ("metrics", "step"):
         assert resumed[key] == whole[key]
@@ -154,7 +154,7 @@ def test_a_killed_decision_goes_on(decided, tmp_path, monkeypatch):
 
 
 def test_a_finished_run_knows_its_method(decided, capsys):
-    run = runs.load(decided)
+    run = saved_run.load(decided)
     decision = run.record["decision"]
     assert run.regularizer.chosen.name == decision["method"]
     if decision["name"] == "strong":
@@ -189,10 +189,10 @@ def test_a_comparison_runs_it_untuned(tmp_path, capsys):
 
 
 def test_sentences_and_mixtures_are_refused(tmp_path):
-    with pytest.raises(UserError, match="needs decision: it follows single pictures, and mixup"):
-        trials._check(auto_trial(), {"mixup": 0.2}, regularizers.create("labo_auto"), FakeSplits(sequences=False))
-    with pytest.raises(UserError, match="needs decision: it is for one label an example"):
-        trials._check(auto_trial(), {}, regularizers.create("labo_auto"), FakeSplits(sequences=True))
+    with pytest.raises(UserError, match="needs decision: it follows single images, and mixup"):
+        run_trial._check(auto_trial(), {"mixup": 0.2}, regularizers.create("labo_auto"), FakeSplits(sequences=False))
+    with pytest.raises(UserError, match="needs decision: it is for one label per example"):
+        run_trial._check(auto_trial(), {}, regularizers.create("labo_auto"), FakeSplits(sequences=True))
 
 
 class FakeSplits:
@@ -238,7 +238,7 @@ def test_a_run_says_that_its_memory_went_wrong(tmp_path, capsys):
     command += ["--set", "alpha=1", "--epochs", "12", "--output", str(tmp_path / "run")]
     assert main(command) == 0
     assert "The memory" in capsys.readouterr().out
-    record = trials.finished(tmp_path / "run")
+    record = trials.read_record(tmp_path / "run")
     assert record is not None
     assert record["notes"]
 

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from experiments import trial
 from labo import tasks
-from labo.experiment import trial as trials
+from labo.experiment import run_trial
+from labo.records import trial as trials
 from labo.tasks.translation import numbers
 
 PAIRS = 48
@@ -34,7 +35,7 @@ def text_trial(files: dict[str, Any], method: str = "labo", **options: Any) -> t
 
 def trained_in(folder: Path, files: dict[str, str]) -> Path:
     """A finished run of LABO, with its curve."""
-    trials.run(text_trial(files, curves=True), folder / "labo")
+    run_trial.run(text_trial(files, curves=True), folder / "labo")
     return folder / "labo"
 
 

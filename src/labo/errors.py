@@ -10,6 +10,10 @@ class UserError(ValueError):
     """Something the user can mend; its message is one clear sentence, which the command line prints as it is."""
 
 
+class NonFiniteLogitsError(Exception):
+    """A network whose logits are NaN or infinite."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """The error for a name that nothing has, with the nearest one and the whole list.
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from labo.cli import options
-from labo.cli.report import write_and_print
+from labo.cli.report import build_and_print
 
 
 def compare(
@@ -58,7 +58,7 @@ def compare(
     command in the same --output goes on where it was stopped.
     """
     from labo.experiment import compare as experiment
-    from labo.experiment.progress import Progress
+    from labo.experiment.progress import ConsoleProgress
 
     name, task_options = options.task(
         task,
@@ -71,9 +71,9 @@ def compare(
         label_noise=label_noise,
         skip_unreadable=skip_unreadable,
     )
-    options.shifts([name], shift, severity)  # what cannot be measured is told before anything runs
+    options.shifts([name], shift, severity)  # refused before anything runs
     chosen = options.names(methods)
-    asked = experiment.Comparison(
+    comparison = experiment.ComparisonConfig(
         methods=chosen,
         output=output or Path("runs") / options.slug(name, data or source),
         task=name,
@@ -90,13 +90,8 @@ def compare(
         jobs=jobs,
         command=["labo", *sys.argv[1:]],
     )
-    with Progress() as progress:
-        lost = experiment.run(asked, progress)
-    write_and_print(asked.output, baseline=None, no_samples=no_samples, shift=shift, severity=severity)
-    return 1 if lost or not _any_finished(asked.output) else 0
-
-
-def _any_finished(output: Path) -> bool:
-    from labo.report import summarize
-
-    return any(method.finished for task in summarize(output).tasks for method in task.methods)
+    with ConsoleProgress() as progress:
+        unfinished = experiment.run(comparison, progress)
+    summary = build_and_print(comparison.output, baseline=None, no_samples=no_samples, shift=shift, severity=severity)
+    any_finished = any(method.finished for task in summary.tasks for method in task.methods)
+    return 1 if unfinished or not any_finished else 0

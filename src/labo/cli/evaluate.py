@@ -14,7 +14,7 @@ from labo.cli import options, scores
 from labo.errors import UserError
 
 if TYPE_CHECKING:
-    from labo.experiment.runs import Run
+    from labo.experiment.saved_run import SavedRun
 
 
 def evaluate(
@@ -41,69 +41,67 @@ def evaluate(
     before and after temperature scaling; of a translator BLEU, chrF, and NLL and calibration of the target's tokens.
     The temperature is fitted on the validation split, as it is.
     """
-    from labo.experiment import beams as searches
-    from labo.experiment import runs
+    from labo.experiment import post_hoc, saved_run
     from labo.report.measures import present
 
-    loaded = runs.load(run)
-    asked = options.shifts([loaded.about["task"]], shift, severity)
-    widths = options.beams([loaded.about["task"]], beams)
+    loaded = saved_run.load(run)
+    grid = options.shifts([loaded.description["task"]], shift, severity)
+    widths = options.beams([loaded.description["task"]], beams)
     if per_class and not loaded.classes:
-        raise UserError(f"Task '{loaded.about['task']}' has no classes: leave --per-class out.")
+        raise UserError(f"Task '{loaded.description['task']}' has no classes: leave --per-class out.")
     examples = loaded.examples(split) if data is None else loaded.examples_in(data, target)
-    found = loaded.scores(examples)
+    metrics = loaded.scores(examples)
     classes = _of_classes(loaded, examples) if loaded.classes and (per_class or as_json) else []
-    worse = None if asked is None else _shifted(loaded, examples, asked)
-    by_beam = searches.scores(loaded, examples, widths)
-    signatures = loaded.judge.signatures()
+    shifted = None if grid is None else _shifted(loaded, examples, grid)
+    by_beam = post_hoc.beam_scores(loaded, examples, widths)
+    signatures = loaded.evaluator.signatures()
     what = split if data is None else data.name
     for note in loaded.notes(examples, what):
         print(note, file=sys.stderr)
     if as_json:
-        told = {"run": str(run), "data": what, "metrics": found, "classes": classes}
-        told |= {"signatures": signatures} if signatures else {}
-        told |= {} if worse is None else {"shifted": worse}
-        told |= {"beams": by_beam} if by_beam else {}
-        print(json.dumps(told, indent=1))
+        content = {"run": str(run), "data": what, "metrics": metrics, "classes": classes}
+        content |= {"signatures": signatures} if signatures else {}
+        content |= {} if shifted is None else {"shifted": shifted}
+        content |= {"beams": by_beam} if by_beam else {}
+        print(json.dumps(content, indent=1))
         return
-    name = f"{loaded.about['method']}, {what}"
-    rows = {name: found} if worse is None else {f"{name}, clean": found, **_indented(worse["means"])}
-    rows |= _indented({f"beam {width}": found for width, found in by_beam.items()})
+    name = f"{loaded.description['method']}, {what}"
+    rows = {name: metrics} if shifted is None else {f"{name}, clean": metrics, **_indented(shifted["means"])}
+    rows |= _indented({f"beam {width}": values for width, values in by_beam.items()})
     print(scores.table(rows))
-    print(f"\ntemperature {found['temperature']:.3f}, fitted on validation")
+    print(f"\ntemperature {metrics['temperature']:.3f}, fitted on validation")
     for measure in present(set(signatures)):
         print(f"{measure.label}: {signatures[measure.key]}")
-    if worse is not None:
-        severities = worse["severities"]
-        told = (
+    if shifted is not None:
+        severities = shifted["severities"]
+        which = (
             f"severity {severities[0]}" if len(severities) == 1 else f"the mean over severities 1 to {len(severities)}"
         )
-        print(f"shifts: {told}; the last row is the mean over the kinds")
+        print(f"shifts: {which}; the last row is the mean over the kinds")
     if per_class:
         print(f"\n{_class_table(classes)}")
 
 
-def _of_classes(loaded: Run, examples: Any) -> list[dict[str, Any]]:
+def _of_classes(loaded: SavedRun, examples: Any) -> list[dict[str, Any]]:
     from labo.metrics.scores import class_scores
 
-    found = class_scores(loaded.logits(examples.features), examples.target, temperature=loaded.temperature)
-    return [{"class": name, **entry} for name, entry in zip(loaded.classes, found, strict=True)]
+    entries = class_scores(loaded.logits(examples.features), examples.target, temperature=loaded.temperature)
+    return [{"class": name, **entry} for name, entry in zip(loaded.classes, entries, strict=True)]
 
 
-def _shifted(loaded: Run, examples: Any, asked: Any) -> dict[str, Any]:
-    """The scores on shifted inputs, their means, and what was asked for; a bar tells how it goes."""
-    from labo.experiment import shifts
-    from labo.experiment.progress import Progress
-    from labo.experiment.runner import Job
-    from labo.experiment.trial import Trial
+def _shifted(loaded: SavedRun, examples: Any, grid: Any) -> dict[str, Any]:
+    """The severities, the scores on shifted inputs and their means; with a progress bar."""
+    from labo.experiment import post_hoc
+    from labo.experiment.progress import ConsoleProgress
+    from labo.records.trial import Job
 
-    job = Job(Trial(loaded.about["task"], loaded.about["method"], loaded.about["seed"], {}), loaded.folder)
-    with Progress() as progress:
+    job = Job(loaded.trial, loaded.folder)
+    with ConsoleProgress() as progress:
         progress.begin(1, 0)
         progress.phase("measuring shifted inputs")
-        found = shifts.scores(loaded, examples, asked.pairs, lambda share: progress.share(job, share))
+        by_shift = post_hoc.shift_scores(loaded, examples, grid.pairs, lambda done: progress.update(job, done))
         progress.finished(job, {})
-    return {"severities": list(asked.severities), "scores": found, "means": shifts.means(found)}
+    return {"severities": list(grid.severities), "scores": by_shift, "means": post_hoc.mean_scores(by_shift)}
 
 
 def _indented(means: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:

@@ -1,4 +1,4 @@
-"""`labo labels`: training labels that look wrong."""
+"""`labo labels`: training examples whose labels are probably wrong."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from labo.cli import options
 from labo.errors import UserError
 
 if TYPE_CHECKING:
-    from labo.experiment.listing import Listing
-
-PAGE = "labels.html"
+    from labo.experiment.label_issues import LabelIssues
 
 
 def labels(
@@ -32,67 +30,69 @@ def labels(
     ] = 0,
     no_samples: options.NoSamples = False,
 ) -> None:
-    """Training examples whose label looks wrong.
+    """Training examples whose labels are probably wrong.
 
-    Ranks them by how strongly the label q* objects to the given class, and writes labels.html and labels.json into the
-    run's folder; `labo report` of a comparison shows them too. A run with a memory (labo[prior=memory], elr) is asked
-    for what it remembers: no network runs, nothing is trained. Finished folds are kept, so the same command goes on
-    where it was stopped.
+    Ranks them by how strongly the label q* disagrees with the given class, and writes labels.html and labels.json into
+    the run's folder; `labo report` of a comparison shows them too. For a run with a memory (labo[prior=memory], elr),
+    the memory takes the place of q*: no network runs, nothing is trained. Finished folds are kept, so the same command
+    resumes where it was stopped.
     """
     if output is not None and output.suffix.lower() != ".csv":
         raise UserError(f"Expected --output to be a .csv file, but got '{output}'.")
     for name, value in (("top", top - 1), ("folds", folds), ("jobs", jobs)):
         if value < 0:
             raise UserError(f"Expected --{name} of at least {int(name == 'top')}, but got {value + (name == 'top')}.")
-    from labo.experiment import listing, lock, runs
-    from labo.experiment.progress import Progress
+    from labo.experiment import label_issues, saved_run
+    from labo.experiment.progress import ConsoleProgress
+    from labo.records import lock
 
-    loaded = runs.load(run)
+    loaded = saved_run.load(run)
     loaded.require_kind("classification", "labels")
-    with lock.hold(loaded.folder), Progress() as progress:
-        found = listing.of_run(loaded, count=folds, beta=beta, processes=jobs, progress=progress)
-        _keep(found, top, output, samples=not no_samples)
+    with lock.hold(loaded.folder), ConsoleProgress() as progress:
+        issues = label_issues.find(loaded, count=folds, beta=beta, processes=jobs, reporter=progress)
+        _write_and_print(issues, top, output, samples=not no_samples)
 
 
-def _keep(found: Listing, top: int, output: Path | None, *, samples: bool) -> None:
+def _write_and_print(issues: LabelIssues, top: int, output: Path | None, *, samples: bool) -> None:
+    from labo.records.storage import write_object, write_text
+    from labo.records.trial import LABEL_ISSUES, LABEL_ISSUES_PAGE
     from labo.report import label_issues
-    from labo.storage import write_object, write_text
 
-    folder = found.run.folder
-    summary = found.summary(top, samples=samples)
-    write_object(folder / label_issues.LABELS, summary)
-    page = write_text(folder / PAGE, label_issues.page(summary, samples=samples))
+    folder = issues.run.folder
+    summary = issues.summary(top, samples=samples)
+    write_object(folder / LABEL_ISSUES, summary)
+    page = write_text(folder / LABEL_ISSUES_PAGE, label_issues.page(summary, samples=samples))
     if output is not None:
-        _write(found, output)
+        _write_csv(issues, output)
     print(_table(summary["top"]))
     print(f"\n{label_issues.lead(summary)}")
-    if not found.folds and not found.memory:
-        print("What it has learnt by heart a network does not suspect: --folds 5, or a run of few epochs, shows more.")
+    if not issues.folds and not issues.memory:
+        print("A network agrees with labels that it has memorized: --folds 5, or a run of few epochs, shows more.")
     print(f"\nPage: {page}" + ("" if output is None else f"\nAll of them: {output}"))
 
 
-def _write(found: Listing, path: Path) -> None:
+def _write_csv(issues: LabelIssues, path: Path) -> None:
     try:
         with open(path, "w", encoding="utf-8", newline="") as file:
             writer: Any = None
-            for line in found.lines():
+            for line in issues.lines():
                 if writer is None:
                     writer = csv.DictWriter(file, line.keys(), lineterminator="\n")
                     writer.writeheader()
-                told = (f"{value:.6g}" if isinstance(value, float) else value for value in line.values())
-                writer.writerow(dict(zip(line, told, strict=True)))
+                cells = (f"{value:.6g}" if isinstance(value, float) else value for value in line.values())
+                writer.writerow(dict(zip(line, cells, strict=True)))
     except OSError as error:
         raise UserError(f"Cannot write '{path}': {error.strerror or error}.") from error
 
 
 def _table(lines: list[dict[str, Any]]) -> str:
     """One line an example, aligned for a terminal."""
-    planted = any("before" in line for line in lines)
-    rows = [["", "example", "given", "other", "q* given", "q* other", *(["planted"] if planted else [])]]
+    injected = any("before" in line for line in lines)
+    rows = [["", "example", "given", "other", "q* given", "q* other", *(["injected"] if injected else [])]]
     for line in lines:
         row = [str(line["rank"]), line["example"], line["given"], line["other"]]
         row += [f"{line['q_given']:.4f}", f"{line['q_other']:.4f}"]
-        if planted:
+        if injected:
             row.append(f"was {line['before']}" if line["before"] != line["given"] else "")
         rows.append(row)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

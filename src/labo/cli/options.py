@@ -138,9 +138,9 @@ def shifts(tasks: Sequence[str], shift: str | None, severity: int | None) -> Any
         if severity is not None:
             raise UserError("Expected --shift with --severity, but got none.")
         return None
-    from labo.experiment.shifts import asked
+    from labo.experiment.post_hoc import parse_shifts
 
-    return asked(tasks, shift, severity)
+    return parse_shifts(tasks, shift, severity)
 
 
 def beams(tasks: Sequence[str], text: str | None) -> list[int]:

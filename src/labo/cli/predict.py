@@ -17,7 +17,7 @@ from labo.cli import bars, options
 from labo.errors import UserError
 
 if TYPE_CHECKING:
-    from labo.experiment.runs import Run
+    from labo.experiment.saved_run import SavedRun
 
 SHOWN_CLASSES = 3
 SHOWN_ROWS = 40
@@ -63,11 +63,11 @@ def predict(
     Probabilities are at the temperature fitted on validation. A terminal shows the likeliest classes, of a few inputs
     as bars, beside them the soft label q*. A pipe or --output gets every probability as CSV.
     """
-    from labo.experiment import runs
+    from labo.experiment import saved_run
 
     if output is not None and (output.suffix.lower() != ".csv" or output.resolve() in [p.resolve() for p in inputs]):
         raise UserError(f"Expected --output to be a .csv file other than the input, but got '{output}'.")
-    loaded = runs.load(run)
+    loaded = saved_run.load(run)
     loaded.require_kind("classification", "predict")
     shown = output is None and sys.stdout.isatty()
     found, named = _predictions(loaded, inputs, raw=raw, label=label, shown=shown)
@@ -88,7 +88,7 @@ def predict(
 
 
 def _predictions(
-    loaded: Run, inputs: Sequence[Path], *, raw: bool, label: bool, shown: bool
+    loaded: SavedRun, inputs: Sequence[Path], *, raw: bool, label: bool, shown: bool
 ) -> tuple[Predictions, bool]:
     """(what the network says of all inputs, whether it takes their files' names to tell them apart)."""
     import torch
@@ -105,7 +105,7 @@ def _predictions(
     probabilities = (logits.double() / (1.0 if raw else loaded.temperature)).softmax(-1).tolist()
     labels, told = None, ""
     if label or (shown and len(rows) <= DRAWN_INPUTS):
-        from labo.experiment.labels import soft_labels
+        from labo.experiment.saved_run import soft_labels
 
         found, told = soft_labels(loaded, logits)
         if found is None and label:

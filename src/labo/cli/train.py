@@ -13,7 +13,7 @@ from labo.cli import options, scores
 from labo.errors import UserError
 
 if TYPE_CHECKING:
-    from labo.experiment.trial import Trial
+    from labo.records.trial import Trial
 
 
 def train(
@@ -50,7 +50,7 @@ def train(
     `torchrun --nproc-per-node N -m labo train …`.
     """
     from labo import ranks
-    from labo.experiment import lock
+    from labo.records import lock
 
     given = options.settings(config, set_, epochs, steps, model, start_after)
     data_options = {"data": data, "source": source, "target": target, "split": split}
@@ -59,15 +59,15 @@ def train(
     kept = {"checkpoint": options.known_checkpoint(checkpoint), "curves": curves, "save_seconds": save_every}
     with ranks.group():
         # In turn, for the first process may fetch the data.
-        asked, notes = ranks.in_turn(lambda: _asked(name, task_options, method, seed, given, teacher, kept))
+        trial, notes = ranks.in_turn(lambda: _trial(name, task_options, method, seed, given, teacher, kept))
         folder = output or Path("runs/train") / f"{options.slug(name, data or source)}-{method}-{seed}"
         if not ranks.first():
-            return _follow(asked, folder)
+            return _follow(trial, folder)
         with lock.hold(folder):
-            return _run(asked, folder, notes)
+            return _run(trial, folder, notes)
 
 
-def _asked(
+def _trial(
     name: str,
     task_options: dict[str, Any],
     method: str,
@@ -76,62 +76,64 @@ def _asked(
     teacher: Path | None,
     kept: dict[str, Any],
 ) -> tuple[Trial, Sequence[str]]:
-    """(the trial that is asked for, what there is to say of its data)."""
+    """(the trial, notes about its data)."""
     from labo import tasks
     from labo.experiment import settings as flat
-    from labo.experiment import trial
+    from labo.records.trial import Trial
 
     if not 0 <= seed < 2**32:
         raise UserError(f"Expected --seed from 0 to 2**32 - 1, but got {seed}.")
-    made = tasks.create(name, **task_options)
-    defaults = made.default_settings(given.get("model"))
+    created = tasks.create(name, **task_options)
+    defaults = created.default_settings(given.get("model"))
     flat.check_known(given, defaults, [method])
     settings = flat.resolve(defaults, method, given)
-    if teacher is not None and "teacher" not in trial.build_method(method, settings).needs:
+    if teacher is not None and "teacher" not in flat.create_method(method, settings).needs:
         raise UserError(f"Method '{method}' takes no --teacher.")
     taught = "" if teacher is None else str(teacher)
-    asked = trial.Trial(
+    trial = Trial(
         name,
         method,
         seed,
         settings,
-        dict(made.options),
-        data=made.fingerprint(),
+        dict(created.options),
+        data=created.fingerprint(),
         teacher=taught,
         teacher_folder=taught,
         **kept,
     )
-    return asked, made.notes(made.splits(seed), settings)
+    return trial, created.notes(created.splits(seed), settings)
 
 
-def _follow(asked: Trial, folder: Path) -> int:
-    """What every process but the first does: train along."""
-    from labo.experiment.runner import Job, run_job
+def _follow(trial: Trial, folder: Path) -> int:
+    """Train, in every process but the first."""
+    from labo.experiment.executor import run_job
+    from labo.records.trial import Job
 
-    return 1 if run_job(Job(asked, folder), lambda share: None).get("failed") else 0
+    return 1 if run_job(Job(trial, folder), lambda fraction: None).get("failed") else 0
 
 
-def _run(asked: Trial, folder: Path, notes: Sequence[str]) -> int:
-    from labo.experiment import trial
-    from labo.experiment.progress import Progress
-    from labo.experiment.runner import Job, run_job
+def _run(trial: Trial, folder: Path, notes: Sequence[str]) -> int:
+    from labo.experiment import run_trial
+    from labo.experiment.executor import run_job
+    from labo.experiment.progress import ConsoleProgress
+    from labo.records.trial import Job, read_record
 
-    record, job = trial.finished(folder), Job(asked, folder)
-    with Progress() as progress:
+    record, job = read_record(folder), Job(trial, folder)
+    with ConsoleProgress() as progress:
         for note in notes:
-            progress.say(note)
+            progress.message(note)
         if record is not None:
-            record = trial.run(asked, folder)
-            progress.say(f"The run in '{folder}' is finished already.")
+            record = run_trial.run(trial, folder)
+            progress.message(f"The run in '{folder}' is finished already.")
         else:
             progress.begin(1, 0)
             progress.phase("training")
-            record = run_job(job, lambda share: progress.share(job, share))
+            record = run_job(job, lambda fraction: progress.update(job, fraction))
             progress.finished(job, record)
     if failed := record.get("failed"):
         print(f"labo: The run failed at step {failed['step']}: {failed['reason']}.", file=sys.stderr)
         return 1
-    print(scores.table({asked.method: record["metrics"]}))
+    print(scores.table({trial.method: record["metrics"]}))
     for note in (*record.get("notes", ()), *filter(None, [record.get("decision", {}).get("sentence")])):
         print(f"\n{note}")
     use = f"labo predict {folder} INPUT, labo labels {folder}"

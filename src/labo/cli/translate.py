@@ -13,7 +13,7 @@ from labo.cli import options
 from labo.errors import UserError
 
 if TYPE_CHECKING:
-    from labo.experiment.runs import Run
+    from labo.experiment.saved_run import SavedRun
 
 # Lines that are translated together at most, and bytes that are read at a time.
 TOGETHER, READ = 256, 2**16
@@ -34,12 +34,12 @@ def translate(
     Line 7 of the output is the translation of line 7 of the input: an empty line stays empty, and one that is too long
     for the network is cut, which is told on standard error. Lines are translated as they come, in UTF-8.
     """
-    from labo.experiment import runs
+    from labo.experiment import saved_run
 
     for name, value in (("beam", beam), ("together", together)):
         if value is not None and value < 1:
             raise UserError(f"Expected --{name} to be a whole number above 0, but got {value}.")
-    loaded = runs.load(run)
+    loaded = saved_run.load(run)
     loaded.require_kind("translation", "translate")
     given = {} if length_penalty is None else {"length_penalty": length_penalty}
     number = 0
@@ -52,18 +52,20 @@ def translate(
         number += len(lines)
 
 
-def _translated(loaded: Run, lines: list[str], before: int, beam: int | None, given: dict[str, float]) -> list[str]:
+def _translated(
+    loaded: SavedRun, lines: list[str], before: int, beam: int | None, given: dict[str, float]
+) -> list[str]:
     """The translations of lines that have so many before them."""
-    judge = loaded.judge
-    sources = judge.vocabulary.encode(lines, "source")
+    evaluator = loaded.evaluator
+    sources = evaluator.vocabulary.encode(lines, "source")
 
-    def told(cut: list[int], limit: int) -> None:
+    def warn(cut: list[int], limit: int) -> None:
         first, longer = before + cut[0] + 1, f"longer than the {limit:,} pieces that are read"
         one = f"Line {first:,} is {longer}, and was cut."
         many = f"{len(cut):,} lines are {longer}, and were cut; the first is line {first:,}."
         print(one if len(cut) == 1 else many, file=sys.stderr)
 
-    return judge.translated(loaded.model.to(loaded.device), sources, beam=beam, on_truncated=told, **given)
+    return evaluator.translated(loaded.model.to(loaded.device), sources, beam=beam, on_truncated=warn, **given)
 
 
 def _chunks(stream: Any, size: int) -> Iterator[list[bytes]]:

@@ -1,1 +1,1 @@
-"""Trials and the comparison made of them: settings, training, records, and where trials run."""
+"""Trials and comparisons of methods: settings, tuning, where trials run, and what is measured on them."""

@@ -1,4 +1,4 @@
-"""The decision of `labo_auto` in a trial: candidates are trained on halves of the training split, as folds are."""
+"""The decision of `labo_auto` in a trial: its candidates are trained on halves of the training split, as folds are."""
 
 from __future__ import annotations
 
@@ -6,69 +6,70 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import Tensor
 
 from labo.errors import UserError
+from labo.experiment import folds
 from labo.experiment import settings as flat
-from labo.storage import read_lines
+from labo.outer import trust
+from labo.outer.trust import Candidate, Decision
+from labo.records.storage import read_lines
+from labo.records.trial import AUTO, CURVE, Trial
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from labo.experiment.trial import Trial
-    from labo.outer.trust import Candidate, Decision
-
-# Where the trials of the halves lie, in the folder of the trial that decides.
-FOLDER = "auto"
-Run = Callable[["Trial", Path, Callable[[float], None]], Mapping[str, Any]]
+# (trial, its folder, receives the fraction done) -> record
+RunTrial = Callable[[Trial, Path, Callable[[float], None]], Mapping[str, Any]]
 
 
 def decide(
-    trial: Trial, folder: Path, splits: Any, run: Run, progress: Callable[[float], None]
+    trial: Trial, folder: Path, splits: Any, run: RunTrial, progress: Callable[[float], None]
 ) -> tuple[Decision, dict[str, Any]]:
     """(the decision, what the record says of it).
 
-    Trials of halves that are finished are read, and an interrupted one goes on.
+    Finished trials of halves are read, and an interrupted one is resumed.
 
     Args:
-        trial: of a method that decides by itself.
-        folder: the trial's.
+        trial: of a method that decides for itself.
+        folder: of the trial.
         splits: of its task and seed.
-        run: runs a trial in a folder and gives its record.
-        progress: told how much of the decision is done, 0 to 1.
+        run: runs a trial in a folder and returns its record.
+        progress: receives the fraction of the decision that is done, 0 to 1.
 
     Raises:
         UserError: there are too few training examples.
     """
-    from labo.experiment import folds
-    from labo.outer import trust
-
-    target, most = splits.train.target, 2 * len(trust.HALVES)
+    target, max_trials = splits.train.target, 2 * len(trust.HALVES)
     if len(target) < trust.MIN_EXAMPLES:
         raise UserError(
             f"Expected at least {trust.MIN_EXAMPLES} training examples for method '{trial.method}', but got "
             f"{len(target)}."
         )
-    parts = trust.halves(target, trial.seed)
+    halves = trust.halves(target, trial.seed)
     curves: dict[str, list[list[dict[str, Any]]]] = {}
     seconds: list[float] = []
 
     def held_out(candidate: Candidate, half: int) -> tuple[Tensor, Tensor] | None:
         done = len(seconds)
-        home = folder / FOLDER / candidate.name / str(half)
-        record = run(_part(trial, candidate, half), home, lambda share: progress((done + share) / most))
+        half_folder = folder / AUTO / candidate.name / str(half)
+        record = run(
+            _half_trial(trial, candidate, half),
+            half_folder,
+            lambda fraction: progress((done + fraction) / max_trials),
+        )
         seconds.append(float(record["seconds"]))
         if record.get("failed"):
             return None
-        curves.setdefault(candidate.name, []).append(read_lines(home / "curve.jsonl"))
-        return folds.held_out(home, len(parts[half - 1]), len(splits.classes)), target[parts[half - 1]]
+        curves.setdefault(candidate.name, []).append(read_lines(half_folder / CURVE))
+        logits = folds.read_logits(half_folder, len(halves[half - 1]), len(splits.classes))
+        return logits, target[halves[half - 1]]
 
     decision = trust.decide(held_out)
-    about = {**decision.as_json(), "seconds": round(sum(seconds), 3)}
-    return decision, about | {"curves": {name: _mean(found) for name, found in curves.items()}}
+    details = {**decision.as_json(), "seconds": round(sum(seconds), 3)}
+    return decision, details | {"curves": {name: _mean_curve(lines) for name, lines in curves.items()}}
 
 
-def _part(trial: Trial, candidate: Candidate, half: int) -> Trial:
+def _half_trial(trial: Trial, candidate: Candidate, half: int) -> Trial:
     """The trial of a candidate without a half; its curve is of that half."""
     training, _ = flat.split(trial.settings, trial.method)
     settings = flat.resolve(training, candidate.method, candidate.options)
@@ -78,11 +79,11 @@ def _part(trial: Trial, candidate: Candidate, half: int) -> Trial:
     )
 
 
-def _mean(curves: list[list[dict[str, Any]]]) -> list[dict[str, float]]:
+def _mean_curve(curves: list[list[dict[str, Any]]]) -> list[dict[str, float]]:
     """The held-out NLL and accuracy of each epoch, the mean over halves."""
     keys = {"validation_nll": "nll", "validation_accuracy": "accuracy"}
-    whole = [[line for line in curve if keys.keys() <= line.keys()] for curve in curves]
+    measured = [[line for line in curve if keys.keys() <= line.keys()] for curve in curves]
     return [
         {name: round(fmean(line[key] for line in lines), 6) for key, name in keys.items()}
-        for lines in zip(*whole, strict=False)
+        for lines in zip(*measured, strict=False)
     ]

@@ -16,10 +16,8 @@ from torch import Tensor, nn
 
 from labo.errors import UserError
 from labo.integrations.saving import checkpoints
+from labo.records.trial import WEIGHTS
 
-CHECKPOINTS, BEST = "checkpoints", "best.safetensors"
-# The network's weights in a checkpoint, as the Trainer names them.
-WEIGHTS = "model.safetensors"
 _log = logging.getLogger(__name__)
 
 

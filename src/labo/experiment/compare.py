@@ -1,119 +1,314 @@
-"""The comparison: every method tuned alike, run on the same seeds, recorded as it goes."""
+"""A comparison: every method tuned alike, run on the same seeds, recorded as it goes.
+
+`Plan` says which trials there are and which are left; `run` runs them.
+"""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-from labo import tasks
+from labo import machine, tasks
 from labo.errors import UserError, unknown
-from labo.experiment import lock, tuning
-from labo.experiment.plan import Comparison, Plan
-from labo.experiment.records import Records
-from labo.experiment.runner import Job, Lost, Runner, at_once
+from labo.experiment import run_trial, tuning
+from labo.experiment import settings as flat
+from labo.experiment.executor import TrialExecutor, WorkerDied, default_processes
+from labo.experiment.progress import ProgressReporter
+from labo.metrics import significance
+from labo.records import lock
+from labo.records.comparison import ComparisonWriter
+from labo.records.trial import Job, Trial, read_record
+from labo.tasks.base import Splits
+
+# The user is told of a class that has at least this fraction of the test split.
+MAJORITY = 0.8
+# The method whose network is the teacher of those that need one.
+TEACHER = "none"
 
 
-class Watcher(Protocol):
-    """Who is told how it goes."""
+@dataclass(frozen=True)
+class ComparisonConfig:
+    """The configuration of a comparison; see the options of `labo compare`.
 
-    def say(self, sentence: str) -> None:
-        """A sentence for the user."""
-        ...
+    `set` has the settings that the user fixed for every method that has them; `jobs` is 0 for the default.
+    """
 
-    def begin(self, total: int, done: int) -> None:
-        """There are `total` trials, `done` of which are recorded already."""
-        ...
+    methods: Sequence[str]
+    output: Path
+    task: str = "digits"
+    task_options: Mapping[str, Any] = field(default_factory=dict)
+    seeds: int = 8
+    baseline: str = "label_smoothing"
+    settings_per_method: int = 3
+    tuning_seeds: int = 3
+    set: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint: str = "last"
+    curves: bool = False
+    save_seconds: float = 60.0
+    jobs: int = 0
+    first_seed: int = 0
+    command: Sequence[str] = ()
 
-    def phase(self, name: str) -> None:
-        """What the trials that come now are for."""
-        ...
 
-    def share(self, job: Job, share: float) -> None:
-        """How much of a running trial is done, 0 to 1."""
-        ...
+def run(config: ComparisonConfig, reporter: ProgressReporter) -> int:
+    """Run the trials that are not recorded yet.
 
-    def finished(self, job: Job, record: Mapping[str, Any] | Lost) -> None:
-        """A trial ended."""
-        ...
-
-
-def run(asked: Comparison, watcher: Watcher) -> int:
-    """Run what is not recorded yet; how many trials were lost (they run again with the same command).
+    Returns:
+        How many trials did not finish because their worker died; the same command runs them again.
 
     Raises:
-        UserError: something asked for is not there, out of range, or does not fit what the folder holds.
+        UserError: something in the configuration is unknown, out of range, or does not fit what the folder holds.
     """
-    _check(asked)
+    _check(config)
     with ExitStack() as stack:
-        stack.enter_context(lock.hold(asked.output))
-        processes = min(asked.jobs or at_once(), most_at_once(asked))
-        runner = stack.enter_context(Runner(processes))  # its processes warm up meanwhile
-        plan = Plan(asked, watcher.say)
-        records = Records(asked.output, watcher.say)
-        records.begin(plan.written())
-        watcher.say(plan.reach(records))
-        first, teachers = plan.tuning_jobs(records), plan.teacher_jobs(records)
-        watcher.begin(plan.total, plan.total - len(teachers) - len(first) - plan.missing(records))
+        stack.enter_context(lock.hold(config.output))
+        processes = min(config.jobs or default_processes(), max_concurrent_trials(config))
+        executor = stack.enter_context(TrialExecutor(processes))  # its workers start up meanwhile
+        plan = Plan(config)
+        for note in plan.notes:
+            reporter.message(note)
+        records = ComparisonWriter(config.output, reporter.message)
+        records.begin(plan.as_json())
+        reporter.message(plan.power(records))
+        teachers, tuning_jobs = plan.teacher_jobs(records), plan.tuning_jobs(records)
+        reporter.begin(plan.total, plan.total - len(teachers) - len(tuning_jobs) - plan.missing(records))
         if teachers:
-            watcher.phase("training teachers")
-            if lost := _teach(runner, teachers, watcher):
-                raise UserError(f"{lost} teachers were lost ({Lost().reason}); the same command trains them again.")
-        watcher.phase("choosing settings")
-        lost = _run(runner, records, first, watcher)
-        if lost:
-            raise UserError(f"{lost} tuning trials were lost ({Lost().reason}); the same command tries them again.")
-        watcher.phase("running the chosen")
-        return _run(runner, records, plan.jobs(records), watcher)
+            reporter.phase("training teachers")
+            if died := _run_teachers(executor, teachers, reporter):
+                raise UserError(
+                    f"{died} teachers did not finish ({WorkerDied().reason}); the same command trains them again."
+                )
+        reporter.phase("choosing settings")
+        if died := _run_jobs(executor, records, tuning_jobs, reporter):
+            raise UserError(
+                f"{died} tuning trials did not finish ({WorkerDied().reason}); the same command runs them again."
+            )
+        reporter.phase("running the chosen")
+        return _run_jobs(executor, records, plan.jobs(records), reporter)
 
 
-def _check(asked: Comparison) -> None:
-    if not asked.methods:
+def _check(config: ComparisonConfig) -> None:
+    if not config.methods:
         raise UserError("Expected at least one method.")
-    twice = [name for name in asked.methods if list(asked.methods).count(name) > 1]
+    twice = [name for name in config.methods if list(config.methods).count(name) > 1]
     if twice:
         raise UserError(f"Method '{twice[0]}' is named twice.")
-    if asked.baseline not in asked.methods:
-        raise unknown("baseline", asked.baseline, asked.methods)
+    if config.baseline not in config.methods:
+        raise unknown("baseline", config.baseline, config.methods)
     for name in ("seeds", "settings_per_method", "tuning_seeds", "jobs"):
-        least = 0 if name == "jobs" else 1
-        if getattr(asked, name) < least:
-            raise UserError(f"Expected --{name.replace('_', '-')} of at least {least}, but got {getattr(asked, name)}.")
-    last = asked.first_seed + asked.seeds
-    if asked.first_seed < 0 or not (last <= tuning.FIRST_SEED or asked.first_seed >= 2 * tuning.FIRST_SEED):
+        value, minimum = getattr(config, name), 0 if name == "jobs" else 1
+        if value < minimum:
+            raise UserError(f"Expected --{name.replace('_', '-')} of at least {minimum}, but got {value}.")
+    end = config.first_seed + config.seeds
+    if config.first_seed < 0 or not (end <= tuning.FIRST_SEED or config.first_seed >= 2 * tuning.FIRST_SEED):
         raise UserError(
             f"Expected --first-seed and the seeds after it from 0 to {tuning.FIRST_SEED - 1} or from "
-            f"{2 * tuning.FIRST_SEED}, for the tuning seeds lie between, but got {asked.first_seed}."
+            f"{2 * tuning.FIRST_SEED}, for the tuning seeds lie between, but got {config.first_seed}."
         )
-    tasks.describe(asked.task)
+    tasks.describe(config.task)
 
 
-def most_at_once(asked: Comparison) -> int:
+def max_concurrent_trials(config: ComparisonConfig) -> int:
     """How many trials can ever run at the same time."""
-    tuned = asked.settings_per_method * asked.tuning_seeds if asked.settings_per_method > 1 else 0
-    return len(asked.methods) * max(asked.seeds, tuned)
+    tuned = config.settings_per_method * config.tuning_seeds if config.settings_per_method > 1 else 0
+    return len(config.methods) * max(config.seeds, tuned)
 
 
-def _run(runner: Runner, records: Records, jobs: list[Job], watcher: Watcher) -> int:
-    lost = 0
-    for job, record in runner.run(jobs, watcher.share):
-        if isinstance(record, Lost):
-            lost += 1
+def _run_jobs(executor: TrialExecutor, records: ComparisonWriter, jobs: list[Job], reporter: ProgressReporter) -> int:
+    """Run and record jobs; returns how many did not finish."""
+    died = 0
+    for job, record in executor.run(jobs, reporter.update):
+        if isinstance(record, WorkerDied):
+            died += 1
         else:
             records.add(record, tuning=job.trial.tuning)
             if job.trial.tuning:
                 shutil.rmtree(job.folder, ignore_errors=True)
-        watcher.finished(job, record)
-    return lost
+        reporter.finished(job, record)
+    return died
 
 
-def _teach(runner: Runner, jobs: list[Job], watcher: Watcher) -> int:
-    """Train the teachers, whose records stay in their folders."""
-    lost = 0
-    for job, record in runner.run(jobs, watcher.share):
-        lost += isinstance(record, Lost)
-        watcher.finished(job, record)
-        if not isinstance(record, Lost) and record.get("failed"):
+def _run_teachers(executor: TrialExecutor, jobs: list[Job], reporter: ProgressReporter) -> int:
+    """Train the teachers, whose records stay in their folders; returns how many did not finish."""
+    died = 0
+    for job, record in executor.run(jobs, reporter.update):
+        died += isinstance(record, WorkerDied)
+        reporter.finished(job, record)
+        if not isinstance(record, WorkerDied) and record.get("failed"):
             raise UserError(f"The teacher of seed {job.trial.seed} failed: {record['failed']['reason']}.")
-    return lost
+    return died
+
+
+class Plan:
+    """The trials of a comparison, all checked before the first one runs.
+
+    Raises:
+        UserError: a setting or a method is unknown, out of range or unfit for the task.
+    """
+
+    def __init__(self, config: ComparisonConfig) -> None:
+        self.config = config
+        self.task = tasks.create(config.task, **config.task_options)
+        model = config.set.get("model")
+        defaults = self.task.default_settings(model)
+        flat.check_known(config.set, defaults, config.methods)
+        optimizer = self.task.optimizer_candidates(model)
+        self.candidates = {
+            method: tuning.candidates(method, config.settings_per_method, defaults, optimizer, config.set)
+            for method in config.methods
+        }
+        self.data = self.task.fingerprint()
+        splits = self.task.splits(0)
+        for method, candidates in self.candidates.items():
+            for settings in candidates:
+                run_trial.build(self._trial(method, 0, settings), self.task, splits)
+        self.taught = [method for method in config.methods if self._needs_teacher(method)]
+        self.teacher_settings = flat.resolve(defaults, TEACHER, config.set)
+        everything = [settings for candidates in self.candidates.values() for settings in candidates]
+        notes = dict.fromkeys(note for settings in everything for note in self.task.notes(splits, settings))
+        self.notes = [*notes, *_majority_note(splits)]
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan as it is recorded."""
+        config = self.config
+        return {
+            "command": list(config.command),
+            "task": config.task,
+            "task_options": self.task.options,
+            "data": self.data,
+            "methods": list(config.methods),
+            "baseline": config.baseline,
+            "seeds": config.seeds,
+            **({"first_seed": config.first_seed} if config.first_seed else {}),
+            "settings_per_method": config.settings_per_method,
+            "tuning_seeds": config.tuning_seeds if config.settings_per_method > 1 else 0,
+            "set": dict(config.set),
+            "checkpoint": config.checkpoint,
+            "candidates": self.candidates,
+            "versions": machine.versions(),
+        }
+
+    def power(self, records: ComparisonWriter) -> str:
+        """The smallest p that the seeds can reach, recorded ones included, in a sentence."""
+        recorded = [record for record in records.results if record["task"] == self.config.task]
+        seeds = len({record["seed"] for record in recorded} | set(self.seeds))
+        comparisons = len({record["method"] for record in recorded} | set(self.config.methods)) - 1
+        smallest = significance.smallest_p(seeds)
+        sentence = f"{_plural(seeds, 'seed')}: the smallest p that the sign-flip test can reach is {smallest:.3g}"
+        if comparisons > 1:
+            corrected = min(1.0, comparisons * smallest)
+            sentence += f", {corrected:.3g} after Holm's correction over {comparisons} comparisons"
+        if min(1.0, max(comparisons, 1) * smallest) > 0.05:
+            sentence += "; with so few seeds no difference can be significant at 0.05"
+        return sentence + "."
+
+    @property
+    def seeds(self) -> range:
+        """The seeds of the verdict."""
+        return range(self.config.first_seed, self.config.first_seed + self.config.seeds)
+
+    @property
+    def total(self) -> int:
+        """How many trials there are in all; one candidate needs no tuning."""
+        config = self.config
+        tuned = sum(len(candidates) for candidates in self.candidates.values() if len(candidates) > 1)
+        return tuned * config.tuning_seeds + len(config.methods) * config.seeds + len(self._teacher_seeds())
+
+    def teacher_jobs(self, records: ComparisonWriter) -> list[Job]:
+        """The teachers that are still to be trained."""
+        folders = {seed: records.teacher_folder(self.config.task, seed) for seed in self._teacher_seeds()}
+        return [
+            Job(self._trial(TEACHER, seed, self.teacher_settings), folder)
+            for seed, folder in folders.items()
+            if read_record(folder) is None
+        ]
+
+    def tuning_jobs(self, records: ComparisonWriter) -> list[Job]:
+        """The tuning trials that are still to be run."""
+        task, jobs = self.config.task, []
+        for seed in tuning.seeds(self.config.tuning_seeds):
+            for method, candidates in self.candidates.items():
+                for index, settings in enumerate(candidates if len(candidates) > 1 else ()):
+                    if records.tuning_result(task, method, seed, settings) is None:
+                        teacher = self._teacher(records, method, seed)
+                        trial = self._trial(method, seed, settings, tuned=True, teacher=teacher)
+                        jobs.append(Job(trial, records.tuning_folder(task, method, index, seed)))
+        return jobs
+
+    def missing(self, records: ComparisonWriter) -> int:
+        """How many trials of the verdict are still to be run."""
+        return sum(1 for _ in self._missing(records))
+
+    def jobs(self, records: ComparisonWriter) -> list[Job]:
+        """The trials of the verdict that are still to be run, seed by seed, with the settings that tuning chose."""
+        chosen = {method: self._chosen_settings(records, method) for method in self.candidates}
+        jobs = []
+        for method, seed in self._missing(records):
+            trial = self._trial(method, seed, chosen[method], teacher=self._teacher(records, method, seed))
+            jobs.append(Job(trial, records.run_folder(self.config.task, method, seed)))
+        return jobs
+
+    def _missing(self, records: ComparisonWriter) -> Iterator[tuple[str, int]]:
+        for seed in self.seeds:
+            for method in self.candidates:
+                if records.result(self.config.task, method, seed) is None:
+                    yield method, seed
+
+    def _trial(
+        self, method: str, seed: int, settings: dict[str, Any], *, tuned: bool = False, teacher: Path | None = None
+    ) -> Trial:
+        config = self.config
+        return Trial(
+            config.task,
+            method,
+            seed,
+            settings,
+            dict(self.task.options),
+            config.checkpoint,
+            curves=config.curves and not tuned,
+            save_seconds=config.save_seconds,
+            tuning=tuned,
+            data=self.data,
+            teacher="" if teacher is None else f"{TEACHER} with the task's default settings, the same seed",
+            teacher_folder="" if teacher is None else str(teacher),
+        )
+
+    def _needs_teacher(self, method: str) -> bool:
+        return any("teacher" in flat.create_method(method, settings).needs for settings in self.candidates[method])
+
+    def _teacher_seeds(self) -> list[int]:
+        """The seeds that need a teacher: all, where a method does."""
+        config = self.config
+        tuned = tuning.seeds(config.tuning_seeds) if config.settings_per_method > 1 else []
+        return [*tuned, *self.seeds] if self.taught else []
+
+    def _teacher(self, records: ComparisonWriter, method: str, seed: int) -> Path | None:
+        return records.teacher_folder(self.config.task, seed) if method in self.taught else None
+
+    def _chosen_settings(self, records: ComparisonWriter, method: str) -> dict[str, Any]:
+        candidates = self.candidates[method]
+        if len(candidates) == 1:
+            return candidates[0]
+        key = (self.config.task, method)
+        tried = [record for record in records.tuning if (record["task"], record["method"]) == key]
+        return tuning.choose(tried, candidates, self.task.metric)
+
+
+def _majority_note(splits: Splits) -> list[str]:
+    """A warning where one class has most of the test split, so that accuracy starts high."""
+    if splits.sequences:
+        return []
+    counts = splits.test.target.bincount(minlength=len(splits.classes))
+    fraction = counts.max().item() / max(1, len(splits.test))
+    if fraction < MAJORITY:
+        return []
+    name = splits.classes[int(counts.argmax())]
+    return [f"The class '{name}' alone is {fraction:.1%} of the test split: always predicting it has this accuracy."]
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

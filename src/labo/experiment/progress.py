@@ -1,4 +1,4 @@
-"""What the user sees while trials run: a bar with the time left, or plain lines where there is no terminal."""
+"""Progress of trials on the terminal: a bar with the time left, or plain lines where there is no terminal."""
 
 from __future__ import annotations
 
@@ -7,16 +7,41 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
-from labo.experiment.runner import Job, Lost
+from labo.experiment.executor import WorkerDied
+from labo.records.trial import Job
 
 # Seconds between two plain lines.
-PAUSE = 10.0
+LINE_INTERVAL = 10.0
 
 
-class Progress:
-    """Tells on `out` (stderr) how a comparison goes; a context manager. Results go to stdout, so they can be piped."""
+class ProgressReporter(Protocol):
+    """Receives progress events."""
+
+    def message(self, sentence: str) -> None:
+        """A sentence for the user."""
+        ...
+
+    def begin(self, total: int, done: int) -> None:
+        """There are `total` trials, of which `done` are recorded already."""
+        ...
+
+    def phase(self, name: str) -> None:
+        """The purpose of the trials that follow."""
+        ...
+
+    def update(self, job: Job, fraction: float) -> None:
+        """The fraction of a running trial that is done, 0 to 1."""
+        ...
+
+    def finished(self, job: Job, record: Mapping[str, Any] | WorkerDied) -> None:
+        """A trial ended."""
+        ...
+
+
+class ConsoleProgress:
+    """Shows progress on `out` (stderr), so that results on stdout can be piped; a context manager."""
 
     def __init__(self, out: TextIO | None = None) -> None:
         from rich.console import Console
@@ -25,16 +50,15 @@ class Progress:
         self._bar: Any = None
         self._task: Any = None
         self._lines: _Lines | None = None
-        self._shares: dict[Path, float] = {}
+        self._fractions: dict[Path, float] = {}
         self._done = self._total = 0
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ConsoleProgress:
         if self.console.is_terminal:
-            from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-            from rich.progress import Progress as Bar
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}"))
-            self._bar = Bar(*columns, TimeElapsedColumn(), _time_left(), console=self.console)
+            self._bar = Progress(*columns, TimeElapsedColumn(), _time_left(), console=self.console)
             self._bar.start()
         return self
 
@@ -42,15 +66,15 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def say(self, sentence: str) -> None:
-        """A sentence for the user."""
+    def message(self, sentence: str) -> None:
+        """See `ProgressReporter.message`."""
         self.console.print(sentence, markup=False)
 
     def begin(self, total: int, done: int) -> None:
-        """There are `total` trials, `done` of which are recorded already."""
+        """See `ProgressReporter.begin`."""
         self._done, self._total = done, total
         if done:
-            self.say(f"{done} of {total} trials are recorded already.")
+            self.message(f"{done} of {total} trials are recorded already.")
         if self._bar is not None:
             amount = _amount(done, done, total)
             self._task = self._bar.add_task("", total=total, completed=done, started_with=done, amount=amount)
@@ -58,61 +82,62 @@ class Progress:
             self._lines = _Lines(total, done)
 
     def phase(self, name: str) -> None:
-        """What the trials that come now are for."""
+        """See `ProgressReporter.phase`."""
         if self._bar is not None:
             self._bar.update(self._task, description=name)
         elif self._lines is not None:
             self._lines.name = name
 
-    def share(self, job: Job, share: float) -> None:
-        """How much of a running trial is done, 0 to 1."""
-        self._shares[job.folder] = share
+    def update(self, job: Job, fraction: float) -> None:
+        """See `ProgressReporter.update`."""
+        self._fractions[job.folder] = fraction
         self._show()
 
-    def finished(self, job: Job, record: Mapping[str, Any] | Lost) -> None:
-        """A trial ended."""
-        self._shares.pop(job.folder, None)
+    def finished(self, job: Job, record: Mapping[str, Any] | WorkerDied) -> None:
+        """See `ProgressReporter.finished`."""
+        self._fractions.pop(job.folder, None)
         self._done += 1
-        if isinstance(record, Lost):
-            self.say(f"Lost: {job.trial.name}: {record.reason}.")
-        elif record.get("failed"):
-            self.say(f"Failed: {job.trial.name}: {record['failed']['reason']} at step {record['failed']['step']}.")
+        if isinstance(record, WorkerDied):
+            self.message(f"Not finished: {job.trial.name}: {record.reason}.")
+        elif failed := record.get("failed"):
+            self.message(f"Failed: {job.trial.name}: {failed['reason']} at step {failed['step']}.")
         self._show()
 
     def _show(self) -> None:
-        completed = self._done + sum(self._shares.values())
+        completed = self._done + sum(self._fractions.values())
         if self._bar is not None and self._task is not None:
             amount = _amount(completed, self._done, self._total)
             self._bar.update(self._task, completed=completed, amount=amount)
         elif self._lines is not None and (line := self._lines.line(completed, self._done)):
-            self.say(line)
+            self.message(line)
 
 
 class _Lines:
-    """The plain lines, one every `PAUSE` seconds and a last one."""
+    """The plain lines, one every `LINE_INTERVAL` seconds and a last one."""
 
     def __init__(self, total: int, done: int) -> None:
-        self.name, self.total, self.start = "", total, done
-        self.began = self.told = time.monotonic()
+        self.name, self.total, self.done_at_start = "", total, done
+        self.start = self.last_line = time.monotonic()
 
     def line(self, completed: float, done: int) -> str | None:
         """The line to print now, or None."""
         now = time.monotonic()
-        if now - self.told < PAUSE and done < self.total:
+        if now - self.last_line < LINE_INTERVAL and done < self.total:
             return None
-        self.told = now
-        left = seconds_left(now - self.began, completed - self.start, self.total - completed)
+        self.last_line = now
+        elapsed = now - self.start
+        left = seconds_left(elapsed, completed - self.done_at_start, self.total - completed)
         about = "" if left is None or done == self.total else f", about {clock(left)} left"
-        return f"{self.name}: {_amount(completed, done, self.total)}, {clock(now - self.began)} elapsed{about}"
+        return f"{self.name}: {_amount(completed, done, self.total)}, {clock(elapsed)} elapsed{about}"
 
 
 def _amount(completed: float, done: int, total: int) -> str:
-    """`12 of 36`, or the share of a single trial."""
+    """`12 of 36`, or the percentage of a single trial."""
     return f"{min(1.0, completed):.0%}" if total == 1 else f"{done} of {total}"
 
 
 def seconds_left(elapsed: float, done: float, missing: float) -> float | None:
-    """The time that what is missing takes at the pace so far; None before anything is done."""
+    """The time for what is missing at the pace so far; None before anything is done."""
     return elapsed / done * missing if done > 0 else None
 
 
@@ -128,11 +153,11 @@ def _time_left() -> Any:
     from rich.text import Text
 
     class TimeLeft(ProgressColumn):
-        """From the pace since the beginning; what earlier commands had recorded does not count."""
+        """The time left at the pace of this command; what earlier commands recorded does not count."""
 
         def render(self, task: Any) -> Text:
-            start = task.fields.get("started_with", 0)
-            left = seconds_left(task.elapsed or 0.0, task.completed - start, task.remaining or 0.0)
+            done_at_start = task.fields.get("started_with", 0)
+            left = seconds_left(task.elapsed or 0.0, task.completed - done_at_start, task.remaining or 0.0)
             return Text("–:–– left" if left is None else f"{clock(left)} left", style="progress.remaining")
 
     return TimeLeft()

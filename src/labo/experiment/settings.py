@@ -13,47 +13,47 @@ from labo.errors import UserError, unknown
 Settings = dict[str, Any]
 
 SCHEDULES = ("constant", "linear", "cosine", "steps", "inverse_sqrt")
-# Settings of training that take one of a few texts.
+# Settings of training with a fixed set of values.
 CHOICES = {"schedule": SCHEDULES, "optimizer": ("adamw", "sgd"), "precision": ("float32", "bfloat16")}
 CHOICES["start_with"] = ("none", "label_smoothing")
-# Settings of training that are a share, 1 left out.
-SHARES = ("momentum", "warmup", "ema", "adam_beta1", "adam_beta2")
-# What any training may be told beside its task's settings, and what it is untold: a run is written down without them
-# where they are as here, so that the runs of a version that did not know them are still the same runs.
+# Settings of training in [0, 1).
+FRACTIONS = ("momentum", "warmup", "ema", "adam_beta1", "adam_beta2")
+# Settings of any training beside those of its task, with their defaults. A run is recorded without them where they have
+# these values, so that runs of a version that did not know them are still the same runs.
 EXTRAS: Settings = {"ema": 0.0, "accumulation": 1, "channels_last": False, "average_epochs": 0, "patience": 0}
 EXTRAS |= {"start_after": 0, "start_with": "none"}
-# How long a run is: exactly one of the two.
+# The length of a run: exactly one of the two.
 LENGTHS = ("epochs", "steps")
 
 
 def parse(texts: Iterable[str], option: str = "--set", *, as_text: Sequence[str] = ()) -> Settings:
-    """`key=value` texts to settings; values are read as YAML reads them, so 0.1, .inf, inf, true and texts do.
+    """Strings `key=value` to settings; values are read as YAML: 0.1, .inf, inf, true and strings.
 
-    Those of the keys `as_text` are taken as they stand: `no` is a language there, and false anywhere else.
+    Values of the keys `as_text` stay strings: `no` is a language there, and false anywhere else.
 
     Raises:
-        UserError: a text is not key=value, or a key comes twice.
+        UserError: a string is not key=value, or a key is given twice.
 
     Example:
         >>> parse(["alpha=0.4", "beta=inf", "model=linear"])
         {'alpha': 0.4, 'beta': inf, 'model': 'linear'}
     """
-    found: Settings = {}
+    settings: Settings = {}
     for text in texts:
         key, separator, value = text.partition("=")
         key = key.strip()
         if not separator or not key:
             raise UserError(f"Expected {option} KEY=VALUE, but got '{text}'.")
-        if key in found:
+        if key in settings:
             raise UserError(f"{option} {key} is given twice.")
-        found[key] = value.strip() if key in as_text else _value(value.strip())
-    return found
+        settings[key] = value.strip() if key in as_text else _value(value.strip())
+    return settings
 
 
 def _value(text: str) -> Any:
     import yaml
 
-    for read in (int, float):  # YAML takes 1e-3 and inf for texts
+    for read in (int, float):  # YAML takes 1e-3 and inf for strings
         try:
             return read(text)
         except ValueError:
@@ -90,24 +90,24 @@ def method_options(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return regularizers.describe(method, given).defaults
 
 
-def resolve(defaults: Mapping[str, Any], method: str, *given: Mapping[str, Any]) -> Settings:
-    """All settings of one run: `defaults` of the task, the method's options, then each of `given` over what is there.
+def resolve(defaults: Mapping[str, Any], method: str, *layers: Mapping[str, Any]) -> Settings:
+    """All settings of one run: the task's `defaults`, the method's options, then each layer over those before it.
 
-    A key that neither the task nor this method has is left out: `check_known` refuses what no method of a run has. So
-    are `EXTRAS` that change nothing.
+    Keys that neither the task nor this method has are dropped: `check_known` refuses keys that no method of a run has.
+    So are `EXTRAS` with their default values.
 
     Raises:
-        UserError: a value is of the wrong kind or out of range.
+        UserError: a value has the wrong type or is out of range.
     """
-    options = method_options(method, {key: value for layer in given for key, value in layer.items()})
+    options = method_options(method, {key: value for layer in layers for key, value in layer.items()})
     settings = {**defaults, **options}
-    for layer in given:
+    for layer in layers:
         for key, value in layer.items():
             if key in LENGTHS:
                 for other in LENGTHS:
                     settings.pop(other, None)
             if key in settings or key in LENGTHS or key in EXTRAS:
-                settings[key] = _same_kind(key, value, defaults.get(key, EXTRAS.get(key)))
+                settings[key] = _cast(key, value, defaults.get(key, EXTRAS.get(key)))
     _check_training(settings)
     return {key: value for key, value in settings.items() if key not in EXTRAS or value != EXTRAS[key]}
 
@@ -129,13 +129,26 @@ def split(settings: Mapping[str, Any], method: str) -> tuple[Settings, Settings]
     return training, {key: value for key, value in settings.items() if key in names}
 
 
-def _same_kind(key: str, value: Any, default: Any) -> Any:
-    """`value` as the kind of thing that the default is; options of methods check themselves."""
+def create_method(method: str, settings: Mapping[str, Any]) -> Any:
+    """The regularizer of this name, with its options among `settings`.
+
+    Raises:
+        UserError: an option is out of range.
+    """
+    _, options = split(settings, method)
+    try:
+        return regularizers.create(method, **options)
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error)) from error
+
+
+def _cast(key: str, value: Any, default: Any) -> Any:
+    """`value` with the type of the default; options of methods check themselves."""
     if default is None or key in LENGTHS:
         return value
     wrong = not isinstance(value, str | int | float) or isinstance(default, str) != isinstance(value, str)
     if wrong or isinstance(value, bool) != isinstance(default, bool):
-        kind = "true or false" if isinstance(default, bool) else "a text" if isinstance(default, str) else "a number"
+        kind = "a boolean" if isinstance(default, bool) else "a string" if isinstance(default, str) else "a number"
         raise UserError(f"Expected setting `{key}` to be {kind} (default {default}), but got {value!r}.")
     if isinstance(default, int) and isinstance(value, float):
         if not value.is_integer():
@@ -145,7 +158,7 @@ def _same_kind(key: str, value: Any, default: Any) -> Any:
 
 
 def _check_training(settings: Mapping[str, Any]) -> None:
-    for key, least, whole in (
+    for key, minimum, whole in (
         ("epochs", 0, False),
         ("steps", 0, True),
         ("batch_size", 0, True),
@@ -159,22 +172,22 @@ def _check_training(settings: Mapping[str, Any]) -> None:
         ("length_penalty", -math.inf, False),
     ):
         if key in settings:
-            _number(key, settings[key], above=least, whole=whole)
+            _check_number(key, settings[key], above=minimum, whole=whole)
     if "weight_decay" in settings:
-        _number("weight_decay", settings["weight_decay"], above=-1e-300, whole=False)
+        _check_number("weight_decay", settings["weight_decay"], above=-1e-300, whole=False)
     for key, choices in CHOICES.items():
         if key in settings and settings[key] not in choices:
             raise unknown(key, settings[key], choices)
     if settings.get("start_with", "none") != "none" and not settings.get("start_after"):
-        raise UserError("Setting `start_with` says what a run begins with: give `start_after` STEPS with it.")
-    for key in SHARES:
+        raise UserError("Setting `start_with` requires `start_after`, the number of steps before the method's loss.")
+    for key in FRACTIONS:
         if key in settings and not 0 <= settings[key] < 1:
             raise UserError(f"Expected setting `{key}` to be in [0, 1), but got {settings[key]!r}.")
 
 
-def _number(key: str, value: Any, *, above: float, whole: bool) -> None:
+def _check_number(key: str, value: Any, *, above: float, whole: bool) -> None:
     fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > above
     if not fits or (whole and value != int(value)):
         kind = "a whole number" if whole else "a finite number"
-        least = "" if above == -math.inf else " of at least 0" if above < 0 else f" above {above:g}"
-        raise UserError(f"Expected setting `{key}` to be {kind}{least}, but got {value!r}.")
+        minimum = "" if above == -math.inf else " of at least 0" if above < 0 else f" above {above:g}"
+        raise UserError(f"Expected setting `{key}` to be {kind}{minimum}, but got {value!r}.")

@@ -18,18 +18,18 @@ from torch import nn
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from labo import ranks
-from labo.errors import UserError
+from labo.errors import NonFiniteLogitsError, UserError
 from labo.experiment import averaging, checkpoint, feeding, optimization
 from labo.experiment.averaging import Average
-from labo.experiment.judges import Judge, NoNumbersError
+from labo.experiment.evaluators import Evaluator
 from labo.experiment.trainer import Augment, RunTrainer
 from labo.experiment.trainer import DivergedError as DivergedError
 from labo.integrations import heads
 from labo.modules import LabelRegularizedLoss
-from labo.storage import append_line, read_lines, write_text
+from labo.records.storage import append_line, read_lines, write_text
+from labo.records.trial import BEST_WEIGHTS, CHECKPOINTS, CURVE
 from labo.tasks.base import Examples, Splits
 
-CURVE = "curve.jsonl"
 # What a checkpoint keeps of the epoch in which it was written, in the Trainer's own history.
 _LOSSES = "losses_of_this_epoch"
 Progress = Callable[[float], None]
@@ -39,8 +39,8 @@ Progress = Callable[[float], None]
 class Options:
     """How a run is watched and kept; none of it changes what is learnt but `checkpoint`.
 
-    `checkpoint` is "last", or "best" for the epoch that is best by validation, as the judge has it. `curves` measures
-    the validation split every epoch. A checkpoint is written when `save_seconds` have passed since the last.
+    `checkpoint` is "last", or "best" for the epoch that is best by validation, as the evaluator has it. `curves`
+    measures the validation split every epoch. A checkpoint is written when `save_seconds` have passed since the last.
     """
 
     checkpoint: str = "last"
@@ -53,7 +53,7 @@ def train(
     splits: Splits,
     loss: LabelRegularizedLoss,
     settings: Mapping[str, Any],
-    judge: Judge,
+    evaluator: Evaluator,
     *,
     seed: int,
     folder: Path,
@@ -72,8 +72,8 @@ def train(
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    watch = _Watch(judge, splits.validation, folder, options, settings, progress)
-    args = optimization.arguments(settings, seed, folder / checkpoint.CHECKPOINTS)
+    watch = _Watch(evaluator, splits.validation, folder, options, settings, progress)
+    args = optimization.arguments(settings, seed, folder / CHECKPOINTS)
     trainer = RunTrainer(
         model=model,
         args=args,
@@ -104,7 +104,7 @@ def train(
         return trainer.state.global_step
     if options.checkpoint == "best":
         if ranks.first():
-            model.load_state_dict(checkpoint.read_weights(folder / checkpoint.BEST))
+            model.load_state_dict(checkpoint.read_weights(folder / BEST_WEIGHTS))
         return ranks.shared(lambda: watch.best_step)
     if trainer.average is not None:
         model.load_state_dict(trainer.average.module.state_dict())
@@ -123,7 +123,7 @@ def _has_linear_form(model: nn.Module, examples: Any, loss: LabelRegularizedLoss
 
 def _start(folder: Path) -> Path | None:
     """The checkpoint to go on from; what was written after it is forgotten."""
-    start = checkpoint.newest_whole(folder / checkpoint.CHECKPOINTS, processes=ranks.together())
+    start = checkpoint.newest_whole(folder / CHECKPOINTS, processes=ranks.together())
     _cut_curve(folder / CURVE, checkpoint.step_of(start))
     return start
 
@@ -136,7 +136,7 @@ class _Watch(TrainerCallback):
     measures, writes and tells.
     """
 
-    judge: Judge
+    evaluator: Evaluator
     validation: Examples
     folder: Path
     options: Options
@@ -176,7 +176,7 @@ class _Watch(TrainerCallback):
         history: list[Any] = state.log_history
         self._losses = next((entry[_LOSSES] for entry in reversed(history) if _LOSSES in entry), [])
         if self.options.checkpoint == "best":
-            self._best, self.best_step = checkpoint.read_best(self.folder / checkpoint.BEST)
+            self._best, self.best_step = checkpoint.read_best(self.folder / BEST_WEIGHTS)
         # Asked to stop here, the Trainer would do so after another step only, and this run an epoch.
         if self.settings.get("patience") and ranks.shared(self._lost_patience):
             raise _LostPatience
@@ -233,7 +233,7 @@ class _Watch(TrainerCallback):
         """Keep the weights of the last epochs, where their mean is asked for."""
         count = self.settings.get("average_epochs", 0)
         if count:
-            file = self.folder / checkpoint.CHECKPOINTS / f"epoch-{state.global_step}.safetensors"
+            file = self.folder / CHECKPOINTS / f"epoch-{state.global_step}.safetensors"
             file.parent.mkdir(parents=True, exist_ok=True)
             checkpoint.save_weights(model, file)
             for old in self.last_epochs[:-count]:
@@ -242,7 +242,7 @@ class _Watch(TrainerCallback):
     @property
     def last_epochs(self) -> list[Path]:
         """The weights that were kept at the ends of epochs, in order."""
-        found = (self.folder / checkpoint.CHECKPOINTS).glob("epoch-*.safetensors")
+        found = (self.folder / CHECKPOINTS).glob("epoch-*.safetensors")
         return sorted(found, key=lambda path: int(path.stem.partition("-")[2]))
 
     def _lost_patience(self) -> bool:
@@ -253,14 +253,14 @@ class _Watch(TrainerCallback):
     def _measure(self, model: nn.Module, step: int) -> dict[str, float]:
         best = self.options.checkpoint == "best"
         try:
-            measured, value = self.judge.of_epoch(model, self.validation, best=best)
-        except NoNumbersError as error:
+            measured, value = self.evaluator.validate(model, self.validation, best=best)
+        except NonFiniteLogitsError as error:
             raise DivergedError(
                 step, "the network gives logits that are no numbers for the validation split"
             ) from error
         if best and value < self._best:
             self._best, self.best_step = value, step
-            checkpoint.save_weights(model, self.folder / checkpoint.BEST, value=value, step=step)
+            checkpoint.save_weights(model, self.folder / BEST_WEIGHTS, value=value, step=step)
         return measured
 
 

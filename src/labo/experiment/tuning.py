@@ -1,4 +1,4 @@
-"""Which settings a method runs with: the same number of candidates for every method, judged on validation alone."""
+"""Tuning: the same number of candidate settings for every method, compared on the validation split alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from labo.errors import UserError
 from labo.experiment import settings as flat
 from labo.experiment.settings import Settings
 
-# Tuning seeds are these and the following, so that they are never among the seeds of the verdict.
+# The first tuning seed, and far from the seeds of the verdict.
 FIRST_SEED = 10_000
 
 
@@ -29,38 +29,38 @@ def candidates(
     optimizer: Sequence[Mapping[str, Any]],
     fixed: Mapping[str, Any],
 ) -> list[Settings]:
-    """The first `count` settings to try, whole: the method's candidates, then those with the optimizer's varied too.
+    """The first `count` different settings to try: the method's candidates, then also with each of the optimizer's.
 
-    A method without options has one candidate, so for it they are the optimizer's; one that decides by itself runs
-    untuned, with one candidate, its defaults. `fixed` is what the user set.
+    A method without options varies the optimizer alone; a method that decides for itself has one candidate, its
+    defaults. `fixed` holds what the user set.
 
     Raises:
-        UserError: there are fewer than `count` different ones.
+        UserError: there are fewer than `count`.
     """
-    found: list[Settings] = []
+    distinct: list[Settings] = []
     if not regularizers.is_tuned(method):
         return [flat.resolve(defaults, method, fixed)]
     for varied, options in itertools.product(optimizer, regularizers.candidates(method, fixed)):
         settings = flat.resolve(defaults, method, options, varied, fixed)
-        if settings not in found:
-            found.append(settings)
-        if len(found) == count:
-            return found
+        if settings not in distinct:
+            distinct.append(settings)
+        if len(distinct) == count:
+            return distinct
     raise UserError(
-        f"Method '{method}' has {len(found)} different settings to try here, but --settings-per-method asks for "
-        f"{count} of every method; fix fewer settings, or take --settings-per-method {len(found)}."
+        f"Method '{method}' has {len(distinct)} different settings to try here, but --settings-per-method asks for "
+        f"{count} of every method; fix fewer settings, or take --settings-per-method {len(distinct)}."
     )
 
 
-def choose(tried: Iterable[Mapping[str, Any]], among: Sequence[Settings], metric: str) -> Settings:
+def choose(tried: Iterable[Mapping[str, Any]], candidates: Sequence[Settings], metric: str) -> Settings:
     """The candidate with the best mean of `metric` on validation over the tuning seeds.
 
-    Ties go to the lower temperature-scaled NLL, then to the earlier candidate. A candidate with a failed trial comes
-    behind all that have none.
+    Ties go to the lower temperature-scaled NLL, then to the earlier candidate. A candidate with a failed trial ranks
+    below all without.
 
     Args:
         tried: tuning records.
-        among: the candidates.
+        candidates: the settings to choose from.
         metric: a key of their "validation"; higher is better, but for "nll…".
     """
     tried = list(tried)
@@ -70,7 +70,7 @@ def choose(tried: Iterable[Mapping[str, Any]], among: Sequence[Settings], metric
         records = [record for record in tried if record["settings"] == candidate]
         return sign * _mean(records, metric, sign * math.inf), _mean(records, "nll_scaled", math.inf)
 
-    return min(among, key=rank)
+    return min(candidates, key=rank)
 
 
 def _mean(records: Sequence[Mapping[str, Any]], key: str, failed: float) -> float:

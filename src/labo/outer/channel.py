@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-# Inverse temperatures and shares of wrong labels that are tried.
+# The grid of inverse temperatures and noise rates.
 _SCALES = torch.linspace(math.log(0.25), math.log(8.0), 14, dtype=torch.float64).exp()
-_SHARES = torch.linspace(0.0, 0.8, 33, dtype=torch.float64)
+_NOISE_RATES = torch.linspace(0.0, 0.8, 33, dtype=torch.float64)
 _EM_STEPS, _STRENGTH = 30, 10.0
 # A class-dependent channel has a number for each pair of classes.
 MAX_CLASSES = 100
@@ -20,12 +20,12 @@ def channel_losses(logits: Tensor, labels: Tensor, *, seed: int = 0) -> Tensor:
     """-log sum_k p_k C[k, label] of each example, (N,) float64, p = softmax(scale * logits).
 
     The scale and the channel C[k, j] = P(label j | true class k) are fitted on one half of the examples and scored on
-    the other, both ways. The channel is symmetric (one share of wrong labels) or class-dependent (EM, with a Dirichlet
+    the other, both ways. The channel is symmetric (one noise rate) or class-dependent (EM, with a Dirichlet
     prior of strength 10 towards the symmetric one): the one that predicts better.
 
     Args:
         logits: (N, C), of networks that did not train on these examples.
-        labels: class indices (N,), as they are written.
+        labels: class indices (N,), as given in the data.
         seed: draws the halves.
 
     Example:
@@ -48,12 +48,12 @@ def channel_losses(logits: Tensor, labels: Tensor, *, seed: int = 0) -> Tensor:
 
 
 def _symmetric(logits: Tensor, labels: Tensor) -> tuple[float, Tensor]:
-    """(scale, channel (C, C)) of the best likelihood among `_SCALES` and `_SHARES`."""
+    """(scale, channel (C, C)) of the best likelihood among `_SCALES` and `_NOISE_RATES`."""
     classes = logits.shape[1]
     p = torch.stack([(logits * scale).softmax(-1).gather(1, labels.unsqueeze(1)).squeeze(1) for scale in _SCALES])
-    mean = torch.stack([((1 - share) * p + share / classes + _TINY).log().mean(-1) for share in _SHARES], -1)
-    scale, share = divmod(int(mean.argmax()), len(_SHARES))
-    return float(_SCALES[scale]), _channel(classes, float(_SHARES[share]))
+    mean = torch.stack([((1 - rate) * p + rate / classes + _TINY).log().mean(-1) for rate in _NOISE_RATES], -1)
+    scale, rate = divmod(int(mean.argmax()), len(_NOISE_RATES))
+    return float(_SCALES[scale]), _channel(classes, float(_NOISE_RATES[rate]))
 
 
 def _class_dependent(logits: Tensor, labels: Tensor) -> tuple[float, Tensor]:
@@ -65,9 +65,9 @@ def _class_dependent(logits: Tensor, labels: Tensor) -> tuple[float, Tensor]:
             posterior = p * channel[:, labels].T
             posterior /= posterior.sum(-1, keepdim=True) + _TINY
             counts = torch.zeros(classes, classes, dtype=torch.float64).index_add_(1, labels, posterior.T)
-            share = 1 - float(counts.trace() / counts.sum())
-            uneven = torch.full((classes, classes), share / max(1, classes - 1), dtype=torch.float64)
-            channel = counts + _STRENGTH * uneven.fill_diagonal_(1 - share)
+            rate = 1 - float(counts.trace() / counts.sum())
+            uneven = torch.full((classes, classes), rate / max(1, classes - 1), dtype=torch.float64)
+            channel = counts + _STRENGTH * uneven.fill_diagonal_(1 - rate)
             channel /= channel.sum(-1, keepdim=True)
         value = ((p * channel[:, labels].T).sum(-1) + _TINY).log().mean().item()
         if best is None or value > best[0]:
@@ -76,7 +76,7 @@ def _class_dependent(logits: Tensor, labels: Tensor) -> tuple[float, Tensor]:
     return best[1], best[2]
 
 
-def _channel(classes: int, share: float) -> Tensor:
-    """Every label is drawn anew, evenly, with probability `share`."""
-    even = torch.full((classes, classes), share / classes, dtype=torch.float64)
-    return even + (1 - share) * torch.eye(classes, dtype=torch.float64)
+def _channel(classes: int, rate: float) -> Tensor:
+    """Every label is replaced by a uniformly drawn one with probability `rate`."""
+    even = torch.full((classes, classes), rate / classes, dtype=torch.float64)
+    return even + (1 - rate) * torch.eye(classes, dtype=torch.float64)

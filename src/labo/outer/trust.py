@@ -82,11 +82,11 @@ class Decision:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """What a record says of it."""
-        found = asdict(self)
+        """The decision as records have it."""
+        content = asdict(self)
         if self.evidence is not None:
-            found["evidence"] |= {"z": self.evidence.z}
-        return found | {"sentence": self.sentence}
+            content["evidence"] |= {"z": self.evidence.z}
+        return content | {"sentence": self.sentence}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Decision:
@@ -114,12 +114,12 @@ def decide(held_out: HeldOut) -> Decision:
     evidence, cost = None, 1.0
     for half in HALVES:
         for candidate in candidates:
-            found = held_out(candidate, half)
+            prediction = held_out(candidate, half)
             cost += 0.5
-            if found is None:
+            if prediction is None:
                 return Decision(PLAIN.name, PLAIN.method, PLAIN.options, None, cost)
-            logits[candidate.name].append(found[0])
-        labels.append(found[1])
+            logits[candidate.name].append(prediction[0])
+        labels.append(prediction[1])
         pooled = {name: torch.cat(parts) for name, parts in logits.items()}
         evidence = compare(pooled["mild"], pooled["strong"], torch.cat(labels), halves=half)
         if abs(evidence.z) >= CLEAR:

@@ -16,6 +16,6 @@ def load(path: str | Path) -> nn.Module:
     Raises:
         UserError: there is no finished run, or its files are damaged.
     """
-    from labo.experiment import runs  # only when called: the family knows nothing of experiments
+    from labo.experiment import saved_run  # only when called: the family knows nothing of experiments
 
-    return runs.load(Path(path)).model
+    return saved_run.load(Path(path)).model

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from labo.records.comparison import Recorded
 from labo.report import gallery, label_issues, post_hoc, protocol, token_labels
 from labo.report.measures import Measure, p_text
 from labo.report.model import Block, Cell, Report, Section, Table, Text, Verdicts
-from labo.report.reading import Recorded
 from labo.report.verdict import Difference, MethodSummary, Summary, TaskSummary, finding
 
 # What a terminal of 80 columns has no room for, and what it has none for beside another measure or a long name.

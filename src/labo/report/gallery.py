@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from labo.records.comparison import Recorded
+from labo.records.trial import CURVE, FIGURES
 from labo.report import figures, runs
 from labo.report.measures import number
 from labo.report.model import Block, Cell, Details, Figure, Figures, Section, Table, Text
-from labo.report.reading import Recorded
 from labo.report.svg import render
 from labo.report.verdict import TaskSummary
 
@@ -97,7 +98,7 @@ def _labels(task: TaskSummary, files: dict[str, list[dict]], prefix: str) -> Sec
     by_method = {method: labels for method in _order(task) if (labels := runs.mean_labels(files.get(method, [])))}
     by_method = dict(sorted(by_method.items(), key=lambda item: (item[0] not in _FIRST, item[0] != _FIRST[0])))
     if not by_method:
-        return _section(title, [], "", _absent("label maps", "figures.json"))
+        return _section(title, [], "", _absent("label maps", FIGURES))
     caption = (
         "The mean label q that each regularizer gives to the validation examples of a class, which the network has not "
         "trained on, averaged over seeds; a row is the class. The diagonal stands apart: it is written as a number and "
@@ -150,9 +151,9 @@ def _reliability(task: TaskSummary, files: dict[str, list[dict]], prefix: str) -
         f"diagonal a model is less sure than it could be, below it too sure. Halos grow with the number of {counted}. "
         "One temperature per trial is fitted on the validation split; it leaves the accuracy as it is."
     )
-    missing = "" if drawn else _absent("reliability diagrams", "figures.json")
+    missing = "" if drawn else _absent("reliability diagrams", FIGURES)
     if drawn and without:
-        missing = f"No reliability diagram for {', '.join(without)}: its runs left no figures.json."
+        missing = f"No reliability diagram for {', '.join(without)}: its runs left no {FIGURES}."
     return _section("Calibration", drawn, caption, missing)
 
 
@@ -173,7 +174,7 @@ def _curves(recorded: Recorded, task: TaskSummary, prefix: str) -> Section:
         "Means over the seeds of each method. The first fifth of the epochs may lie outside the axes, so that the "
         "lines after it can be distinguished."
     )
-    missing = "" if drawn else _absent("training curves", "curve.jsonl")
+    missing = "" if drawn else _absent("training curves", CURVE)
     if drawn and not any("validation" in figure.name for figure in drawn):
         missing = "The runs were not evaluated while they trained, so there are no validation curves."
     return _section("Training", drawn, caption, missing)

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from labo.records.comparison import Recorded
 from labo.report import render
 from labo.report.measures import number
 from labo.report.model import Bar, Block, Card, Cards, Cell, Report, Section, Table, Text
-from labo.report.reading import Recorded
-from labo.storage import read_object
 
-LABELS = "labels.json"
 MAX_IN_REPORT = 12  # examples of a run; the run's own page shows all that were kept
 _PNG = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+=*")
 LabelIssues = Mapping[str, Any]
@@ -37,17 +34,17 @@ def section(recorded: Recorded, task: str, *, samples: bool) -> Section | None:
     """The part of a report about the runs of a task that `labo labels` has ranked; None where there is none."""
     blocks: list[Block] = []
     for record in recorded.records:
-        folder = recorded.run_folder(task, str(record["method"]), record["seed"]) if record["task"] == task else None
-        issues = read(folder) if folder else None
+        if record["task"] != task:
+            continue
+        issues = valid(recorded.label_issues(task, str(record["method"]), record["seed"]))
         if issues is not None:
             examples = _examples(issues["top"][:MAX_IN_REPORT], samples=samples)
             blocks.append(Section(_name(issues), (Text(lead(issues), "caption"), *examples)))
     return Section("Suspicious labels", tuple(blocks), html_only=True) if blocks else None
 
 
-def read(folder: Path) -> dict[str, Any] | None:
-    """What `labo labels` left in the folder of a run; None where that is missing or damaged."""
-    found = read_object(folder / LABELS)
+def valid(found: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What `labo labels` wrote about a run; None where that is missing or damaged."""
     if found is None or not isinstance(found.get("top"), list):
         return None
     numbers = ("seed", "folds", "beta", "examples", "disagree")

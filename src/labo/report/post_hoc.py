@@ -10,18 +10,11 @@ from dataclasses import replace
 from statistics import fmean, median
 from typing import Any
 
-from labo.experiment.beam_lines import BEAMS
-from labo.experiment.beam_lines import measured as measured_beams
-from labo.experiment.bootstrap_lines import BOOTSTRAP, Drawn
-from labo.experiment.bootstrap_lines import measured as measured_bootstrap
-from labo.experiment.run_lines import Run
-from labo.experiment.shift_lines import SEVERITIES, SHIFTS, Pairs
-from labo.experiment.shift_lines import measured as measured_shifts
+from labo.records.comparison import Recorded
+from labo.records.measurements import SEVERITIES, BootstrapResult, ShiftScores, TrialKey
 from labo.report.measures import MEASURES, Measure, number, p_text
 from labo.report.model import Cell, Section, Table, Text
-from labo.report.reading import Recorded
 from labo.report.verdict import SIGNIFICANCE_LEVEL, TaskSummary, estimate
-from labo.storage import read_lines
 
 _ACCURACY, _SHIFTED, _BLEU = MEASURES["accuracy"], MEASURES["accuracy_shifted"], MEASURES["bleu"]
 
@@ -32,7 +25,7 @@ def with_shifts(recorded: Recorded, asked: Sequence[tuple[str, int]] | None = No
     It is the mean over the (kind, severity) pairs `asked`; without them, over the kinds that every measured trial of
     the task has, at the severities that all of these have: all methods are measured alike, and kinds weigh the same.
     """
-    known = {key: _accuracies(pairs) for key, pairs in measured_shifts(read_lines(recorded.directory / SHIFTS)).items()}
+    known = {key: _accuracies(pairs) for key, pairs in recorded.shifts.items()}
     trials = [(_key(record), record) for record in recorded.records]
     shifted = {}
     for task in dict.fromkeys(key[0] for key, _ in trials):
@@ -53,7 +46,7 @@ def shifts(recorded: Recorded, task: TaskSummary) -> Section | None:
     Means are over the seeds that were measured, on clean inputs too.
     """
     pairs = recorded.shifted.get(task.task, ())
-    known = measured_shifts(read_lines(recorded.directory / SHIFTS)) if pairs else {}
+    known = recorded.shifts if pairs else {}
     kinds = list(dict.fromkeys(kind for kind, _ in pairs))
     rows = []
     for summary in task.ranked():
@@ -97,11 +90,11 @@ def _grid(pairs: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
     return []
 
 
-def _key(record: dict[str, Any]) -> Run:
+def _key(record: dict[str, Any]) -> TrialKey:
     return str(record["task"]), str(record["method"]), record["seed"]
 
 
-def _accuracies(pairs: Pairs) -> dict[tuple[str, int], float]:
+def _accuracies(pairs: ShiftScores) -> dict[tuple[str, int], float]:
     accuracies = {pair: number(values.get("accuracy")) for pair, values in pairs.items()}
     return {pair: value for pair, value in accuracies.items() if value is not None}
 
@@ -121,7 +114,7 @@ def beams(recorded: Recorded, task: TaskSummary) -> Section | None:
     The last of several columns is the BLEU of the widest beam minus that of the narrowest. Only widths that every
     measured run of the task has are shown.
     """
-    lines = measured_beams(read_lines(recorded.directory / BEAMS)) if task.main.of_text else {}
+    lines = recorded.beams if task.main.of_text else {}
     by_method = {
         summary.method: [
             lines[run]
@@ -182,11 +175,11 @@ def bootstrap(recorded: Recorded, task: TaskSummary) -> Section | None:
     return _section(title, columns, rows, _bootstrap_caption(task.baseline, drawn))
 
 
-def _bootstrap_cell(drawn: Drawn) -> Cell:
+def _bootstrap_cell(drawn: BootstrapResult) -> Cell:
     return _BLEU.difference_cell(drawn.difference, None, f"p {p_text(drawn.p)}")
 
 
-def _bootstrap_caption(baseline: str, drawn: Sequence[Drawn]) -> str:
+def _bootstrap_caption(baseline: str, drawn: Sequence[BootstrapResult]) -> str:
     draws = " or ".join(f"{count:,}" for count in sorted({each.draws for each in drawn}))
     return (
         f"BLEU minus that of {baseline} on the same seed, with p by sacreBLEU's paired bootstrap ({draws} "
@@ -197,15 +190,14 @@ def _bootstrap_caption(baseline: str, drawn: Sequence[Drawn]) -> str:
     )
 
 
-def _bootstrap_of_task(recorded: Recorded, task: TaskSummary) -> dict[str, dict[int, Drawn]]:
+def _bootstrap_of_task(recorded: Recorded, task: TaskSummary) -> dict[str, dict[int, BootstrapResult]]:
     """Method -> seed -> what was measured against the task's baseline, the methods by rank."""
-    lines = measured_bootstrap(read_lines(recorded.directory / BOOTSTRAP))
     found = {}
     for summary in task.ranked():
         pairs = {
-            seed: lines[pair]
+            seed: recorded.bootstrap[pair]
             for seed in (summary.differences[task.main.key].seeds if task.main.key in summary.differences else ())
-            if (pair := (task.task, task.baseline, summary.method, seed)) in lines
+            if (pair := (task.task, task.baseline, summary.method, seed)) in recorded.bootstrap
         }
         if pairs:
             found[summary.method] = pairs

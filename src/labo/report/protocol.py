@@ -8,8 +8,8 @@ from pathlib import PurePosixPath, PureWindowsPath
 from statistics import fmean
 from typing import Any
 
+from labo.records.comparison import Recorded
 from labo.report.model import Block, Cell, Code, Details, Properties, Section, Table, Text
-from labo.report.reading import Recorded
 from labo.report.verdict import SIGNIFICANCE_LEVEL, Summary, TaskSummary
 from labo.tasks.registry import TEXTS
 

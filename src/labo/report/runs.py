@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
+from labo.records.comparison import Recorded
 from labo.report.measures import number
-from labo.report.reading import Recorded
-from labo.storage import read_lines, read_object
 
 Bins = list[dict[str, Any]]
 Matrix = list[list[float | None]]
@@ -17,21 +16,20 @@ Matrix = list[list[float | None]]
 
 def figure_files(recorded: Recorded, task: str) -> dict[str, list[dict[str, Any]]]:
     """The figures.json of every trial of a task that has one, by method; damaged ones are left out."""
-    return _gather(recorded, task, lambda folder: read_object(folder / "figures.json"))
+    return _gather(recorded, task, Recorded.figures)
 
 
 def curve_files(recorded: Recorded, task: str) -> dict[str, list[list[dict[str, Any]]]]:
     """The curve.jsonl of every trial of a task that has one, by method."""
-    return _gather(recorded, task, lambda folder: read_lines(folder / "curve.jsonl"))
+    return _gather(recorded, task, Recorded.curve)
 
 
-def _gather(recorded: Recorded, task: str, load: Callable[..., Any]) -> dict[str, list[Any]]:
+def _gather(recorded: Recorded, task: str, read: Callable[..., Any]) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
     for record in recorded.records:
         if str(record["task"]) != task or record.get("failed"):
             continue
-        folder = recorded.run_folder(task, str(record["method"]), record["seed"])
-        content = load(folder) if folder else None
+        content = read(recorded, task, str(record["method"]), record["seed"])
         if content:
             found.setdefault(str(record["method"]), []).append(content)
     return found

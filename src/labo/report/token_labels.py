@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from labo.records.comparison import Recorded
 from labo.report.measures import number
 from labo.report.model import Bar, Block, Details, Section, Text, TokenBars
-from labo.report.reading import Recorded
 from labo.report.verdict import TaskSummary
-from labo.storage import read_object
 
 MAX_SENTENCES, OPEN_SENTENCES, MAX_ALTERNATIVES = 4, 2, 3
 _SPACE = "▁"  # how SentencePiece writes the space before a word
@@ -63,8 +62,7 @@ def _pairs(recorded: Recorded, task: TaskSummary) -> dict[tuple[str, str], ByMet
             if record["task"] == task.task and record["method"] == name and not record.get("failed")
         )
         for seed in seeds:
-            folder = recorded.run_folder(task.task, name, seed)
-            sentences = _read((read_object(folder / "figures.json") or {}).get("sentences")) if folder else []
+            sentences = _read((recorded.figures(task.task, name, seed) or {}).get("sentences"))
             if sentences:
                 for sentence in sentences:
                     pair = (sentence["source"], sentence["target"])

@@ -9,8 +9,8 @@ from typing import Any
 
 from labo.errors import UserError, unknown
 from labo.metrics import significance
+from labo.records.comparison import latest
 from labo.report.measures import MAIN, MEASURES, Measure, number, p_text, present
-from labo.report.reading import latest
 
 SIGNIFICANCE_LEVEL = 0.05
 BETTER, WORSE, NOT_SIGNIFICANT, BASELINE, NOT_COMPARED = (

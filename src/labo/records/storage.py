@@ -1,4 +1,4 @@
-"""Files that a kill cannot spoil: whole or not there, and lines that are only ever added."""
+"""Crash-safe files: written whole or not at all, or only ever appended to."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write a file beside its place, then rename it into place: a reader sees the old or the new one, never a part."""
+    """Write a temporary file and rename it: a reader sees the old file or the new one, never a part."""
     return write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
-    """Write a file as `write_text` writes."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write a file as `write_text` does."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(beside, "wb") as file:
+        with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(temporary, path)
     except OSError:
-        beside.unlink(missing_ok=True)  # what a full disk leaves
+        temporary.unlink(missing_ok=True)  # a full disk leaves a part of it
         raise
     return path
 
 
 def write_object(path: Path, value: Mapping[str, Any]) -> Path:
-    """Write one JSON object as `write_text` writes."""
+    """Write one JSON object as `write_text` does."""
     return write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
 
 def append_line(path: Path, value: Mapping[str, Any]) -> None:
-    """Add one JSON object as a line of its own, on the disk when this returns."""
+    """Append one JSON object as a line, which is on the disk when this returns."""
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(value, ensure_ascii=False) + "\n")
         file.flush()
@@ -46,7 +46,7 @@ def append_line(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a .jsonl file; lines that are not whole (cut by a kill) are left out; [] without the file."""
+    """The JSON objects of a .jsonl file without damaged lines; [] without the file."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -64,7 +64,7 @@ def read_object(path: Path) -> dict[str, Any] | None:
 
 
 def drop_cut_line(path: Path) -> bool:
-    """Remove a last line that a kill cut short; whether there was one. A file that is not there has none."""
+    """Remove a last line that a crash cut short; whether there was one. A missing file has none."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -73,7 +73,7 @@ def drop_cut_line(path: Path) -> bool:
     if end == len(content):
         return False
     if isinstance(_parse(content[end:].decode("utf-8", errors="replace")), dict):
-        with open(path, "ab") as file:  # whole but for its end
+        with open(path, "ab") as file:  # complete but for its newline
             file.write(b"\n")
         return False
     with open(path, "r+b") as file:
@@ -82,10 +82,12 @@ def drop_cut_line(path: Path) -> bool:
 
 
 def lacks_room(error: BaseException) -> bool:
-    """Whether an error says that a file could not grow: a full disk, a quota, the largest size of a file."""
+    """Whether an error means that a file could not grow: a full disk, a quota, the maximum file size."""
     if isinstance(error, OSError):
-        return error.errno in _NO_ROOM
-    return type(error).__name__ == "SafetensorError" and any(f"os error {number}" in str(error) for number in _NO_ROOM)
+        return error.errno in _DISK_FULL
+    return type(error).__name__ == "SafetensorError" and any(
+        f"os error {number}" in str(error) for number in _DISK_FULL
+    )
 
 
 def _parse(text: str) -> Any:

@@ -1,4 +1,4 @@
-"""One process at a time writes into a folder; the second is told who holds it."""
+"""Locks of folders: one process at a time writes into a folder."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from datetime import datetime
 from pathlib import Path
 
 from labo.errors import UserError
-from labo.storage import read_object, write_object
+from labo.records.storage import read_object, write_object
 
 LOCK, HOLDER = ".lock", ".holder.json"
 
 
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Hold a folder, made where it is missing. The system lets go of it when the process ends, however it ends.
+    """Hold the lock of a folder, which is created if missing; the system releases it when the process ends.
 
     Raises:
         UserError: another process holds it, or it cannot be written.
@@ -42,7 +42,7 @@ def hold(folder: Path) -> Iterator[None]:
 
 
 def _holder(folder: Path) -> str:
-    known = read_object(folder / HOLDER) or {}
-    if "pid" not in known:
+    holder = read_object(folder / HOLDER) or {}
+    if "pid" not in holder:
         return "another process"
-    return f"process {known['pid']} on {known.get('host', 'this machine')}, since {known.get('since', 'just now')}"
+    return f"process {holder['pid']} on {holder.get('host', 'this machine')}, since {holder.get('since', 'just now')}"

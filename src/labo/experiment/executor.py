@@ -1,0 +1,231 @@
+"""Where trials run: in this process, or in worker processes of one thread each."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import connection, get_context, parent_process
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from labo import machine
+from labo.errors import UserError
+from labo.records.trial import ERROR, Job
+
+# How often a trial is started whose worker dies.
+MAX_ATTEMPTS = 2
+# Trials that share an accelerator: one rarely fills it. A guess that has not been measured.
+TRIALS_PER_ACCELERATOR = 2
+
+# Receives the fraction of a job that is done, 0 to 1.
+UpdateJob = Callable[[Job, float], None]
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class WorkerDied:
+    """Takes the place of a record where the worker of a trial died at each attempt."""
+
+    reason: str = "the worker process died (killed, or out of memory)"
+
+
+def default_processes() -> int:
+    """How many trials run at a time by default: one a core, or `TRIALS_PER_ACCELERATOR` with an accelerator."""
+    import torch
+
+    return min(machine.cores(), TRIALS_PER_ACCELERATOR) if torch.cuda.is_available() else machine.cores()
+
+
+class TrialExecutor:
+    """Runs jobs, `processes` at a time; a context manager."""
+
+    def __init__(self, processes: int) -> None:
+        self.processes = processes
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> TrialExecutor:
+        if self.processes > 1:
+            self._start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._stop()
+
+    def run(self, jobs: Sequence[Job], update: UpdateJob) -> Iterator[tuple[Job, Record | WorkerDied]]:
+        """Run all jobs and yield (job, record) as they finish.
+
+        Raises:
+            UserError: a trial was refused, or its code raised.
+        """
+        if self._pool is None:
+            _use_one_thread()
+            for job in jobs:
+                yield job, run_job(job, lambda fraction, job=job: update(job, fraction))
+            return
+        with _interrupt_flag() as interrupted:
+            yield from self._run_all(list(jobs), update, interrupted)
+
+    def _run_all(
+        self, jobs: list[Job], update: UpdateJob, interrupted: threading.Event
+    ) -> Iterator[tuple[Job, Record | WorkerDied]]:
+        waiting = list(jobs)
+        suspects: dict[Path, int] = {}  # what ran when a worker died, and how often
+        running: dict[Future[Record], Job] = {}
+        while waiting or running:
+            while waiting and self._has_room(waiting[0], list(running.values()), suspects):
+                job = waiting.pop(0)
+                running[self._submit(job)] = job
+            done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+            if interrupted.is_set():
+                raise KeyboardInterrupt
+            self._forward_updates(update, {job.folder: job for job in running.values()})
+            died = [future for future in done if isinstance(future.exception(), BrokenProcessPool)]
+            # Results before errors: what is finished is recorded, whatever else went wrong.
+            for future in sorted(done, key=lambda future: future.exception() is not None):
+                job = running.pop(future)
+                if future not in died:
+                    yield job, future.result()
+                    continue
+                suspects[job.folder] = suspects.get(job.folder, 0) + 1
+                if suspects[job.folder] < MAX_ATTEMPTS:
+                    waiting.append(job)
+                else:
+                    yield job, WorkerDied()
+            if died:
+                waiting += running.values()
+                running.clear()
+                self._stop()
+                self._start()
+
+    def _has_room(self, job: Job, running: list[Job], suspects: dict[Path, int]) -> bool:
+        """Whether a job may start now. A suspect runs alone, so that the next death identifies the culprit."""
+        if job.folder in suspects or any(other.folder in suspects for other in running):
+            return not running
+        return len(running) < self.processes
+
+    def _submit(self, job: Job) -> Future[Record]:
+        assert self._pool is not None
+        try:
+            return self._pool.submit(_run_in_worker, job)
+        except BrokenProcessPool as error:
+            failed: Future[Record] = Future()
+            failed.set_exception(error)
+            return failed
+
+    def _forward_updates(self, update: UpdateJob, running: dict[Path, Job]) -> None:
+        while True:
+            try:
+                folder, fraction = self._queue.get_nowait()
+            except queue.Empty:
+                return
+            if folder in running:
+                update(running[folder], fraction)
+
+    def _start(self) -> None:
+        # Spawned, not forked: torch's threads and an accelerator's state do not survive a fork.
+        context = get_context("spawn")
+        self._queue = context.Queue()
+        reader, self._alive = context.Pipe(duplex=False)
+        self._pool = ProcessPoolExecutor(self.processes, context, _start_worker, (self._queue, reader))
+        # Workers ignore SIGINT from their start; only the parent handles it.
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main_thread else None
+        try:
+            for _ in range(self.processes):
+                self._pool.submit(_warm_up)
+        finally:
+            if in_main_thread:
+                signal.signal(signal.SIGINT, handler)
+
+    def _stop(self) -> None:
+        if self._pool is not None:
+            self._alive.close()  # which ends the workers, whatever they are doing
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+
+
+@contextmanager
+def _interrupt_flag() -> Iterator[threading.Event]:
+    """Set by Ctrl-C, for a loop to check where it is safe to stop.
+
+    A KeyboardInterrupt anywhere could leave the pool's locks held, or be swallowed where Python ignores exceptions.
+    """
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    handler = signal.signal(signal.SIGINT, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+# Of a worker: where it reports progress.
+_updates: Any = None
+
+
+def _start_worker(updates: Any, alive: connection.Connection) -> None:
+    """Workers have one thread, ignore SIGINT and end with their parent."""
+    global _updates
+    _updates = updates
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, args=(alive,), daemon=True).start()
+
+
+def _exit_with_parent(alive: connection.Connection) -> None:
+    parent = parent_process()
+    connection.wait([alive] if parent is None else [alive, parent.sentinel])
+    os._exit(1)
+
+
+def _use_one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _warm_up() -> None:
+    """Import what trials need before the first one arrives."""
+    _use_one_thread()
+    from labo.experiment import run_trial, training  # noqa: F401 (imported for what they import)
+
+
+def _run_in_worker(job: Job) -> Record:
+    _use_one_thread()
+    return run_job(job, lambda fraction: _updates.put((job.folder, fraction)))
+
+
+def run_job(job: Job, progress: Callable[[float], None]) -> Record:
+    """Run one job in this process.
+
+    Raises:
+        UserError: the trial was refused, or its code raised: then the traceback is in a file of its folder.
+    """
+    # Here, so that who only shows progress need not import torch.
+    from labo import ranks
+    from labo.experiment import run_trial
+
+    try:
+        return run_trial.run(job.trial, job.folder, progress)
+    except UserError:
+        raise
+    except Exception as error:
+        if ranks.gone(error) or not ranks.fails_first():  # another process reports it
+            raise
+        path = job.folder / ERROR
+        job.folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(traceback.format_exc(), encoding="utf-8")
+        first_line = (str(error).splitlines() or [""])[0].rstrip(".")
+        raise UserError(
+            f"The trial {job.trial.name} broke: {type(error).__name__}: {first_line}; the traceback is in '{path}'."
+        ) from error

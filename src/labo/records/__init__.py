@@ -1,0 +1,1 @@
+"""What is on the disk: trials, comparisons and measurements, read and written here alone. Needs no torch, no pandas."""

@@ -1,0 +1,155 @@
+"""A trial: one method on one seed with its settings, and what lies in the folder that it runs in."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from labo.errors import UserError
+from labo.records.storage import read_object, write_bytes, write_object, write_text
+
+# The files and folders of a trial. RUN describes it from its start, RECORD is there once it is finished.
+RUN, RECORD, CURVE, ERROR = "run.json", "record.json", "curve.jsonl", "error.txt"
+WEIGHTS, FIGURES = "model.safetensors", "figures.json"
+# A method's memory of the training examples, and the logits of the examples that a fold left out.
+MEMORY, HELD_OUT = "memory.safetensors", "held_out.safetensors"
+# Translations of the test split and their references.
+HYPOTHESES, REFERENCES = "test.hypotheses.txt", "test.references.txt"
+# Written by `labo labels`: the first of the ranked examples, their page, and the folder of its folds.
+LABEL_ISSUES, LABEL_ISSUES_PAGE, FOLDS = "labels.json", "labels.html", "labels"
+# Only unfinished trials have these: checkpoints, the weights of the best epoch so far, the stages of `labo_auto`.
+CHECKPOINTS, BEST_WEIGHTS, AUTO = "checkpoints", "best.safetensors", "auto"
+
+# What must be the same for a trial to be continued.
+IDENTITY = ("task", "task_options", "data", "method", "seed", "settings", "checkpoint")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The configuration of one trial; JSON-able.
+
+    Args:
+        task, task_options: the task's name and options.
+        method, settings: the method's name; the flat settings of its training and its own options.
+        seed: draws the split, the initialisation and the order of the examples.
+        checkpoint: "last", or "best" for the weights of the best epoch on the validation split.
+        curves: whether to measure the validation split every epoch.
+        save_seconds: how often to write a checkpoint.
+        tuning: whether the trial is for choosing settings: it is measured on the validation split and keeps nothing.
+        data: the task's fingerprint of its data.
+        teacher, teacher_folder: a description of the teacher, for methods that need one, and its folder.
+        fold: "2/5" trains without the second of five parts of the training split and keeps that part's logits.
+    """
+
+    task: str
+    method: str
+    seed: int
+    settings: dict[str, Any]
+    task_options: dict[str, Any] = field(default_factory=dict)
+    checkpoint: str = "last"
+    curves: bool = False
+    save_seconds: float = 60.0
+    tuning: bool = False
+    data: str = ""
+    teacher: str = ""
+    teacher_folder: str = ""
+    fold: str = ""
+
+    @property
+    def name(self) -> str:
+        """The trial in words."""
+        return f"{self.task}, {self.method}, seed {self.seed}" + (f", without fold {self.fold}" if self.fold else "")
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for the trial to be continued."""
+        identity = {key: value for key, value in asdict(self).items() if key in IDENTITY}
+        return identity | {key: value for key in ("teacher", "fold") if (value := getattr(self, key))}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A trial and the folder that it runs in."""
+
+    trial: Trial
+    folder: Path
+
+
+def claim(trial: Trial, folder: Path) -> None:
+    """Make the folder ready for a trial, or for going on with it.
+
+    Raises:
+        UserError: the folder holds another trial or other files, or it cannot be written.
+    """
+    known = read_object(folder / RUN)
+    if known is not None:
+        for key, value in trial.identity().items():
+            if known.get(key) != value:
+                raise UserError(
+                    f"'{folder}' holds another run ({_change(key, known.get(key), value)}): name another one."
+                )
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Lock and error files left by an aborted start do not count as a run.
+        if any(not path.name.startswith(".") and path.name != ERROR for path in folder.iterdir()):
+            raise UserError(f"'{folder}' is not empty and holds no run: name another folder.")
+    except OSError as error:
+        raise UserError(f"Cannot write into '{folder}': {error.strerror or error}.") from error
+
+
+def _change(key: str, before: Any, now: Any) -> str:
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for name in dict.fromkeys([*before, *now]):
+            if before.get(name) != now.get(name):
+                return f"{name} was {before.get(name)}, now {now.get(name)}"
+    return "the data have changed" if key == "data" else f"{key} was {before}, now {now}"
+
+
+def describe(trial: Trial, folder: Path, details: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+    """Write the trial's run.json with `details`, and the `files` that its task needs to use the trained network."""
+    details = {**details, **({"files": sorted(files)} if files else {})}
+    write_object(folder / RUN, {**trial.identity(), **details})
+    for name, content in files.items():
+        write_bytes(folder / name, content)
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """The record of a finished trial, or None."""
+    return read_object(folder / RECORD)
+
+
+def finish(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write the record of a trial and remove what only an unfinished trial needs."""
+    write_object(folder / RECORD, record)
+    remove_unfinished(folder)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what only an unfinished trial needs."""
+    for name in (AUTO, CHECKPOINTS):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in (BEST_WEIGHTS, ERROR):
+        (folder / name).unlink(missing_ok=True)
+
+
+def write_translations(folder: Path, hypotheses: Sequence[str], references: Sequence[str]) -> None:
+    """Write the translations of the test split and their references, one sentence a line.
+
+    Any run of white space becomes one space, which changes neither BLEU nor chrF and keeps a sentence on its line.
+    """
+    for name, lines in ((REFERENCES, references), (HYPOTHESES, hypotheses)):
+        write_text(folder / name, "".join(" ".join(line.split()) + "\n" for line in lines))
+
+
+def read_translations(folder: Path) -> tuple[list[str], list[str]] | None:
+    """(hypotheses, references), or None where one is missing or their lengths differ."""
+    try:
+        hypotheses, references = (
+            (folder / name).read_text(encoding="utf-8").split("\n")[:-1] for name in (HYPOTHESES, REFERENCES)
+        )
+    except (OSError, UnicodeDecodeError):
+        return None
+    return (hypotheses, references) if hypotheses and len(hypotheses) == len(references) else None
