@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from experiments import trial
-from labo import cli, ranks, regularizers
+from labo import cli, distributed, regularizers
 from labo.errors import UserError
 from labo.experiment import trial as trials
 
@@ -93,7 +93,7 @@ def _begin(work: Callable[..., Any], rank: int, port: int, folder: Path, given: 
 def train_several(folder: Path, pictures: str) -> dict[str, Any]:
     """Runs of two processes: their records, by the folders that they lie in."""
     found: dict[str, Any] = {}
-    with ranks.group():
+    with distributed.process_group():
         for method in ("labo", "ls_plus", "cs_kd"):
             found[method] = trials.run(plain_trial(method), folder / method)
         found["parts"] = trials.run(plain_trial("labo", set={"accumulation": 2}), folder / "parts")

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from labo import ranks, tasks
+from labo import distributed, tasks
 from labo.errors import UserError
 from labo.experiment import feeding
 from labo.experiment import trial as trials
@@ -115,7 +115,7 @@ def test_a_checkpoint_of_two_processes_is_not_for_one(tmp_path):
 
 def stop_a_run(folder: Path) -> None:
     os.environ["LABO_TEST_STOP"] = "0 1"
-    with ranks.group():
+    with distributed.process_group():
         trials.run(plain_trial("processes:Stopping", save_seconds=0.0), folder / "run")
 
 
@@ -157,7 +157,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(UserError, match=r"as many processes as there are GPUs here \(1\)"), ranks.group():
+    with pytest.raises(UserError, match=r"as many processes as there are GPUs here \(1\)"), distributed.process_group():
         pass
 
 

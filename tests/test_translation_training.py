@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from labo import cli, ranks, tasks
+from labo import cli, distributed, tasks
 from labo.errors import UserError
 from labo.experiment import runs, training, translations
 from labo.experiment import trial as trials
@@ -114,7 +114,7 @@ def test_half_precision_trains_too(tmp_path, files):
 
 
 def train_both(folder: Path, files: dict[str, str]) -> dict[str, Any]:
-    with ranks.group():
+    with distributed.process_group():
         return trials.run(plain(files), folder / "both")
 
 

@@ -11,7 +11,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments
 
-from labo import ranks
+from labo import distributed
 
 # Where schedule "steps" divides the learning rate by ten, as shares of training.
 STEPS_AT = (0.5, 0.75)
@@ -23,7 +23,7 @@ def arguments(settings: Mapping[str, Any], seed: int, output: Path) -> TrainingA
     A batch is divided among the processes that train together, and in each into `settings["accumulation"]` parts.
     """
     by_steps = "steps" in settings
-    processes, parts = ranks.together(), int(settings.get("accumulation", 1))
+    processes, parts = distributed.world_size(), int(settings.get("accumulation", 1))
     half = settings.get("precision", "float32") == "bfloat16"
     found = TrainingArguments(
         output_dir=str(output),

@@ -219,7 +219,7 @@ def _run_there(job: Job) -> dict[str, Any]:
 
 def run_job(job: Job, progress: Callable[[float], None]) -> dict[str, Any]:
     """Run one job here; a mistake in a method of one's own becomes one sentence, its traceback a file in the run."""
-    from labo import ranks
+    from labo import distributed
     from labo.experiment import trial
 
     try:
@@ -227,7 +227,7 @@ def run_job(job: Job, progress: Callable[[float], None]) -> dict[str, Any]:
     except UserError:
         raise
     except Exception as error:
-        if ranks.gone(error) or not ranks.fails_first():  # another process tells of it
+        if distributed.is_peer_failure(error) or not distributed.should_report_failure():  # another process tells of it
             raise
         place = job.folder / ERROR
         job.folder.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
-from labo import ranks, regularizers
+from labo import distributed, regularizers
 from labo.experiment import checkpoint, feeding, optimization
 from labo.experiment.averaging import Average
 from labo.integrations.trainer_loss import TrainerLoss
@@ -84,7 +84,7 @@ class RunTrainer(LabelRegularizedTrainer):
         self.average = Average(self.model, decay) if decay else None
         if self.average is not None:
             self.add_callback(_Averaging(self.average))
-        if not ranks.first():
+        if not distributed.is_main_process():
             torch.manual_seed(self.args.seed + 1_000_003 * self.args.process_index)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -148,11 +148,13 @@ class RunTrainer(LabelRegularizedTrainer):
     def _together(self, parts: list[Tensor]) -> tuple[float, bool]:
         """(the loss of a step, whether a checkpoint is due), the same in all processes: the first has the clock."""
         loss, due = parts[0] if len(parts) == 1 else torch.stack(parts).sum(), self.watch.due()
-        if ranks.together() == 1:
+        if distributed.world_size() == 1:
             return loss.item(), due
         # The Trainer makes each process's share as many times larger as there are processes, which average gradients.
-        told = ranks.summed(torch.stack([loss, loss.new_tensor(float(due and ranks.first()))])).tolist()
-        return told[0] / ranks.together(), told[1] > 0
+        told = distributed.all_reduce_sum(
+            torch.stack([loss, loss.new_tensor(float(due and distributed.is_main_process()))])
+        ).tolist()
+        return told[0] / distributed.world_size(), told[1] > 0
 
     def _keep(self, folder: Path) -> None:
         super()._keep(folder)

@@ -17,7 +17,7 @@ import transformers
 from torch import nn
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from labo import ranks
+from labo import distributed
 from labo.errors import UserError
 from labo.experiment import averaging, checkpoint, feeding, optimization
 from labo.experiment.averaging import Average
@@ -88,7 +88,7 @@ def train(
     )
     trainer.remove_callback(PrinterCallback)
     watch.average = trainer.average
-    start = ranks.shared(lambda: _start(folder))
+    start = distributed.broadcast_from_main(lambda: _start(folder))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="(torch|accelerate|transformers)")
         try:
@@ -103,9 +103,9 @@ def train(
         model.load_state_dict(averaging.mean(watch.last_epochs))
         return trainer.state.global_step
     if options.checkpoint == "best":
-        if ranks.first():
+        if distributed.is_main_process():
             model.load_state_dict(checkpoint.read_weights(folder / checkpoint.BEST))
-        return ranks.shared(lambda: watch.best_step)
+        return distributed.broadcast_from_main(lambda: watch.best_step)
     if trainer.average is not None:
         model.load_state_dict(trainer.average.module.state_dict())
     return trainer.state.global_step
@@ -123,7 +123,7 @@ def _has_linear_form(model: nn.Module, examples: Any, loss: LabelRegularizedLoss
 
 def _start(folder: Path) -> Path | None:
     """The checkpoint to go on from; what was written after it is forgotten."""
-    start = checkpoint.newest_whole(folder / checkpoint.CHECKPOINTS, processes=ranks.together())
+    start = checkpoint.newest_whole(folder / checkpoint.CHECKPOINTS, processes=distributed.world_size())
     _cut_curve(folder / CURVE, checkpoint.step_of(start))
     return start
 
@@ -178,13 +178,13 @@ class _Watch(TrainerCallback):
         if self.options.checkpoint == "best":
             self._best, self.best_step = checkpoint.read_best(self.folder / checkpoint.BEST)
         # Asked to stop here, the Trainer would do so after another step only, and this run an epoch.
-        if self.settings.get("patience") and ranks.shared(self._lost_patience):
+        if self.settings.get("patience") and distributed.broadcast_from_main(self._lost_patience):
             raise _LostPatience
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not (state.epoch or 0.0).is_integer():  # else when the epoch has been measured
             self._ask_to_save(state, control)
-        if ranks.first():
+        if distributed.is_main_process():
             self.progress(state.global_step / max(1, state.max_steps))
 
     def _ask_to_save(self, state: TrainerState, control: TrainerControl) -> None:
@@ -201,11 +201,11 @@ class _Watch(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         rate = kwargs["optimizer"].param_groups[0]["lr"]
-        failure = ranks.shared(lambda: self._failure(state, kwargs["model"], rate))
+        failure = distributed.broadcast_from_main(lambda: self._failure(state, kwargs["model"], rate))
         if failure is not None:
             raise failure
         self._losses, self._nlls = [], []
-        if self.settings.get("patience") and ranks.shared(self._lost_patience):
+        if self.settings.get("patience") and distributed.broadcast_from_main(self._lost_patience):
             control.should_training_stop = True
         self._ask_to_save(state, control)
 

@@ -104,13 +104,13 @@ def run(trial: Trial, folder: Path, progress: Any = lambda share: None) -> dict[
     Raises:
         UserError: the folder holds another run or a damaged checkpoint, the data will not do, or the disk is full.
     """
-    from labo import ranks
+    from labo import distributed
 
     try:
-        done = ranks.shared(lambda: _begin(trial, folder))
+        done = distributed.broadcast_from_main(lambda: _begin(trial, folder))
         if done is None:
             record = _run(trial, folder, progress)
-            done = ranks.shared(lambda: _written(folder, record))
+            done = distributed.broadcast_from_main(lambda: _written(folder, record))
     except Exception as error:
         if not lacks_room(error):
             raise
@@ -147,7 +147,7 @@ def _clear(folder: Path) -> None:
 
 
 def _run(trial: Trial, folder: Path, progress: Any) -> dict[str, Any]:
-    from labo import machine, ranks, tasks
+    from labo import distributed, machine, tasks
     from labo.experiment import auto, folds, measuring, teaching, training
     from labo.experiment.judges import judge_of
 
@@ -161,7 +161,7 @@ def _run(trial: Trial, folder: Path, progress: Any) -> dict[str, Any]:
     taught = teaching.teach(trial, loss.regularizer, splits)
     tuned, _ = flat.split(trial.settings, trial.method)
     files = {**splits.files, **task.model_files(model, tuned)}
-    ranks.shared(lambda: _describe(trial, splits, files, folder))
+    distributed.broadcast_from_main(lambda: _describe(trial, splits, files, folder))
     record = {key: trial.identity()[key] for key in ("task", "method", "seed", "settings")}
     if "decision" in loss.regularizer.missing:
         decision, record["decision"] = auto.decide(trial, folder, splits, run, lambda share: progress(0.75 * share))
@@ -186,20 +186,22 @@ def _run(trial: Trial, folder: Path, progress: Any) -> dict[str, Any]:
     except training.DivergedError as failure:
         record |= measuring.failed(failure)
     else:
-        record |= ranks.shared(lambda: measuring.results(trial, judge, model, loss, splits, held_out, step, folder))
+        record |= distributed.broadcast_from_main(
+            lambda: measuring.results(trial, judge, model, loss, splits, held_out, step, folder)
+        )
     seconds = round(time.monotonic() - began + taught, 3)  # what a teacher cost is a part of the price
     return record | {"seconds": seconds, "versions": machine.versions()}
 
 
 def _describe(trial: Trial, splits: Any, files: Mapping[str, bytes], folder: Path) -> None:
     """Write down what the run is, and the files that its task needs to read new inputs and build its network."""
-    from labo import machine, ranks
+    from labo import distributed, machine
 
     about = {"classes": splits.classes, "preprocessing": splits.preprocessing, "versions": machine.versions()}
     if splits.classes:
         about["class_counts"] = splits.train.class_counts(splits.size).tolist()
-    if ranks.together() > 1:
-        about["processes"] = ranks.together()
+    if distributed.world_size() > 1:
+        about["processes"] = distributed.world_size()
     if files:
         about["files"] = sorted(files)
     write_object(folder / RUN, {**trial.identity(), **about})
@@ -222,7 +224,7 @@ def build(trial: Trial, task: Any, splits: Any, decision: Any = None) -> tuple[A
     """
     import torch
 
-    from labo import ranks
+    from labo import distributed
     from labo.experiment import feeding
     from labo.modules import LabelRegularizedLoss
 
@@ -232,7 +234,9 @@ def build(trial: Trial, task: Any, splits: Any, decision: Any = None) -> tuple[A
         regularizer.provide(decision=decision)
     _check(trial, training, regularizer, splits)
     if "batch_size" in training:
-        feeding.check(len(splits.train), training["batch_size"], training.get("accumulation", 1), ranks.together())
+        feeding.check(
+            len(splits.train), training["batch_size"], training.get("accumulation", 1), distributed.world_size()
+        )
     torch.manual_seed(trial.seed)
     model = task.model(splits.classes, splits.preprocessing, training)
     if "class_counts" in regularizer.missing:

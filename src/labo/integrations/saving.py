@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 
-from labo import ranks
+from labo import distributed
 from labo.errors import UserError
 
 _PREFIX = "checkpoint-"
@@ -41,7 +41,7 @@ class WholeCheckpoints(Trainer):
             if self.args.should_save:
                 self._complete(self._staging / name, home)
         except (OSError, SafetensorError, RuntimeError) as error:  # each writer has its own word for a full disk
-            if ranks.gone(error):
+            if distributed.is_peer_failure(error):
                 raise
             shutil.rmtree(self._staging, ignore_errors=True)
             raise UserError(

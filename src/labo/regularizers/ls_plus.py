@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from labo import functional, inner, ranks
+from labo import distributed, functional, inner
 from labo.errors import UserError
 from labo.kernels import reference
 from labo.reduction import Rows
@@ -142,4 +142,4 @@ class LabelSmoothingPlusPlus(Regularizer):
 
 def _mean_of_processes(gradient: Tensor) -> Tensor:
     """What data parallelism does for the network's gradients, and for those of a loss nobody does."""
-    return ranks.summed(gradient) / ranks.together()
+    return distributed.all_reduce_sum(gradient) / distributed.world_size()
