@@ -63,7 +63,7 @@ def together(work: Callable[..., Any], folder: Path, *given: Any) -> list[Any]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("forkserver")  # imports torch once, not once a process
-    context.set_forkserver_preload(["labo.experiment.training", "labo.cli.app", "sklearn.datasets"])
+    context.set_forkserver_preload(["labo.training.loop", "labo.cli.app", "sklearn.datasets"])
     processes = [context.Process(target=_begin, args=(work, rank, port, folder, given)) for rank in range(COUNT)]
     end = time.monotonic() + SECONDS
     for process in processes:

@@ -21,7 +21,7 @@ from labo.experiment import compare
 from labo.experiment import trial as trials
 from labo.experiment.compare import Comparison
 from labo.experiment.runner import Job
-from labo.integrations.saving import checkpoints
+from labo.integrations.checkpoint_files import checkpoints
 from labo.integrations.transformers import LabelRegularizedTrainer, TrainerLoss
 from labo.networks import Past
 from labo.outer.trust import Decision

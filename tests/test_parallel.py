@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from labo import distributed, tasks
 from labo.errors import UserError
-from labo.experiment import feeding
 from labo.experiment import trial as trials
+from labo.training import data_loading
 from processes import COUNT, EXAMPLES, plain_trial, run_command, together, train_several
 
 
@@ -125,20 +125,21 @@ def stop_a_run(folder: Path) -> None:
 def test_every_example_is_in_one_part_of_its_batch(size, processes, accumulation):
     if 0 < size % 72 < processes:
         with pytest.raises(UserError, match=f"for each of {processes} processes, but of {size} examples"):
-            feeding.Batches(range(size), 72, accumulation=accumulation, processes=processes)
+            data_loading.check_divisible(size, 72, accumulation, processes)
         return
     found = []
     for rank in range(processes):
-        batches = feeding.Batches(range(size), 72, accumulation=accumulation, processes=processes, rank=rank)
-        parts = list(batches)
-        assert len(parts) == len(batches)
+        batches = data_loading.ExampleBatches(size, 72, seed=3)
+        part_size = 72 // processes // accumulation
+        divided = {"part_size": part_size, "accumulation": accumulation, "processes": processes, "rank": rank}
+        parts = list(data_loading.DividedBatches(batches, **divided))
         assert all(parts)
+        assert max(map(len, parts)) <= part_size
         found.append(parts)
     assert len({len(parts) for parts in found}) == 1
-    for index in range(len(found[0])):  # as the Trainer takes so many parts for a step
-        begin = index // accumulation * 72
+    for index in range(len(found[0])):  # the loop takes so many parts for a step
         of_this_step = [example for parts in found for example in parts[index]]
-        assert set(of_this_step) <= set(range(begin, begin + 72))
+        assert set(of_this_step) <= set(list(batches)[index // accumulation])
     assert sorted(example for parts in found for part in parts for example in part) == list(range(size))
 
 
@@ -149,7 +150,7 @@ def test_a_batch_that_cannot_be_divided_is_refused():
     with pytest.raises(UserError, match="`batch_size` to be divisible among 3 parts, but got 64"):
         trials.build(asked, task, splits)
     with pytest.raises(UserError, match="divisible among 2 processes of 3 parts, but got 64"):
-        feeding.check(EXAMPLES, 64, 3, COUNT)
+        data_loading.check_divisible(EXAMPLES, 64, 3, COUNT)
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):

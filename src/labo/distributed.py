@@ -36,18 +36,37 @@ def is_main_process() -> bool:
     return rank() == 0
 
 
+def device() -> torch.device:
+    """The accelerator that this process trains on, or the CPU."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is not None and accelerator.type == "cuda":
+        return torch.device("cuda", torch.cuda.current_device())
+    # Processes communicate over gloo where there is no CUDA, and gloo needs tensors on the CPU.
+    return torch.device("cpu") if accelerator is None or world_size() > 1 else accelerator
+
+
 def barrier() -> None:
     """Wait until all processes are here."""
     if world_size() > 1:
         dist.barrier()
 
 
-def broadcast_from_main(function: Callable[[], T]) -> T:
-    """Call `function` in the main process alone, and return its result in all of them."""
+def broadcast_from_main(function: Callable[[], T], errors: tuple[type[Exception], ...] = ()) -> T:
+    """Call `function` in the main process alone, and return its result in all of them, or raise its error of `errors`.
+
+    Another error ends the main process; the others then fail as its peers.
+    """
     if world_size() == 1:
         return function()
-    result: list[Any] = [function() if is_main_process() else None]
+    result: list[Any] = [None, None]
+    if is_main_process():
+        try:
+            result[0] = function()
+        except errors as error:
+            result[1] = error
     dist.broadcast_object_list(result)
+    if result[1] is not None:
+        raise result[1]
     return result[0]
 
 
@@ -141,3 +160,12 @@ def all_gather(rows: Tensor) -> Tensor:
     parts = [torch.empty_like(padded) for _ in range(count)]
     dist.all_gather(parts, padded.contiguous())
     return torch.cat([part[: int(size)] for part, size in zip(parts, sizes, strict=True)])
+
+
+def all_gather_objects(value: T) -> list[T]:
+    """The values of all processes in the order of their ranks; they are pickled."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values

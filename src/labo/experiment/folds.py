@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from labo.errors import UserError
-from labo.experiment import checkpoint, prediction
+from labo.experiment import prediction
 from labo.experiment.judges import NoNumbersError
 from labo.experiment.runner import Job, Runner
 from labo.experiment.trial import Trial, build_method, claim, finished
 from labo.metrics.scores import classification_scores
 from labo.tasks.base import Examples, Splits
 from labo.tasks.splitting import equal_parts
+from labo.training import checkpoints
 
 if TYPE_CHECKING:
     from labo.experiment.progress import Progress
@@ -39,7 +40,7 @@ def keep(model: nn.Module, held_out: Examples, folder: Path) -> dict[str, float]
     logits = prediction.predict(model, held_out.features)
     if not bool(logits.isfinite().all()):
         raise NoNumbersError
-    checkpoint.save_tensors({"logits": logits}, folder / LOGITS)
+    checkpoints.save_tensors({"logits": logits}, folder / LOGITS)
     return classification_scores(logits, held_out.target)
 
 
@@ -108,7 +109,7 @@ def held_out(folder: Path, examples: int, classes: int) -> Tensor:
         raise UserError(f"The fold in '{folder}' was lost; the same command runs it again.")
     if failed := record.get("failed"):
         raise UserError(f"The fold in '{folder}' failed at step {failed['step']}: {failed['reason']}.")
-    kept = checkpoint.read_weights(folder / LOGITS).get("logits")
+    kept = checkpoints.read_weights(folder / LOGITS).get("logits")
     if kept is None or kept.shape != (examples, classes):
         raise UserError(f"'{folder / LOGITS}' is damaged: delete the folder to run this fold again.")
     return kept

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from labo.experiment import checkpoint, folds
+from labo.experiment import folds
 from labo.experiment.judges import Judge, NoNumbersError
-from labo.experiment.trainer import DivergedError
 from labo.experiment.trial import MEMORY, WEIGHTS, Trial
 from labo.storage import read_lines
+from labo.training import checkpoints
+from labo.training.curve import DivergedError
 
 
 def failed(failure: DivergedError) -> dict[str, Any]:
@@ -30,10 +31,10 @@ def results(
             signed = {name: told for name, told in judge.signatures().items() if name in validation}
             return {"validation": validation, **({"signatures": signed} if signed else {})}
         # First the weights: what goes wrong in measuring shall not cost the training.
-        checkpoint.save_weights(model, folder / WEIGHTS)
+        checkpoints.save_weights(model, folder / WEIGHTS)
         memory = loss.regularizer.prediction_memory
         if memory is not None and not splits.sequences:
-            checkpoint.save_tensors(memory.state_dict(), folder / MEMORY)
+            checkpoints.save_tensors(memory.state_dict(), folder / MEMORY)
             notes = _signs(memory, splits, folder)
         found = judge.at_the_end(model, loss, splits, folder)
     except NoNumbersError:

@@ -205,7 +205,7 @@ def _one_thread() -> None:
 def _warm() -> None:
     """Import what trials need before the first one comes."""
     _one_thread()
-    from labo.experiment import training  # noqa: F401 (imported for what it imports)
+    from labo.training import loop  # noqa: F401 (imported for what it imports)
 
 
 def _run_there(job: Job) -> dict[str, Any]:

@@ -71,7 +71,7 @@ class Run:
     @cached_property
     def model(self) -> Any:
         """The trained network."""
-        from labo.experiment import checkpoint
+        from labo.training import checkpoints
 
         try:
             settings = self.task.saved_settings(self.settings, self.folder)
@@ -80,7 +80,7 @@ class Run:
             model = self.task.model(self.classes, self.about["preprocessing"], settings)
         except KeyError as error:
             raise UserError(f"The {trial.RUN} in '{self.folder}' is damaged: its settings lack {error}.") from error
-        weights = checkpoint.read_weights(self.folder / trial.WEIGHTS)
+        weights = checkpoints.read_weights(self.folder / trial.WEIGHTS)
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
@@ -94,14 +94,14 @@ class Run:
         Raises:
             UserError: the file is damaged, or is not of this run's examples and classes.
         """
-        from labo.experiment import checkpoint
+        from labo.training import checkpoints
 
         path = self.folder / trial.MEMORY
         held = self.regularizer.prediction_memory
         if held is None or not path.exists():
             return None
         try:
-            held.load_state_dict(checkpoint.read_weights(path))
+            held.load_state_dict(checkpoints.read_weights(path))
             return held.all_distributions(len(self.splits.train), len(self.classes))
         except RuntimeError as error:
             raise UserError(f"The memory in '{path}' is damaged: train the run anew.") from error

@@ -138,18 +138,22 @@ def _written(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
 
 def _clear(folder: Path) -> None:
     """Remove what only an interrupted run needs."""
-    from labo.experiment import auto, checkpoint
+    from labo.experiment import auto
+    from labo.training import checkpoints
 
     shutil.rmtree(folder / auto.FOLDER, ignore_errors=True)
-    shutil.rmtree(folder / checkpoint.CHECKPOINTS, ignore_errors=True)
-    for name in (checkpoint.BEST, ERROR):
+    shutil.rmtree(folder / checkpoints.CHECKPOINTS, ignore_errors=True)
+    for name in (checkpoints.BEST, ERROR):
         (folder / name).unlink(missing_ok=True)
 
 
 def _run(trial: Trial, folder: Path, progress: Any) -> dict[str, Any]:
     from labo import distributed, machine, tasks
-    from labo.experiment import auto, folds, measuring, teaching, training
+    from labo.experiment import auto, folds, measuring, teaching
     from labo.experiment.judges import judge_of
+    from labo.training.curve import DivergedError
+    from labo.training.loop import TrainingLoop
+    from labo.training.settings import TrainingSettings
 
     began = time.monotonic()
     task = tasks.create(trial.task, **trial.task_options)
@@ -168,22 +172,27 @@ def _run(trial: Trial, folder: Path, progress: Any) -> dict[str, Any]:
         taught, progress = record["decision"]["seconds"], _rest(progress, 0.75)
         model, loss = build(trial, task, splits, decision)  # as if it had been chosen by hand
         began = time.monotonic()
-    options = training.Options(trial.checkpoint, trial.curves, trial.save_seconds)
+    best = trial.checkpoint == "best"
     judge = judge_of(task.kind, splits.preprocessing, splits.files, tuned)
+
+    def validate(network: Any) -> tuple[dict[str, float], float]:
+        return judge.of_epoch(network, splits.validation, best=best)
+
     try:
-        step = training.train(
+        step = TrainingLoop(
             model,
             splits,
             loss,
-            tuned,
-            judge,
+            TrainingSettings.from_mapping(tuned),
             seed=trial.seed,
             folder=folder,
-            options=options,
+            validate=validate if trial.curves or best else None,
+            keep_best=best,
+            save_seconds=trial.save_seconds,
             augment=task.augmentation(splits, tuned),
             progress=progress,
-        )
-    except training.DivergedError as failure:
+        ).run()
+    except DivergedError as failure:
         record |= measuring.failed(failure)
     else:
         record |= distributed.broadcast_from_main(
@@ -225,8 +234,8 @@ def build(trial: Trial, task: Any, splits: Any, decision: Any = None) -> tuple[A
     import torch
 
     from labo import distributed
-    from labo.experiment import feeding
     from labo.modules import LabelRegularizedLoss
+    from labo.training.data_loading import check_divisible
 
     training, _ = flat.split(trial.settings, trial.method)
     regularizer = build_method(trial.method, trial.settings)
@@ -234,7 +243,7 @@ def build(trial: Trial, task: Any, splits: Any, decision: Any = None) -> tuple[A
         regularizer.provide(decision=decision)
     _check(trial, training, regularizer, splits)
     if "batch_size" in training:
-        feeding.check(
+        check_divisible(
             len(splits.train), training["batch_size"], training.get("accumulation", 1), distributed.world_size()
         )
     torch.manual_seed(trial.seed)

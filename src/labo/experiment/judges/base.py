@@ -10,15 +10,14 @@ from typing import Any
 
 from torch import nn
 
+from labo.training.curve import NonFiniteLogitsError
+
+NoNumbersError = NonFiniteLogitsError
 # Task.kind -> "module:class"
 _HOMES = {
     "classification": "labo.experiment.judges.classification:Classification",
     "translation": "labo.experiment.judges.translation:Translation",
 }
-
-
-class NoNumbersError(Exception):
-    """A network whose logits are NaN or infinite."""
 
 
 class Judge(ABC):
