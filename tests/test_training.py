@@ -275,6 +275,26 @@ def test_losses_that_are_read_later_are_the_same_and_the_first_bad_step_is_named
     assert trials.run(trial("experiments:Diverging", epochs=2), tmp_path / "bad later")["failed"] == failed
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_steps_on_a_gpu_wait_for_nothing(tmp_path, monkeypatch):
+    for name in ("read_losses", "end_epoch"):  # where the loop waits
+        method = getattr(TrainingLoop, name)
+
+        def waiting(self: TrainingLoop, method: Any = method) -> Any:
+            torch.cuda.set_sync_debug_mode("default")
+            try:
+                return method(self)
+            finally:
+                torch.cuda.set_sync_debug_mode("error" if self.step >= 7 else "default")  # after the first epoch
+
+        monkeypatch.setattr(TrainingLoop, name, waiting)
+    try:
+        record = trials.run(trial("labo", epochs=3, set={"ema": 0.9}), tmp_path)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert record["step"] == 21
+
+
 def test_a_run_without_text_imports_no_transformers(tmp_path):
     code = "import sys; from labo.cli import main; main(sys.argv[1:]); print(*sys.modules)"
     arguments = ["train", "digits", "--epochs", "1", "--output", str(tmp_path / "run")]

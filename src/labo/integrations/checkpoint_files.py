@@ -18,8 +18,8 @@ REGULARIZER = "regularizer.safetensors"
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, the oldest first."""
-    found = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))
+    paths = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
+    return sorted(paths, key=lambda path: int(path.name.removeprefix(PREFIX)))
 
 
 def move_into_place(staged: Path, checkpoint: Path) -> None:

@@ -40,8 +40,10 @@ class ExampleBatches:
 
     Example:
         >>> batches = ExampleBatches(5, 2, seed=0)
-        >>> list(batches)
-        [[0, 3], [4, 1], [2]]
+        >>> [len(batch) for batch in batches]
+        [2, 2, 1]
+        >>> list(batches) == list(batches)
+        True
     """
 
     def __init__(self, size: int, batch_size: int, seed: int) -> None:
