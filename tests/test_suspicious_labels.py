@@ -250,7 +250,7 @@ def test_folds_go_on_and_each_example_gets_the_logits_of_its_own(tmp_path: Path)
         whole = folds.logits(run, 3, progress)
     home = tmp_path / "run" / "labels" / "3"
     for number, part in enumerate(equal_parts(run.splits.train.target, 3, 0), 1):
-        kept = folds.checkpoint.read_weights(home / str(number) / folds.LOGITS)["logits"]
+        kept = folds.checkpoints.read_weights(home / str(number) / folds.LOGITS)["logits"]
         assert torch.equal(whole[part], kept)
     first = (home / "1" / trials.RECORD).stat().st_mtime_ns
     (home / "2" / trials.RECORD).unlink()  # as if it had been killed before its end
