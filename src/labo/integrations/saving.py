@@ -72,8 +72,8 @@ class WholeCheckpoints(Trainer):
         if not limit or limit < 1:
             return
         best = Path(self.state.best_model_checkpoint or "").name
-        # The best and the newest come last: they stay, even where that is one more than asked for.
-        found = sorted(checkpoint_files.checkpoints(home), key=lambda folder: folder.name in (best, newest))
-        for folder in found[: len(found) - limit]:
+        # The best and the newest come last: they stay, even where that is one more than the limit.
+        folders = sorted(checkpoint_files.checkpoints(home), key=lambda folder: folder.name in (best, newest))
+        for folder in folders[: len(folders) - limit]:
             if folder.name not in (best, newest):
                 shutil.rmtree(folder, ignore_errors=True)

@@ -34,9 +34,9 @@ __all__ = ["LabelRegularizedTrainer", "TrainerLoss"]
 class LabelRegularizedTrainer(WholeCheckpoints):
     """`transformers.Trainer` whose loss is a member of the family.
 
-    The regularizer is given the model, the number of examples and of epochs, and the optimizer, and told of every batch
-    what it needs; class counts and a teacher come from you, by `regularizer.provide`. `dense_logits` are taken from the
-    model's outputs. What it learns is a group of the optimizer without weight decay.
+    The regularizer is given the model, the number of examples and of epochs, the optimizer, and what it needs of every
+    batch; class counts and a teacher come from you, by `regularizer.provide`. `dense_logits` are taken from the model's
+    outputs. What it learns is a group of the optimizer without weight decay.
 
     What the regularizer remembers is saved in every checkpoint and comes back with `resume_from_checkpoint`. A
     checkpoint is written beside its place and renamed into it, so that a folder checkpoint-N is always whole.
@@ -135,7 +135,7 @@ class LabelRegularizedTrainer(WholeCheckpoints):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, *args: Any, **kwargs: Any
     ) -> Any:
-        """As the Trainer has it, with the regularizer told of the batch."""
+        """As the Trainer has it, with what the regularizer needs of the batch."""
         self.loss.train(model.training)
         indices = inputs.pop(INDEX, None)
         network = self._network(model)
