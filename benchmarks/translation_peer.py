@@ -23,23 +23,26 @@ from typing import Any
 import torch
 
 from labo import machine, tasks
-from labo.experiment import optimization, run_trial, training
+from labo.experiment import run_trial
 from labo.experiment import settings as flat
 from labo.experiment.evaluators import make_evaluator
 from labo.records import trial as trials
 from labo.records.storage import append_line, read_lines
+from labo.training import optimizers
+from labo.training.loop import TrainingLoop
+from labo.training.settings import TrainingSettings
 
 SMOOTHING = 0.1
 # What tells one line from another.
 KEY = ("side", "task", "seed", "epochs", "train_size", "threads", "learning_rate")
 
 
-def by_labo(model: Any, loss: Any, splits: Any, settings: dict[str, Any], judge: Any, seed: int, folder: Path) -> None:
+def by_labo(model: Any, loss: Any, splits: Any, settings: TrainingSettings, seed: int, folder: Path) -> None:
     """Train with this project's loop."""
-    training.train(model, splits, loss, settings, judge, seed=seed, folder=folder, options=training.Options())
+    TrainingLoop(model, splits, loss, settings, seed=seed, folder=folder).run()
 
 
-def by_peer(model: Any, loss: Any, splits: Any, settings: dict[str, Any], judge: Any, seed: int, folder: Path) -> None:
+def by_peer(model: Any, loss: Any, splits: Any, settings: TrainingSettings, seed: int, folder: Path) -> None:
     """Train with Seq2SeqTrainer, as its example for translation does."""
     from torch.utils.data import Dataset
     from transformers import PrinterCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments
@@ -53,13 +56,13 @@ def by_peer(model: Any, loss: Any, splits: Any, settings: dict[str, Any], judge:
 
     from labo.tasks.translation.batching import TokenBatches
 
-    batches = len(TokenBatches(splits.train.lengths, settings["tokens"], seed))
+    batches = len(TokenBatches(splits.train.lengths, settings.tokens or 0, seed))
     size = round(len(splits.train) / batches)
-    steps = math.ceil(len(splits.train) / size) * settings["epochs"]
+    steps = math.ceil(math.ceil(len(splits.train) / size) * (settings.epochs or 0))
     asked = Seq2SeqTrainingArguments(
         output_dir=str(folder),
-        num_train_epochs=settings["epochs"],
-        weight_decay=settings["weight_decay"],
+        num_train_epochs=settings.epochs or 0,
+        weight_decay=settings.weight_decay,
         per_device_train_batch_size=size,
         train_sampling_strategy="group_by_length",
         label_smoothing_factor=SMOOTHING,
@@ -79,9 +82,9 @@ def by_peer(model: Any, loss: Any, splits: Any, settings: dict[str, Any], judge:
         train_dataset=Pairs(),
         data_collator=lambda rows: splits.train.__getitems__([row["index"] for row in rows]),
     )
-    trainer.optimizer_cls_and_kwargs = optimization.optimizer(settings)
+    trainer.optimizer_cls_and_kwargs = optimizers.optimizer_options(settings)
     # By the Trainer's own rule, as on the other side, neither biases nor layer normalisations decay.
-    trainer.lr_scheduler = optimization.schedule(settings, trainer.create_optimizer(), steps)
+    trainer.lr_scheduler = optimizers.make_schedule(settings, trainer.create_optimizer(), steps)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
 
@@ -107,7 +110,8 @@ def measured(side: str, asked: argparse.Namespace) -> dict[str, Any]:
     judge = make_evaluator(task.kind, splits.preprocessing, splits.files, own)
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
-        {"labo": by_labo, "transformers": by_peer}[side](model, loss, splits, own, judge, asked.seed, Path(folder))
+        train = {"labo": by_labo, "transformers": by_peer}[side]
+        train(model, loss, splits, TrainingSettings.from_mapping(own), asked.seed, Path(folder))
         seconds = time.perf_counter() - began
         found = judge.test_metrics(model, loss, splits, Path(folder))
     train: Any = splits.train

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from experiments import trial
-from labo import cli, ranks, regularizers
+from labo import cli, distributed, regularizers
 from labo.errors import UserError
 from labo.experiment import run_trial
 from labo.records import trial as trials
@@ -64,7 +64,7 @@ def together(work: Callable[..., Any], folder: Path, *given: Any) -> list[Any]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("forkserver")  # imports torch once, not once a process
-    context.set_forkserver_preload(["labo.experiment.training", "labo.cli.app", "sklearn.datasets"])
+    context.set_forkserver_preload(["labo.training.loop", "labo.cli.app", "sklearn.datasets"])
     processes = [context.Process(target=_begin, args=(work, rank, port, folder, given)) for rank in range(COUNT)]
     end = time.monotonic() + SECONDS
     for process in processes:
@@ -94,7 +94,7 @@ def _begin(work: Callable[..., Any], rank: int, port: int, folder: Path, given: 
 def train_several(folder: Path, pictures: str) -> dict[str, Any]:
     """Runs of two processes: their records, by the folders that they lie in."""
     found: dict[str, Any] = {}
-    with ranks.group():
+    with distributed.process_group():
         for method in ("labo", "ls_plus", "cs_kd"):
             found[method] = run_trial.run(plain_trial(method), folder / method)
         found["parts"] = run_trial.run(plain_trial("labo", set={"accumulation": 2}), folder / "parts")

@@ -14,20 +14,21 @@ from torch import Tensor, nn
 from experiments import trial
 from labo.errors import UserError
 from labo.experiment import run_trial, saved_run
-from labo.experiment.averaging import Average
 from labo.records import trial as trials
+from labo.training import checkpoints
+from labo.training.weight_averaging import MovingAverage
 
 
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
     """The weights of every step of the runs that follow."""
     steps: list[dict[str, Tensor]] = []
-    update = Average.update_parameters
+    update = MovingAverage.update
 
-    def noted(self: Average, model: nn.Module) -> None:
+    def noted(self: MovingAverage, model: nn.Module) -> None:
         steps.append({name: value.clone() for name, value in model.state_dict().items()})
         update(self, model)
 
-    monkeypatch.setattr(Average, "update_parameters", noted)
+    monkeypatch.setattr(MovingAverage, "update", noted)
     return steps
 
 
@@ -43,21 +44,21 @@ def average(steps: list[dict[str, Tensor]], decay: float) -> dict[str, Tensor]:
 def test_statistics_are_averaged_and_counters_are_not():
     layer = nn.Linear(3, 4)
     network = nn.Sequential(layer, nn.BatchNorm1d(4))
-    averaged = Average(network, 0.9)
+    averaged = MovingAverage(network, 0.9)
     steps = []
     for step in range(30):
         network(torch.randn(5, 3, generator=torch.Generator().manual_seed(step)))
         with torch.no_grad():
             layer.weight.add_(0.1)
-        averaged.update_parameters(network)
+        averaged.update(network)
         steps.append({name: value.clone() for name, value in network.state_dict().items()})
     expected = average(steps, 0.9)
-    for name, value in averaged.module.state_dict().items():
+    for name, value in averaged.model.state_dict().items():
         if name.endswith("num_batches_tracked"):
             assert value.item() == 30
         else:
             torch.testing.assert_close(value.double(), expected[name], atol=1e-6, rtol=1e-6)
-    assert not any(parameter.requires_grad for parameter in averaged.parameters())
+    assert not any(parameter.requires_grad for parameter in averaged.model.parameters())
 
 
 def test_the_average_is_what_is_measured_and_kept(tmp_path, monkeypatch):
@@ -107,4 +108,4 @@ def test_settings_out_of_range_are_refused(settings, told):
 
 def test_a_checkpoint_without_the_average_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match=r"lacks average\.safetensors"):
-        Average(nn.Linear(1, 1), 0.5).load(tmp_path)
+        checkpoints.load_average(nn.Linear(1, 1), tmp_path)

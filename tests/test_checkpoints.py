@@ -21,10 +21,11 @@ from safetensors.torch import load_file
 from experiments import trial
 from labo.cli import main
 from labo.errors import UserError
-from labo.experiment import checkpoint as kept
 from labo.experiment import run_trial, saved_run
-from labo.integrations import transformers as integration
+from labo.integrations import checkpoint_files
+from labo.integrations.checkpoint_files import checkpoints
 from labo.records import trial as trials
+from labo.training import checkpoints as kept
 
 EPOCHS = 3
 # The network of these runs takes 340 kB, its optimizer twice as much.
@@ -77,15 +78,15 @@ def largest_file(size: int) -> Iterator[None]:
     ids=lambda error: type(error).__name__,
 )
 def test_a_save_that_fails_leaves_the_checkpoint_before_it(tmp_path, monkeypatch, whole, error):
-    save = integration.save_file
+    save = checkpoint_files.save_file
 
     def fail(state: Any, path: Path) -> None:
-        if kept.checkpoints(tmp_path / trials.CHECKPOINTS):
+        if checkpoints(tmp_path / trials.CHECKPOINTS):
             path.write_bytes(b"half")
             raise error
         save(state, path)
 
-    monkeypatch.setattr(integration, "save_file", fail)
+    monkeypatch.setattr(checkpoint_files, "save_file", fail)
     with pytest.raises(UserError) as caught:
         run_trial.run(asked(save_seconds=0.0), tmp_path)
     home = tmp_path / trials.CHECKPOINTS
@@ -164,7 +165,7 @@ def test_a_newer_checkpoint_that_is_not_whole_is_passed_over(tmp_path, whole, ca
     elif spoilt == "no weights":
         (newer / trials.WEIGHTS).unlink()
     elif spoilt == "empty state":
-        (newer / "trainer_state.json").write_text("")
+        (newer / kept.STATE).write_text("")
     run_trial.run(asked(), tmp_path)
     assert same(tmp_path, whole)
     (told,) = [each.getMessage() for each in caplog.records if each.name.startswith("labo")]
@@ -184,7 +185,7 @@ def test_the_checkpoint_just_written_stays_beside_a_newer_damaged_one(tmp_path, 
         run_trial.run(asked(save_seconds=0.0), tmp_path, stop)
     (left,) = older.parent.iterdir()
     assert left.name == "checkpoint-14"
-    assert kept.newest_whole(older.parent) == left
+    assert kept.newest_complete(older.parent) == left
 
 
 def test_a_checkpoint_of_another_network_gets_one_sentence(tmp_path):

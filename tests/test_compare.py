@@ -357,9 +357,9 @@ def test_ctrl_c_ends_it_at_once_and_leaves_no_process(tmp_path):
 def test_a_finished_run_whose_line_was_lost_is_not_trained_again(tmp_path, monkeypatch):
     run(tmp_path, settings_per_method=1, seeds=1)
     (tmp_path / "results.jsonl").write_text("")
-    from labo.experiment import training
+    from labo.training.loop import TrainingLoop
 
-    monkeypatch.setattr(training, "train", None)
+    monkeypatch.setattr(TrainingLoop, "run", None)
     assert len(run(tmp_path, settings_per_method=1, seeds=1).ran) == 3
 
 

@@ -15,11 +15,13 @@ from experiments import trial
 from labo import LabelRegularizedLoss, regularizers
 from labo.cli import main
 from labo.errors import UserError
-from labo.experiment import optimization, run_trial, saved_run
-from labo.experiment.checkpoint import read_weights
+from labo.experiment import run_trial, saved_run
 from labo.integrations.transformers import TrainerLoss
 from labo.records import trial as trials
 from labo.tasks.images.augmentation import Augmentation
+from labo.training import optimizers
+from labo.training.checkpoints import read_weights
+from labo.training.settings import TrainingSettings
 
 
 @pytest.fixture
@@ -128,9 +130,10 @@ def test_the_schedules():
     network = torch.nn.Linear(1, 1)
 
     def rates(**settings: Any) -> list[float]:
-        kind, options = optimization.optimizer({"learning_rate": 1.0, **settings})
+        asked = TrainingSettings(epochs=1, batch_size=1, learning_rate=1.0, **settings)
+        kind, options = optimizers.optimizer_options(asked)
         made = kind(network.parameters(), **options)
-        schedule = optimization.schedule(settings, made, 10)
+        schedule = optimizers.make_schedule(asked, made, 10)
         found = []
         for _ in range(10):
             found.append(made.param_groups[0]["lr"])
@@ -142,7 +145,9 @@ def test_the_schedules():
     assert rates(schedule="steps", optimizer="sgd") == pytest.approx([1.0] * 5 + [0.1] * 3 + [0.01] * 2)
     assert rates(schedule="linear", warmup=0.2)[:4] == pytest.approx([1 / 3, 2 / 3, 1.0, 0.875])
     assert rates(schedule="cosine")[5] == pytest.approx(0.5 * (1 + math.cos(math.pi / 2)))
-    kind, options = optimization.optimizer({"learning_rate": 1.0, "optimizer": "sgd", "momentum": 0.0})
+    kind, options = optimizers.optimizer_options(
+        TrainingSettings(epochs=1, batch_size=1, learning_rate=1.0, optimizer="sgd", momentum=0.0)
+    )
     assert kind is torch.optim.SGD
     assert not options["nesterov"]
 

@@ -19,7 +19,7 @@ from labo.cli import main
 from labo.errors import UserError
 from labo.experiment import compare, run_trial
 from labo.experiment.compare import ComparisonConfig
-from labo.integrations.saving import checkpoints
+from labo.integrations.checkpoint_files import checkpoints
 from labo.integrations.transformers import LabelRegularizedTrainer, TrainerLoss
 from labo.networks import FrozenCopy
 from labo.outer.trust import Decision
@@ -269,7 +269,7 @@ def test_examples_are_told_their_places_whatever_the_data_loader_does(tmp_path):
 def test_the_loss_alone_says_who_tells_what_it_needs(name):
     regularizer = member(name)
     first = next(need for need in regularizer.needs if need in BATCH_INPUTS)
-    with pytest.raises(UserError, match=f"'{name}' needs {first}, which LabelRegularizedTrainer tells it"):
+    with pytest.raises(UserError, match=f"'{name}' needs {first}, which LabelRegularizedTrainer passes"):
         TrainerLoss(LabelRegularizedLoss(regularizer))(torch.zeros(2, CLASSES), torch.tensor([0, 1]))
 
 

@@ -14,10 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from labo import ranks, tasks
+from labo import distributed, tasks
 from labo.errors import UserError
-from labo.experiment import feeding, run_trial
+from labo.experiment import run_trial
 from labo.records import trial as trials
+from labo.training import data_loading
 from processes import COUNT, EXAMPLES, plain_trial, run_command, together, train_several
 
 
@@ -115,7 +116,7 @@ def test_a_checkpoint_of_two_processes_is_not_for_one(tmp_path):
 
 def stop_a_run(folder: Path) -> None:
     os.environ["LABO_TEST_STOP"] = "0 1"
-    with ranks.group():
+    with distributed.process_group():
         run_trial.run(plain_trial("processes:Stopping", save_seconds=0.0), folder / "run")
 
 
@@ -125,20 +126,21 @@ def stop_a_run(folder: Path) -> None:
 def test_every_example_is_in_one_part_of_its_batch(size, processes, accumulation):
     if 0 < size % 72 < processes:
         with pytest.raises(UserError, match=f"for each of {processes} processes, but of {size} examples"):
-            feeding.Batches(range(size), 72, accumulation=accumulation, processes=processes)
+            data_loading.check_divisible(size, 72, accumulation, processes)
         return
     found = []
     for rank in range(processes):
-        batches = feeding.Batches(range(size), 72, accumulation=accumulation, processes=processes, rank=rank)
-        parts = list(batches)
-        assert len(parts) == len(batches)
+        batches = data_loading.ExampleBatches(size, 72, seed=3)
+        part_size = 72 // processes // accumulation
+        divided = {"part_size": part_size, "accumulation": accumulation, "processes": processes, "rank": rank}
+        parts = list(data_loading.DividedBatches(batches, **divided))
         assert all(parts)
+        assert max(map(len, parts)) <= part_size
         found.append(parts)
     assert len({len(parts) for parts in found}) == 1
-    for index in range(len(found[0])):  # as the Trainer takes so many parts for a step
-        begin = index // accumulation * 72
+    for index in range(len(found[0])):  # the loop takes so many parts for a step
         of_this_step = [example for parts in found for example in parts[index]]
-        assert set(of_this_step) <= set(range(begin, begin + 72))
+        assert set(of_this_step) <= set(list(batches)[index // accumulation])
     assert sorted(example for parts in found for part in parts for example in part) == list(range(size))
 
 
@@ -149,7 +151,7 @@ def test_a_batch_that_cannot_be_divided_is_refused():
     with pytest.raises(UserError, match="`batch_size` to be divisible among 3 parts, but got 64"):
         run_trial.build(asked, task, splits)
     with pytest.raises(UserError, match="divisible among 2 processes of 3 parts, but got 64"):
-        feeding.check(EXAMPLES, 64, 3, COUNT)
+        data_loading.check_divisible(EXAMPLES, 64, 3, COUNT)
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
@@ -157,7 +159,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(UserError, match=r"as many processes as there are GPUs here \(1\)"), ranks.group():
+    with pytest.raises(UserError, match=r"as many processes as there are GPUs here \(1\)"), distributed.process_group():
         pass
 
 

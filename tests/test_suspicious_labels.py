@@ -22,12 +22,13 @@ from image_files import class_folders
 from labo import report, tasks
 from labo.cli import main
 from labo.errors import UserError
-from labo.experiment import checkpoint, folds, label_issues, run_trial, saved_run
+from labo.experiment import folds, label_issues, run_trial, saved_run
 from labo.experiment.progress import ConsoleProgress
 from labo.records import trial as trials
 from labo.records.comparison import read
 from labo.report import label_issues as reported
 from labo.splitting import equal_parts
+from labo.training import checkpoints
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -251,7 +252,7 @@ def test_folds_go_on_and_each_example_gets_the_logits_of_its_own(tmp_path: Path)
         whole = label_issues.cross_validated_logits(run, 3, progress)
     home = tmp_path / "run" / "labels" / "3"
     for number, part in enumerate(equal_parts(run.splits.train.target, 3, 0), 1):
-        kept = checkpoint.read_weights(home / str(number) / trials.HELD_OUT)["logits"]
+        kept = checkpoints.read_weights(home / str(number) / trials.HELD_OUT)["logits"]
         assert torch.equal(whole[part], kept)
     first = (home / "1" / trials.RECORD).stat().st_mtime_ns
     (home / "2" / trials.RECORD).unlink()  # as if it had been killed before its end

@@ -21,9 +21,12 @@ import labo
 from experiments import trial
 from labo import regularizers, tasks
 from labo.errors import UserError
-from labo.experiment import run_trial, saved_run, training
+from labo.experiment import run_trial, saved_run
 from labo.experiment.evaluators import classification
 from labo.records.trial import CHECKPOINTS, RECORD, RUN, WEIGHTS
+from labo.training import checkpoints as kept
+from labo.training import loop
+from labo.training.loop import TrainingLoop
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -34,7 +37,7 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_the_trainer_trains_as_a_plain_loop_does(tmp_path):
+def test_it_trains_as_a_loop_in_ten_lines_does(tmp_path):
     options = {"alpha": 0.4, "beta": 4.0}
     run_trial.run(trial("labo", 3, epochs=3, set=options), tmp_path / "run")
 
@@ -124,7 +127,7 @@ def test_the_test_split_is_read_once_and_at_the_end(tmp_path, monkeypatch):
 
 def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch):
     record = run_trial.run(trial("none", epochs=1), tmp_path)
-    monkeypatch.setattr(training, "train", None)
+    monkeypatch.setattr(TrainingLoop, "run", None)
     assert run_trial.run(trial("none", epochs=1), tmp_path) == record
 
 
@@ -243,7 +246,7 @@ def interrupted(folder: Path) -> Path:
     return found
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "random.pt", "state.json"])
 def test_a_damaged_checkpoint_gets_one_sentence(tmp_path, name):
     checkpoint = interrupted(tmp_path / "run")
     content = (checkpoint / name).read_bytes()
@@ -251,6 +254,56 @@ def test_a_damaged_checkpoint_gets_one_sentence(tmp_path, name):
     with pytest.raises(UserError, match=f"is damaged \\({name}: .*delete it") as caught:
         run_trial.run(trial("none", epochs=4), tmp_path / "run")
     assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_of_the_loop_before_gets_one_sentence(tmp_path):
+    checkpoint = interrupted(tmp_path / "run")
+    (checkpoint / "state.json").rename(checkpoint / "trainer_state.json")  # of Transformers' Trainer
+    with pytest.raises(kept.OutdatedCheckpointError, match=r"of an earlier version of labo.*: delete it to start"):
+        run_trial.run(trial("none", epochs=4), tmp_path / "run")
+
+
+@pytest.mark.parametrize("every", [2, 5, 100])
+def test_losses_that_are_read_later_are_the_same_and_the_first_bad_step_is_named(tmp_path, monkeypatch, every):
+    options: dict[str, Any] = {"epochs": 3, "curves": True, "set": {"accumulation": 2}}
+    expected = run_trial.run(trial("labo", **options), tmp_path / "each")
+    failed = run_trial.run(trial("experiments:Diverging", epochs=2), tmp_path / "bad")["failed"]
+    monkeypatch.setattr(loop, "steps_between_reads", lambda device: every)
+    assert (
+        run_trial.run(trial("labo", save_seconds=0.0, **options), tmp_path / "later")["metrics"] == expected["metrics"]
+    )
+    assert (tmp_path / "later" / "curve.jsonl").read_text() == (tmp_path / "each" / "curve.jsonl").read_text()
+    assert failed["step"] == 3
+    assert run_trial.run(trial("experiments:Diverging", epochs=2), tmp_path / "bad later")["failed"] == failed
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_steps_on_a_gpu_wait_for_nothing(tmp_path, monkeypatch):
+    for name in ("read_losses", "end_epoch"):  # where the loop waits
+        method = getattr(TrainingLoop, name)
+
+        def waiting(self: TrainingLoop, method: Any = method) -> Any:
+            torch.cuda.set_sync_debug_mode("default")
+            try:
+                return method(self)
+            finally:
+                torch.cuda.set_sync_debug_mode("error" if self.step >= 7 else "default")  # after the first epoch
+
+        monkeypatch.setattr(TrainingLoop, name, waiting)
+    try:
+        record = run_trial.run(trial("labo", epochs=3, set={"ema": 0.9}), tmp_path)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert record["step"] == 21
+
+
+def test_a_run_without_text_imports_no_transformers(tmp_path):
+    code = "import sys; from labo.cli import main; main(sys.argv[1:]); print(*sys.modules)"
+    arguments = ["train", "digits", "--epochs", "1", "--output", str(tmp_path / "run")]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    imported = done.stdout.split()
+    assert "labo.training.loop" in imported
+    assert not {"transformers", "accelerate"} & set(imported)
 
 
 def test_evaluate_says_what_the_record_says(tmp_path):

@@ -14,7 +14,8 @@ from transformers import TrainerCallback, TrainingArguments
 import labo
 from labo import LabelRegularizedLoss, regularizers
 from labo.errors import UserError
-from labo.integrations.saving import checkpoints
+from labo.integrations import checkpoint_files
+from labo.integrations.checkpoint_files import checkpoints
 from labo.integrations.transformers import REGULARIZER, LabelRegularizedTrainer, TrainerLoss
 
 CLASSES = 5
@@ -199,13 +200,11 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(tmp_path, monkeypatch)
     class Killed(BaseException):
         pass
 
-    from labo.integrations import saving as integration
-
     def die(*args: Any) -> None:
         if checkpoints(tmp_path):
             raise Killed
 
-    monkeypatch.setattr(integration, "_to_disk", die)
+    monkeypatch.setattr(checkpoint_files, "flush_to_disk", die)
     with pytest.raises(Killed):
         train(tmp_path, LabelRegularizedLoss(Remembering()), save_strategy="steps", save_steps=1)
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-1"]

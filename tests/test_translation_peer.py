@@ -6,7 +6,6 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +14,8 @@ from transformers import Seq2SeqTrainer
 from labo import tasks
 from labo.experiment import settings as flat
 from labo.experiment.run_trial import Trial, build
-from labo.experiment.trainer import RunTrainer
+from labo.training.loop import TrainingLoop
+from labo.training.settings import TrainingSettings
 
 
 @pytest.fixture
@@ -54,18 +54,18 @@ def test_the_same_weights_decay_on_both_sides(peer: Any, tmp_path: Path, monkeyp
     splits = task.splits(0)
     groups = []
 
-    def train(trainer: Any, **options: Any) -> None:
+    def train(trainer: Any) -> None:
         optimizer = trainer.optimizer or trainer.create_optimizer()
         named = {parameter: name for name, parameter in trainer.model.named_parameters()}
         told = [(group["weight_decay"], group["betas"], group["params"]) for group in optimizer.param_groups]
         groups.append([(decay, betas, [named[each] for each in params]) for decay, betas, params in told])
 
     monkeypatch.setattr(Seq2SeqTrainer, "train", train)
-    monkeypatch.setattr(RunTrainer, "train", train)
+    monkeypatch.setattr(TrainingLoop, "run", train)
     own, _ = flat.split(settings, "label_smoothing")
     for side in (peer.by_labo, peer.by_peer):
         model, loss = build(Trial("numbers", "label_smoothing", 0, settings, dict(task.options)), task, splits)
-        side(model, loss, splits, own, SimpleNamespace(), 0, tmp_path)
+        side(model, loss, splits, TrainingSettings.from_mapping(own), 0, tmp_path)
     mine, theirs = groups
     assert mine == theirs
     assert [decay for decay, _, _ in mine] == [own["weight_decay"], 0.0]

@@ -10,17 +10,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from labo import cli, ranks, tasks
+from labo import cli, distributed, tasks
 from labo.errors import NonFiniteLogitsError, UserError
-from labo.experiment import run_trial, saved_run, training
+from labo.experiment import run_trial, saved_run
 from labo.experiment import settings as flat
 from labo.experiment.evaluators import translation as judged
 from labo.experiment.evaluators.translation import TranslationEvaluator, batches_by_length
-from labo.experiment.trainer import RunTrainer
 from labo.metrics.translation import bleu
 from labo.records import trial as trials
 from labo.tasks.translation import models
 from labo.tasks.translation.text_files import Pairs
+from labo.training import checkpoints, loop, weight_averaging
 from processes import COUNT, together
 from translators import SMALL, close, curve, text_trial, trained_in, two_files
 
@@ -76,6 +76,7 @@ def test_a_stopped_run_goes_on_exactly(tmp_path, files, method):
     assert resumed["metrics"] == whole["metrics"]
     mine, theirs = (load_file(tmp_path / name / trials.WEIGHTS) for name in ("cut", "whole"))
     assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+    assert (tmp_path / "cut" / "curve.jsonl").read_text() == (tmp_path / "whole" / "curve.jsonl").read_text()
 
 
 def plain(files: dict[str, str], **settings: Any) -> trials.Trial:
@@ -85,12 +86,12 @@ def plain(files: dict[str, str], **settings: Any) -> trials.Trial:
 
 def test_the_linear_form_trains_as_the_logits_do(tmp_path, files, monkeypatch):
     seen = []
-    form = training._has_linear_form
-    monkeypatch.setattr(training, "_has_linear_form", lambda *args: seen.append(form(*args)) or seen[-1])
+    form = loop.has_linear_form
+    monkeypatch.setattr(loop, "has_linear_form", lambda *args: seen.append(form(*args)) or seen[-1])
     run_trial.run(plain(files), tmp_path / "linear")
     run_trial.run(text_trial(files, "confidence_penalty"), tmp_path / "penalty")
     assert seen == [True, False]
-    monkeypatch.setattr(training, "_has_linear_form", lambda *args: False)
+    monkeypatch.setattr(loop, "has_linear_form", lambda *args: False)
     run_trial.run(plain(files), tmp_path / "logits")
     close(tmp_path / "linear", tmp_path / "logits", 1e-5)
 
@@ -114,7 +115,7 @@ def test_half_precision_trains_too(tmp_path, files):
 
 
 def train_both(folder: Path, files: dict[str, str]) -> dict[str, Any]:
-    with ranks.group():
+    with distributed.process_group():
         return run_trial.run(plain(files), folder / "both")
 
 
@@ -131,7 +132,9 @@ def test_two_processes_learn_what_one_does(tmp_path, files):
 
 def test_a_regularizer_may_begin_later(tmp_path, files, monkeypatch):
     """Before it the run is one of plain cross-entropy, or of label smoothing."""
-    monkeypatch.setattr(RunTrainer, "_forget", lambda *args, **options: None)  # the checkpoints of all steps stay
+    monkeypatch.setattr(
+        checkpoints, "_remove_others", lambda *args, **options: None
+    )  # the checkpoints of all steps stay
 
     class StoppedError(Exception):
         pass
@@ -168,8 +171,8 @@ def test_a_regularizer_that_would_never_begin_is_refused(tmp_path, files, start)
 
 def test_the_mean_of_the_last_epochs_is_kept(tmp_path, files, monkeypatch):
     kept = []
-    mean = training.averaging.mean
-    monkeypatch.setattr(training.averaging, "mean", lambda paths: kept.extend(map(load_file, paths)) or mean(paths))
+    mean = weight_averaging.mean
+    monkeypatch.setattr(weight_averaging, "mean", lambda paths: kept.extend(map(load_file, paths)) or mean(paths))
     run_trial.run(text_trial(files, set={"average_epochs": 2}), tmp_path / "run")
     found = load_file(tmp_path / "run" / trials.WEIGHTS)
     assert len(kept) == 2
@@ -264,7 +267,7 @@ def test_a_network_that_gives_no_numbers_at_the_end_of_an_epoch_is_a_failed_run(
     monkeypatch.setattr(TranslationEvaluator, "tokens", diverged)
     asked = text_trial(files, **options)
     failed = run_trial.run(asked, tmp_path / "run")["failed"]
-    assert failed["reason"] == "the network gives logits that are no numbers for the validation split"
+    assert failed["reason"] == "the network gives non-finite logits for the validation split"
     assert 0 < failed["step"] < 100
     assert trials.read_record(tmp_path / "run")
 

@@ -83,9 +83,9 @@ def _speaks() -> bool:
 
     if machine.launched() == 1:
         return True
-    from labo import ranks
+    from labo import distributed
 
-    if ranks.fails_first():
+    if distributed.should_report_failure():
         return True
     time.sleep(_HEARD)
     return False

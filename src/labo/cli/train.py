@@ -49,7 +49,7 @@ def train(
     The same command in the same --output goes on where it was stopped. Several processes train together as
     `torchrun --nproc-per-node N -m labo train …`.
     """
-    from labo import ranks
+    from labo import distributed
     from labo.records import lock
 
     given = options.settings(config, set_, epochs, steps, model, start_after)
@@ -57,11 +57,13 @@ def train(
     drawn = {"train_size": train_size, "label_noise": label_noise, "skip_unreadable": skip_unreadable}
     name, task_options = options.task(task, option, **data_options, **drawn)
     kept = {"checkpoint": options.known_checkpoint(checkpoint), "curves": curves, "save_seconds": save_every}
-    with ranks.group():
+    with distributed.process_group():
         # In turn, for the first process may fetch the data.
-        trial, notes = ranks.in_turn(lambda: _trial(name, task_options, method, seed, given, teacher, kept))
+        trial, notes = distributed.main_process_first(
+            lambda: _trial(name, task_options, method, seed, given, teacher, kept)
+        )
         folder = output or Path("runs/train") / f"{options.slug(name, data or source)}-{method}-{seed}"
-        if not ranks.first():
+        if not distributed.is_main_process():
             return _follow(trial, folder)
         with lock.hold(folder):
             return _run(trial, folder, notes)

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from labo import machine
-from labo.errors import UserError
+from labo.errors import UserError, first_line
 from labo.records.trial import ERROR, Job
 
 # How often a trial is started whose worker dies.
@@ -197,7 +197,7 @@ def _use_one_thread() -> None:
 def _warm_up() -> None:
     """Import what trials need before the first one arrives."""
     _use_one_thread()
-    from labo.experiment import run_trial, training  # noqa: F401 (imported for what they import)
+    from labo.experiment import run_trial  # noqa: F401 (imported for what it imports)
 
 
 def _run_in_worker(job: Job) -> Record:
@@ -212,7 +212,7 @@ def run_job(job: Job, progress: Callable[[float], None]) -> Record:
         UserError: the trial was refused, or its code raised: then the traceback is in a file of its folder.
     """
     # Here, so that who only shows progress need not import torch.
-    from labo import ranks
+    from labo import distributed
     from labo.experiment import run_trial
 
     try:
@@ -220,12 +220,12 @@ def run_job(job: Job, progress: Callable[[float], None]) -> Record:
     except UserError:
         raise
     except Exception as error:
-        if ranks.gone(error) or not ranks.fails_first():  # another process reports it
+        if distributed.is_peer_failure(error) or not distributed.should_report_failure():  # another process reports it
             raise
         path = job.folder / ERROR
         job.folder.mkdir(parents=True, exist_ok=True)
         path.write_text(traceback.format_exc(), encoding="utf-8")
-        first_line = (str(error).splitlines() or [""])[0].rstrip(".")
         raise UserError(
-            f"The trial {job.trial.name} broke: {type(error).__name__}: {first_line}; the traceback is in '{path}'."
+            f"The trial {job.trial.name} broke: {type(error).__name__}: {first_line(error)}; the traceback is in "
+            f"'{path}'."
         ) from error

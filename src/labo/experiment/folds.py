@@ -15,6 +15,7 @@ from labo.metrics.scores import classification_scores
 from labo.records.trial import HELD_OUT, read_record
 from labo.splitting import equal_parts
 from labo.tasks.base import Examples, Splits
+from labo.training import checkpoints
 
 
 def leave_out(splits: Splits, fold: str, seed: int) -> tuple[Splits, Examples]:
@@ -31,12 +32,10 @@ def save_logits(model: nn.Module, held_out: Examples, folder: Path) -> dict[str,
     Raises:
         NonFiniteLogitsError: the logits are NaN or infinite.
     """
-    from labo.experiment import checkpoint
-
     logits = predict(model, held_out.features)
     if not bool(logits.isfinite().all()):
         raise NonFiniteLogitsError
-    checkpoint.save_tensors({"logits": logits}, folder / HELD_OUT)
+    checkpoints.save_tensors({"logits": logits}, folder / HELD_OUT)
     return classification_scores(logits, held_out.target)
 
 
@@ -46,14 +45,12 @@ def read_logits(folder: Path, examples: int, classes: int) -> Tensor:
     Raises:
         UserError: the trial did not finish, failed, or its logits are damaged.
     """
-    from labo.experiment import checkpoint
-
     record: Any = read_record(folder)
     if record is None:
         raise UserError(f"The fold in '{folder}' did not finish; the same command runs it again.")
     if failed := record.get("failed"):
         raise UserError(f"The fold in '{folder}' failed at step {failed['step']}: {failed['reason']}.")
-    logits = checkpoint.read_weights(folder / HELD_OUT).get("logits")
+    logits = checkpoints.read_weights(folder / HELD_OUT).get("logits")
     if logits is None or logits.shape != (examples, classes):
         raise UserError(f"'{folder / HELD_OUT}' is damaged: delete the folder to run this fold again.")
     return logits

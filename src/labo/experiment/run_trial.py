@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from labo import checks, machine, ranks, tasks
+from labo import checks, distributed, machine, tasks
 from labo.errors import NonFiniteLogitsError, UserError
-from labo.experiment import auto, feeding, folds, saved_run
+from labo.experiment import auto, folds, saved_run
 from labo.experiment import settings as flat
 from labo.experiment.evaluators import Evaluator, make_evaluator
 from labo.modules import LabelRegularizedLoss
@@ -21,6 +21,10 @@ from labo.outer import health
 from labo.records import trial as trials
 from labo.records.storage import lacks_room, read_lines
 from labo.records.trial import Trial
+from labo.training import checkpoints, data_loading
+from labo.training.curve import DivergedError
+from labo.training.loop import TrainingLoop
+from labo.training.settings import TrainingSettings
 
 # Training inputs of a method that sentences, with many labels each, do not have.
 SEQUENCES_LACK = {"inputs", "partners", "dense_logits", "teacher", "decision"}
@@ -44,10 +48,10 @@ def run(trial: Trial, folder: Path, progress: Progress = lambda fraction: None) 
         UserError: the folder holds another trial or a damaged checkpoint, the data are unfit, or the disk is full.
     """
     try:
-        record = ranks.shared(lambda: _claim(trial, folder))
+        record = distributed.broadcast_from_main(lambda: _claim(trial, folder))
         if record is None:
             own = _run(trial, folder, progress)
-            record = ranks.shared(lambda: _finish(folder, own))
+            record = distributed.broadcast_from_main(lambda: _finish(folder, own))
     except Exception as error:
         if not lacks_room(error):
             raise
@@ -73,8 +77,6 @@ def _finish(folder: Path, record: Record) -> Record:
 
 
 def _run(trial: Trial, folder: Path, progress: Progress) -> Record:
-    from labo.experiment import training  # it imports Transformers, which the parent of worker processes does not need
-
     start, earlier_seconds = time.monotonic(), 0.0
     task = tasks.create(trial.task, **trial.task_options)
     splits, held_out = _splits(trial, task)
@@ -83,7 +85,7 @@ def _run(trial: Trial, folder: Path, progress: Progress) -> Record:
         earlier_seconds = _provide_teacher(trial, loss.regularizer, splits)
     settings, _ = flat.split(trial.settings, trial.method)
     files = {**splits.files, **task.model_files(model, settings)}
-    ranks.shared(lambda: trials.describe(trial, folder, _details(splits), files))
+    distributed.broadcast_from_main(lambda: trials.describe(trial, folder, _details(splits), files))
     record = {key: trial.identity()[key] for key in ("task", "method", "seed", "settings")}
     if "decision" in loss.regularizer.missing:
         decision, record["decision"] = auto.decide(
@@ -93,23 +95,31 @@ def _run(trial: Trial, folder: Path, progress: Progress) -> Record:
         progress = _remaining(progress, DECISION_FRACTION)
         model, loss = build(trial, task, splits, decision)  # as if the user had chosen it
     evaluator = make_evaluator(task.kind, splits.preprocessing, splits.files, settings)
+    best = trial.checkpoint == "best"
+
+    def validate(network: Any) -> tuple[dict[str, float], float]:
+        return evaluator.validate(network, splits.validation, best=best)
+
     try:
-        step = training.train(
+        step = TrainingLoop(
             model,
             splits,
             loss,
-            settings,
-            evaluator,
+            TrainingSettings.from_mapping(settings),
             seed=trial.seed,
             folder=folder,
-            options=training.Options(trial.checkpoint, trial.curves, trial.save_seconds),
+            validate=validate if trial.curves or best else None,
+            keep_best=best,
+            save_seconds=trial.save_seconds,
             augment=task.augmentation(splits, settings),
             progress=progress,
-        )
-    except training.DivergedError as failure:
+        ).run()
+    except DivergedError as failure:
         record |= _failed(failure.step, failure.reason)
     else:
-        record |= ranks.shared(lambda: _measure(trial, evaluator, model, loss, splits, held_out, step, folder))
+        record |= distributed.broadcast_from_main(
+            lambda: _measure(trial, evaluator, model, loss, splits, held_out, step, folder)
+        )
     seconds = round(time.monotonic() - start + earlier_seconds, 3)  # a teacher or a decision is part of the cost
     return record | {"seconds": seconds, "versions": machine.versions()}
 
@@ -130,8 +140,8 @@ def _details(splits: Any) -> dict[str, Any]:
     details = {"classes": splits.classes, "preprocessing": splits.preprocessing, "versions": machine.versions()}
     if splits.classes:
         details["class_counts"] = splits.train.class_counts(splits.size).tolist()
-    if ranks.together() > 1:
-        details["processes"] = ranks.together()
+    if distributed.world_size() > 1:
+        details["processes"] = distributed.world_size()
     return details
 
 
@@ -154,7 +164,9 @@ def build(trial: Trial, task: Any, splits: Any, decision: Any = None) -> tuple[A
         regularizer.provide(decision=decision)
     _check(trial, settings, regularizer, splits)
     if "batch_size" in settings:
-        feeding.check(len(splits.train), settings["batch_size"], settings.get("accumulation", 1), ranks.together())
+        data_loading.check_divisible(
+            len(splits.train), settings["batch_size"], settings.get("accumulation", 1), distributed.world_size()
+        )
     torch.manual_seed(trial.seed)
     model = task.model(splits.classes, splits.preprocessing, settings)
     if "class_counts" in regularizer.missing:
@@ -221,18 +233,16 @@ def _measure(
     trial: Trial, evaluator: Evaluator, model: Any, loss: Any, splits: Any, held_out: Any, step: int, folder: Path
 ) -> Record:
     """What the record says of the trained network, which is saved first: a failure here must not cost the training."""
-    from labo.experiment import checkpoint
-
     notes: list[str] = []
     try:
         if held_out is not None:
             return {"held_out": folds.save_logits(model, held_out, folder)}
         if trial.tuning:
             return _tuning_record(evaluator, model, splits)
-        checkpoint.save_weights(model, folder / trials.WEIGHTS)
+        checkpoints.save_weights(model, folder / trials.WEIGHTS)
         memory = loss.regularizer.prediction_memory
         if memory is not None and not splits.sequences:
-            checkpoint.save_tensors(memory.state_dict(), folder / trials.MEMORY)
+            checkpoints.save_tensors(memory.state_dict(), folder / trials.MEMORY)
             notes = _memory_warnings(memory, splits, folder)
         metrics = evaluator.test_metrics(model, loss, splits, folder)
     except NonFiniteLogitsError:

@@ -82,7 +82,7 @@ class SavedRun:
     @cached_property
     def model(self) -> Any:
         """The trained network."""
-        from labo.experiment import checkpoint
+        from labo.training import checkpoints
 
         try:
             settings = self.task.saved_settings(self.settings, self.folder)
@@ -91,7 +91,7 @@ class SavedRun:
             model = self.task.model(self.classes, self.description["preprocessing"], settings)
         except KeyError as error:
             raise UserError(f"The {trials.RUN} in '{self.folder}' is damaged: its settings lack {error}.") from error
-        weights = checkpoint.read_weights(self.folder / trials.WEIGHTS)
+        weights = checkpoints.read_weights(self.folder / trials.WEIGHTS)
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
@@ -105,14 +105,14 @@ class SavedRun:
         Raises:
             UserError: the file is damaged, or is not of this run's examples and classes.
         """
-        from labo.experiment import checkpoint
+        from labo.training import checkpoints
 
         path = self.folder / trials.MEMORY
         memory = self.regularizer.prediction_memory
         if memory is None or not path.exists():
             return None
         try:
-            memory.load_state_dict(checkpoint.read_weights(path))
+            memory.load_state_dict(checkpoints.read_weights(path))
             return memory.all_distributions(len(self.splits.train), len(self.classes))
         except RuntimeError as error:
             raise UserError(f"The memory in '{path}' is damaged: train the run anew.") from error

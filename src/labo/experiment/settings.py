@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from labo import regularizers
 from labo.errors import UserError, unknown
+from labo.training import settings as training_settings
+from labo.training.settings import DEFAULTS
 
 Settings = dict[str, Any]
 
-SCHEDULES = ("constant", "linear", "cosine", "steps", "inverse_sqrt")
-# Settings of training with a fixed set of values.
-CHOICES = {"schedule": SCHEDULES, "optimizer": ("adamw", "sgd"), "precision": ("float32", "bfloat16")}
-CHOICES["start_with"] = ("none", "label_smoothing")
-# Settings of training in [0, 1).
-FRACTIONS = ("momentum", "warmup", "ema", "adam_beta1", "adam_beta2")
-# Settings of any training beside those of its task, with their defaults. A run is recorded without them where they have
-# these values, so that runs of a version that did not know them are still the same runs.
-EXTRAS: Settings = {"ema": 0.0, "accumulation": 1, "channels_last": False, "average_epochs": 0, "patience": 0}
-EXTRAS |= {"start_after": 0, "start_with": "none"}
-# The length of a run: exactly one of the two.
+# Settings that any run takes beside its task's, with their defaults. With these values they are not recorded, so that a
+# run of a version that did not know them is still the same run.
+EXTRAS: Settings = {name: DEFAULTS[name] for name in ("ema", "accumulation", "average_epochs", "patience")}
+EXTRAS |= {"channels_last": False, **{name: DEFAULTS[name] for name in ("start_after", "start_with")}}
+# How long a run is: exactly one of the two.
 LENGTHS = ("epochs", "steps")
 
 
@@ -108,7 +103,11 @@ def resolve(defaults: Mapping[str, Any], method: str, *layers: Mapping[str, Any]
                     settings.pop(other, None)
             if key in settings or key in LENGTHS or key in EXTRAS:
                 settings[key] = _cast(key, value, defaults.get(key, EXTRAS.get(key)))
-    _check_training(settings)
+    training_settings.check(settings)
+    if "beam" in settings:
+        training_settings.check_number("beam", settings["beam"], minimum=1, whole=True)
+    if "length_penalty" in settings:
+        training_settings.check_number("length_penalty", settings["length_penalty"])
     return {key: value for key, value in settings.items() if key not in EXTRAS or value != EXTRAS[key]}
 
 
@@ -155,39 +154,3 @@ def _cast(key: str, value: Any, default: Any) -> Any:
             raise UserError(f"Expected setting `{key}` to be a whole number, but got {value}.")
         return int(value)
     return float(value) if isinstance(default, float) else value
-
-
-def _check_training(settings: Mapping[str, Any]) -> None:
-    for key, minimum, whole in (
-        ("epochs", 0, False),
-        ("steps", 0, True),
-        ("batch_size", 0, True),
-        ("accumulation", 0, True),
-        ("tokens", 0, True),
-        ("average_epochs", -1, True),
-        ("patience", -1, True),
-        ("start_after", -1, True),
-        ("learning_rate", 0, False),
-        ("beam", 0, True),
-        ("length_penalty", -math.inf, False),
-    ):
-        if key in settings:
-            _check_number(key, settings[key], above=minimum, whole=whole)
-    if "weight_decay" in settings:
-        _check_number("weight_decay", settings["weight_decay"], above=-1e-300, whole=False)
-    for key, choices in CHOICES.items():
-        if key in settings and settings[key] not in choices:
-            raise unknown(key, settings[key], choices)
-    if settings.get("start_with", "none") != "none" and not settings.get("start_after"):
-        raise UserError("Setting `start_with` requires `start_after`, the number of steps before the method's loss.")
-    for key in FRACTIONS:
-        if key in settings and not 0 <= settings[key] < 1:
-            raise UserError(f"Expected setting `{key}` to be in [0, 1), but got {settings[key]!r}.")
-
-
-def _check_number(key: str, value: Any, *, above: float, whole: bool) -> None:
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > above
-    if not fits or (whole and value != int(value)):
-        kind = "a whole number" if whole else "a finite number"
-        minimum = "" if above == -math.inf else " of at least 0" if above < 0 else f" above {above:g}"
-        raise UserError(f"Expected setting `{key}` to be {kind}{minimum}, but got {value!r}.")

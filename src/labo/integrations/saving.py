@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,9 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 
-from labo import ranks
-from labo.errors import UserError
-
-_PREFIX = "checkpoint-"
+from labo import distributed
+from labo.integrations import checkpoint_files
+from labo.integrations.checkpoint_files import PREFIX
 
 
 class WholeCheckpoints(Trainer):
@@ -30,7 +28,7 @@ class WholeCheckpoints(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         home = Path(self._get_output_dir(trial))
-        name = f"{_PREFIX}{self.state.global_step}"
+        name = f"{PREFIX}{self.state.global_step}"
         self._staging = home / ".saving"
         if self.args.should_save:
             shutil.rmtree(self._staging, ignore_errors=True)
@@ -41,13 +39,10 @@ class WholeCheckpoints(Trainer):
             if self.args.should_save:
                 self._complete(self._staging / name, home)
         except (OSError, SafetensorError, RuntimeError) as error:  # each writer has its own word for a full disk
-            if ranks.gone(error):
+            if distributed.is_peer_failure(error):
                 raise
             shutil.rmtree(self._staging, ignore_errors=True)
-            raise UserError(
-                f"A checkpoint could not be written into '{home}' ({_reason(error)}): the one before it, if there is "
-                "one, is whole, and training can go on from it."
-            ) from error
+            raise checkpoint_files.write_error(home, error) from error
         finally:
             self._staging = None
         self.accelerator.wait_for_everyone()
@@ -68,40 +63,17 @@ class WholeCheckpoints(Trainer):
         if best is not None and Path(best).parent == staged.parent:
             self.state.best_model_checkpoint = str(home / Path(best).name)
             self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
-        for file in staged.iterdir():
-            _to_disk(file)
-        final = home / staged.name
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(staged, final)
+        checkpoint_files.move_into_place(staged, home / staged.name)
         shutil.rmtree(staged.parent, ignore_errors=True)
-        self._forget(home, newest=final.name)
+        self._forget(home, newest=staged.name)
 
     def _forget(self, home: Path, newest: str) -> None:
         limit = self.args.save_total_limit
         if not limit or limit < 1:
             return
         best = Path(self.state.best_model_checkpoint or "").name
-        # The best and the newest come last: they stay, even where that is one more than asked for.
-        found = sorted(checkpoints(home), key=lambda folder: folder.name in (best, newest))
-        for folder in found[: len(found) - limit]:
+        # The best and the newest come last: they stay, even where that is one more than the limit.
+        folders = sorted(checkpoint_files.checkpoints(home), key=lambda folder: folder.name in (best, newest))
+        for folder in folders[: len(folders) - limit]:
             if folder.name not in (best, newest):
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints in a folder, the oldest first."""
-    found = [path for path in folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix(_PREFIX)))
-
-
-def _reason(error: BaseException) -> str:
-    """Why a file was not written, short."""
-    if any(text in str(error) for text in ("unexpected pos", "PytorchStreamWriter")):
-        return "torch's file ended too early: perhaps the disk is full"  # torch's writer knows where, not why
-    known = getattr(error, "strerror", None)
-    return known or (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-def _to_disk(file: Path) -> None:
-    with open(file, "rb") as handle:
-        os.fsync(handle.fileno())

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from labo import checks
 from labo.errors import UserError
+from labo.integrations.batch_inputs import IGNORE_INDEX
 from labo.kernels.linear import Head
 from labo.modules import LabelRegularizedLoss
 from labo.networks import logits_of
-
-IGNORE_INDEX = -100
 
 
 class TrainerLoss:
@@ -54,8 +53,6 @@ class TrainerLoss:
             )
         self.loss = loss
         self.shift_labels = shift_labels
-        # Whether the Trainer counts probability targets as rows; by itself it counts their every entry.
-        self.counts_rows = False
         # What `LabelRegularizedTrainer` tells of the batch that comes.
         self.batch: dict[str, Any] = {}
         # The last layer, while hidden states stand where logits would (`LabelRegularizedTrainer(linear=True)`).
@@ -80,7 +77,7 @@ class TrainerLoss:
         if num_items_in_batch is None:
             return self._of(logits, labels, None, batch)
         items = torch.as_tensor(num_items_in_batch, device=logits.device, dtype=torch.float32)
-        if labels.dtype.is_floating_point and not self.counts_rows:
+        if labels.dtype.is_floating_point:  # the Trainer counts every entry of probability targets
             items = items / labels.shape[1]
         if self.loss.weight is not None:
             self._refuse_parts(labels, items)

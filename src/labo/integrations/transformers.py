@@ -9,30 +9,26 @@ they need, keeps what they remember in its checkpoints, and writes each checkpoi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from labo.errors import UserError
-from labo.indexed import IndexedDataset, LabelPlaces
-from labo.integrations import heads
+from labo.indexed import IndexedDataset
+from labo.integrations import checkpoint_files, heads
+from labo.integrations.batch_inputs import INDEX, BatchInputs
+from labo.integrations.checkpoint_files import REGULARIZER as REGULARIZER
 from labo.integrations.saving import WholeCheckpoints
-from labo.integrations.trainer_loss import IGNORE_INDEX, TrainerLoss
+from labo.integrations.trainer_loss import TrainerLoss
 from labo.modules import LabelRegularizedLoss
 from labo.regularizers.base import Regularizer
-from labo.regularizers.same_class import SameClass
 
 __all__ = ["LabelRegularizedTrainer", "TrainerLoss"]
-
-REGULARIZER = "regularizer.safetensors"
-# The key of an example's index in its batch; no network takes an input of this name.
-INDEX = "labo_index"
 
 
 class LabelRegularizedTrainer(WholeCheckpoints):
@@ -74,10 +70,7 @@ class LabelRegularizedTrainer(WholeCheckpoints):
         if not self.label_names:  # the network's forward names none; this loss takes them all the same
             self.label_names = ["labels"]
         self._compute = compute
-        self._indexed: IndexedDataset | None = None
-        self._places: LabelPlaces | None = None
-        self._same_class: SameClass | None = None
-        self._provide(loss.regularizer)
+        self._inputs = self._provide(loss.regularizer)
         self.linear = linear
         self._plain: nn.Module | None = None
         if linear:
@@ -85,7 +78,7 @@ class LabelRegularizedTrainer(WholeCheckpoints):
         self.loss = loss.to(self.args.device)
         self.add_callback(_ZeroGradients(loss))
 
-    def _provide(self, regularizer: Regularizer) -> None:
+    def _provide(self, regularizer: Regularizer) -> BatchInputs:
         needs = regularizer.needs
         by_epochs = next((need for need in ("epochs", "epoch") if need in needs), None)
         if by_epochs and self.args.max_steps > 0:
@@ -96,17 +89,11 @@ class LabelRegularizedTrainer(WholeCheckpoints):
         if "model" in needs:
             self._refuse_other_networks(regularizer)
         # A part of an epoch is one too: epochs are counted by their numbers.
-        known: dict[str, Any] = {"model": self.model, "epochs": math.ceil(self.args.num_train_epochs)}
-        if self.train_dataset is not None and set(needs) & {"examples", "indices", "partners"}:
-            self._indexed = IndexedDataset(self.train_dataset, key=INDEX)
-            self.train_dataset = self._indexed
-            known["examples"] = len(self._indexed)
-            if "indices" in needs and (counts := self._indexed.label_counts(IGNORE_INDEX)) is not None:
-                self._places = LabelPlaces(counts, ignore_index=IGNORE_INDEX)
-                known["examples"] = self._places.total
-            if "partners" in needs:
-                self._same_class = SameClass(self._indexed.targets(), seed=self.args.seed)
-        regularizer.provide(**{need: known[need] for need in regularizer.missing if need in known})
+        epochs = math.ceil(self.args.num_train_epochs)
+        model: Any = self.model
+        inputs = BatchInputs(regularizer, self.train_dataset, model=model, epochs=epochs, seed=self.args.seed)
+        self.train_dataset = inputs.dataset
+        return inputs
 
     def _refuse_other_networks(self, regularizer: Regularizer) -> None:
         if self.model_init is not None:  # which makes another network when training begins
@@ -130,7 +117,11 @@ class LabelRegularizedTrainer(WholeCheckpoints):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         # The labels too: this loss takes them, whether or not the network does.
-        wanted = [*(self._signature_columns or []), "labels", *([INDEX] if self._indexed is not None else [])]
+        wanted = [
+            *(self._signature_columns or []),
+            "labels",
+            *([INDEX] if isinstance(self._inputs.dataset, IndexedDataset) else []),
+        ]
         self._signature_columns = list(dict.fromkeys(wanted))
 
     def _refuse_linear(self, regularizer: Regularizer) -> None:
@@ -149,7 +140,7 @@ class LabelRegularizedTrainer(WholeCheckpoints):
         indices = inputs.pop(INDEX, None)
         network = self._network(model)
         inputs = heads.with_decoder_inputs(network, inputs)
-        self._compute.batch = self._tell(indices, inputs) if model.training else {}
+        self._compute.batch = self._batch_inputs(indices, inputs) if model.training else {}
         # Who asks for the outputs wants the logits among them.
         linear = self.linear and model.training and not return_outputs
         try:
@@ -176,58 +167,22 @@ class LabelRegularizedTrainer(WholeCheckpoints):
             finally:
                 self._compute.head = None
 
-    def _tell(self, indices: Tensor | None, inputs: dict[str, Any]) -> dict[str, Any]:
-        known: dict[str, Callable[[], Any]] = {
-            "indices": lambda: self._label_indices(indices, inputs),
-            "inputs": lambda: {name: value for name, value in inputs.items() if name != "labels"},
-            "partners": lambda: self._partners(indices),
-            "epoch": lambda: self._epoch,
-            "step": lambda: self.state.global_step,
-            "progress": lambda: self.state.global_step / max(1, self.state.max_steps),
-        }
-        return {need: known[need]() for need in self.loss.regularizer.needs if need in known}
+    def _batch_inputs(self, indices: Tensor | None, inputs: dict[str, Any]) -> dict[str, Any]:
+        epoch = int((self.state.epoch or 0.0) + 1e-9)
+        counts = {"epoch": epoch, "step": self.state.global_step, "steps": self.state.max_steps}
+        return self._inputs.of(indices, inputs, **counts, partners=self._partners)
 
-    def _label_indices(self, indices: Tensor | None, inputs: dict[str, Any]) -> Tensor | None:
-        """Which of the training labels those of the batch are."""
-        return indices if self._places is None or indices is None else self._places.of(indices, inputs["labels"])
-
-    @property
-    def _epoch(self) -> int:
-        return int((self.state.epoch or 0.0) + 1e-9)
-
-    def _partners(self, indices: Tensor | None) -> dict[str, Any]:
-        if self._indexed is None or self._same_class is None or indices is None:
-            raise UserError("Expected batches of the training dataset, but got others.")
-        drawn = self._same_class.draw(indices.cpu(), self._epoch).tolist()
+    def _partners(self, dataset: IndexedDataset, indices: list[int]) -> dict[str, Any]:
         collate = self._get_collator_with_removed_columns(self.data_collator)
-        return self._prepare_inputs(self._indexed.inputs(drawn, collate))
+        return self._prepare_inputs(dataset.inputs(indices, collate))
 
     def _keep(self, folder: Path) -> None:
         super()._keep(folder)
-        # Copies: the file format takes no two names of one memory, as the tied weights of a copied network are.
-        state = {name: value.clone().contiguous() for name, value in self.loss.regularizer.state_dict().items()}
-        save_file(state, folder / REGULARIZER)
+        checkpoint_files.save_regularizer(self.loss.regularizer, folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        path = Path(resume_from_checkpoint) / REGULARIZER
-        if path.is_file():
-            self._remember(path)
-        elif self.loss.regularizer.state_dict():
-            raise UserError(
-                f"The checkpoint '{resume_from_checkpoint}' lacks {REGULARIZER}: what the method remembers."
-            )
-
-    def _remember(self, path: Path) -> None:
-        regularizer = self.loss.regularizer
-        try:
-            device = self.args.device  # of several processes without an accelerator cpu:0, which is no name to read to
-            regularizer.load_state_dict(load_file(path, device="cpu" if device.type == "cpu" else str(device)))
-        except RuntimeError as error:  # torch lists what does not fit, in many lines
-            raise UserError(
-                f"What '{path}' holds is not what method '{regularizer.name}' remembers of this network: resume with "
-                "the method and the network that it was saved with."
-            ) from error
+        checkpoint_files.load_regularizer(self.loss.regularizer, Path(resume_from_checkpoint), self.args.device)
 
 
 class _ZeroGradients(TrainerCallback):

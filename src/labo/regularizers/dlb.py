@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from labo import checks, inner, networks, ranks, reduction
+from labo import checks, distributed, inner, networks, reduction
 from labo.errors import UserError
 from labo.reduction import Rows
 from labo.regularizers import passes
@@ -125,7 +125,7 @@ class KeptBatch(nn.Module):
         buffers = dict(self.named_buffers())
         if not buffers:
             return None
-        count, rank = ranks.together(), torch.distributed.get_rank() if ranks.together() > 1 else 0
+        count, rank = distributed.world_size(), distributed.rank()
         size = len(buffers["target"])
         mine = {name: kept[size * rank // count : size * (rank + 1) // count] for name, kept in buffers.items()}
         target, logits = mine.pop("target"), mine.pop("logits")
@@ -159,8 +159,8 @@ def _named(inputs: Any) -> dict[str, Tensor]:
 
 def _of_all(name: str, tensor: Tensor) -> Tensor:
     """The examples of all processes, whose tensors must be of one shape but for the first dimension."""
-    if ranks.together() > 1:
-        shapes = ranks.gathered(torch.tensor([tensor.shape[1:]], device=tensor.device, dtype=torch.int64))
+    if distributed.world_size() > 1:
+        shapes = distributed.all_gather(torch.tensor([tensor.shape[1:]], device=tensor.device, dtype=torch.int64))
         if bool((shapes != shapes[0]).any()):
             raise UserError(f"Expected `{name}` to have one shape in all processes, but got {shapes.tolist()}.")
-    return ranks.gathered(tensor)
+    return distributed.all_gather(tensor)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from labo import checks, functional, inner, ranks
+from labo import checks, distributed, functional, inner
 from labo.errors import UserError, unknown
 from labo.kernels.autograd import Solve
 from labo.kernels.options import Options
@@ -166,7 +166,7 @@ class LABO(Regularizer):
     @property
     def has_linear_form(self) -> bool:
         """Whether its loss can be taken from hidden states; with a memory at a fixed beta = inf, in one process."""
-        return self.memory is None or (self._is_fixed and ranks.together() == 1)  # processes have other chunks
+        return self.memory is None or (self._is_fixed and distributed.world_size() == 1)  # processes have other chunks
 
     @property
     def _is_fixed(self) -> bool:

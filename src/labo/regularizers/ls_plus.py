@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from labo import checks, functional, inner, ranks
+from labo import checks, distributed, functional, inner
 from labo.errors import UserError
 from labo.kernels import reference
 from labo.reduction import Rows
@@ -138,4 +138,4 @@ class LabelSmoothingPlusPlus(Regularizer):
 
 def _mean_of_processes(gradient: Tensor) -> Tensor:
     """What data parallelism does for the network's gradients, and for those of a loss nobody does."""
-    return ranks.summed(gradient) / ranks.together()
+    return distributed.all_reduce_sum(gradient) / distributed.world_size()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from labo import inner, ranks
+from labo import distributed, inner
 from labo.errors import unknown
 from labo.kernels import reference
 from labo.reduction import Rows
@@ -127,6 +127,9 @@ class OnlineSmoothing(SoftLabelRegularizer):
             right = right & rows.kept
         # Gathered at once and not summed at the end of the epoch: a checkpoint, which one process writes, is then
         # whole at any time.
-        seen, classes = ranks.gathered(p[right].to(self.sums)), ranks.gathered(target[right].to(self.sums.device))
+        seen, classes = (
+            distributed.all_gather(p[right].to(self.sums)),
+            distributed.all_gather(target[right].to(self.sums.device)),
+        )
         self.sums.index_add_(0, classes, seen)
         self.counts += torch.bincount(classes, minlength=len(self.counts))

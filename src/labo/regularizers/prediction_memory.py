@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from labo import checks, ranks
+from labo import checks, distributed
 from labo.errors import UserError
 from labo.reduction import Rows
 from labo.regularizers.late_buffers import LateBuffers
@@ -137,7 +137,7 @@ class PredictionMemory(LateBuffers):
             return
         known, target = self.labels.index_select(0, places), rows.target.to(torch.int32)
         on_cpu = places.device.type == "cpu"
-        if on_cpu and torch.equal(known, target) and ranks.together() == 1:
+        if on_cpu and torch.equal(known, target) and distributed.world_size() == 1:
             return
         if rows.kept is not None:
             target = torch.where(rows.kept, target, _UNSEEN)
@@ -150,7 +150,7 @@ class PredictionMemory(LateBuffers):
             )
         if not on_cpu:
             checks.require(~other, f"Method '{self.name}' remembers examples with other labels.")
-        self.labels[ranks.gathered(places)] = ranks.gathered(target)
+        self.labels[distributed.all_gather(places)] = distributed.all_gather(target)
 
     def kept(self, places: Tensor) -> Kept:
         """The kept entries of m at `places` (N,), of a memory that does not keep all classes."""
@@ -203,16 +203,16 @@ class PredictionMemory(LateBuffers):
         written = [(self.values, new.mass.to(torch.float16))]
         if self.classes is not None and self.rest is not None:
             written += [(self.classes, new.classes.to(self.classes.dtype)), (self.rest, new.rest.to(torch.float16))]
-        if ranks.together() > 1:
-            places = ranks.gathered(places)
-            written = [(buffer, ranks.gathered(value)) for buffer, value in written]
+        if distributed.world_size() > 1:
+            places = distributed.all_gather(places)
+            written = [(buffer, distributed.all_gather(value)) for buffer, value in written]
         # Writing one place twice at once leaves open which write is last: all of them write the last one's.
         order = places.argsort(stable=True)
         ordered = places[order]
         last = order[torch.searchsorted(ordered, ordered, right=True) - 1]
         for buffer, value in written:
             buffer.index_copy_(0, ordered, value.index_select(0, last))
-        if rows.kept is not None or ranks.together() > 1:
+        if rows.kept is not None or distributed.world_size() > 1:
             self.values[-1] = 0.0
 
     @property

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from labo import checks, inner, ranks
+from labo import checks, distributed, inner
 from labo.errors import UserError
 from labo.kernels import reference
 from labo.reduction import Rows
@@ -119,7 +119,7 @@ class ProgressiveDistillation(SoftLabelRegularizer):
         if rows.kept is not None:
             kept = rows.kept.to(self.memory.device)
             p, places = p[kept], places[kept]
-        p, places = ranks.gathered(p), ranks.gathered(places)
+        p, places = distributed.all_gather(p), distributed.all_gather(places)
         examples, which = places.unique(return_inverse=True)
         # Writing one place twice at once leaves open which write is last.
         order = torch.arange(len(places), device=places.device)

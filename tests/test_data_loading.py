@@ -14,11 +14,12 @@ from torch import Tensor
 from experiments import trial
 from labo import machine, tasks
 from labo.errors import UserError
-from labo.experiment import feeding, run_trial
+from labo.experiment import run_trial
 from labo.records import trial as trials
 from labo.tasks.base import Examples
 from labo.tasks.images import dataset
 from labo.tasks.images.decoding import LazyImages
+from labo.training import data_loading
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 
@@ -53,28 +54,28 @@ def weights(folder: Path) -> dict[str, Tensor]:
 
 def test_what_stays_on_the_device(monkeypatch, folder):
     cifar = Examples(torch.empty(50_000, 3, 32, 32, dtype=torch.uint8), torch.zeros(50_000, dtype=torch.long))
-    assert feeding.fit(cifar, GPU)
-    assert not feeding.fit(cifar, CPU)
-    assert feeding.workers(cifar, CPU) == 0
+    assert data_loading.fit(cifar, GPU)
+    assert not data_loading.fit(cifar, CPU)
+    assert data_loading.worker_count(cifar, CPU) == 0
     large = Examples(torch.empty(1).expand(2**29), torch.zeros(1))  # two GiB of float32, were they there
-    assert not feeding.fit(large, GPU)
+    assert not data_loading.fit(large, GPU)
     encoded(monkeypatch)
     task = tasks.create("image", data=str(folder), image_size=8, validation_size=6)
     pictures = task.splits(0).train
     assert isinstance(pictures.features, LazyImages)
-    assert not feeding.fit(pictures, GPU)
-    assert feeding.workers(pictures, CPU) == 0
+    assert not data_loading.fit(pictures, GPU)
+    assert data_loading.worker_count(pictures, CPU) == 0
     for cores, beside, count in ((16, "", 8), (4, "", 3), (1, "", 1), (16, "4", 3), (8, "8", 1)):
         monkeypatch.setattr(machine, "cores", lambda cores=cores: cores)
         monkeypatch.setenv("LOCAL_WORLD_SIZE", beside or "1")
-        assert feeding.workers(pictures, GPU) == count
-        assert feeding.workers(large, GPU) == count
+        assert data_loading.worker_count(pictures, GPU) == count
+        assert data_loading.worker_count(large, GPU) == count
 
 
 def test_examples_that_stay_teach_the_same(tmp_path, monkeypatch, folder):
     run_trial.run(image_trial(folder), tmp_path / "plain")
     asked = []
-    monkeypatch.setattr(feeding, "fit", lambda examples, device: asked.append(device.type) or True)
+    monkeypatch.setattr(data_loading, "fit", lambda examples, device: asked.append(device.type) or True)
     run_trial.run(image_trial(folder), tmp_path / "resident")
     assert asked == ["cpu"]
     first, second = weights(tmp_path / "plain"), weights(tmp_path / "resident")
@@ -85,7 +86,7 @@ def test_examples_that_others_read_ahead_teach_the_same(tmp_path, monkeypatch, f
     encoded(monkeypatch)
     found = {}
     for count in (0, 2):
-        monkeypatch.setattr(feeding, "workers", lambda *_, count=count: count)
+        monkeypatch.setattr(data_loading, "worker_count", lambda *_, count=count: count)
         run_trial.run(image_trial(folder, augment="none"), tmp_path / str(count))
         found[count] = weights(tmp_path / str(count))
     assert all(torch.equal(found[0][name], found[2][name]) for name in found[0])
@@ -94,7 +95,7 @@ def test_examples_that_others_read_ahead_teach_the_same(tmp_path, monkeypatch, f
 @pytest.mark.parametrize("share", [0.4, 0.5])  # within an epoch, and between two
 def test_a_stopped_run_that_reads_ahead_goes_on_exactly(tmp_path, monkeypatch, folder, share):
     encoded(monkeypatch)
-    monkeypatch.setattr(feeding, "workers", lambda *_: 2)
+    monkeypatch.setattr(data_loading, "worker_count", lambda *_: 2)
 
     def stop(done: float) -> None:
         if done > share:
@@ -111,7 +112,7 @@ def test_a_stopped_run_that_reads_ahead_goes_on_exactly(tmp_path, monkeypatch, f
 
 def test_a_picture_that_another_process_cannot_read_is_told_in_one_sentence(tmp_path, monkeypatch, folder):
     encoded(monkeypatch)
-    monkeypatch.setattr(feeding, "workers", lambda *_: 1)
+    monkeypatch.setattr(data_loading, "worker_count", lambda *_: 1)
     asked = image_trial(folder)
     tasks.create("image", **asked.task_options).splits(0)  # which looks at every picture, and is kept
     for path in folder.rglob("*.png"):

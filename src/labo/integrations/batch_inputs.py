@@ -1,0 +1,92 @@
+"""What a regularizer needs of training: some things once, before the first batch, others with each batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from labo.errors import UserError
+from labo.indexed import IndexedDataset, LabelPlaces
+from labo.regularizers.base import Regularizer
+from labo.regularizers.same_class import SameClass
+
+IGNORE_INDEX = -100
+# The key of the examples' indices in a batch; no network takes an input of this name.
+INDEX = "labo_index"
+
+
+class BatchInputs:
+    """Provides a regularizer with the model, the numbers of examples and epochs, and each batch's inputs.
+
+    Class counts, a teacher, a decision and the optimizer are provided elsewhere.
+
+    Args:
+        regularizer: it is given what it needs of `model`, `epochs` and the number of examples.
+        dataset: of training, or None; where the regularizer follows examples, `self.dataset` is it with an index
+            beside each example, under the key `INDEX`.
+        model: the network that is trained.
+        epochs: how many there will be.
+        seed: of the partners that are drawn.
+
+    Raises:
+        TypeError: the examples have no indices, or no class index each where partners are needed.
+    """
+
+    def __init__(self, regularizer: Regularizer, dataset: Any, *, model: nn.Module, epochs: int, seed: int) -> None:
+        self.needs = frozenset(regularizer.needs)
+        self.dataset = dataset
+        self._indexed: IndexedDataset | None = None
+        self._places: LabelPlaces | None = None
+        self._same_class: SameClass | None = None
+        known: dict[str, Any] = {"model": model, "epochs": epochs}
+        if dataset is not None and self.needs & {"examples", "indices", "partners"}:
+            self.dataset = self._indexed = IndexedDataset(dataset, key=INDEX)
+            known["examples"] = len(self._indexed)
+            if "indices" in self.needs and (counts := self._indexed.label_counts(IGNORE_INDEX)) is not None:
+                self._places = LabelPlaces(counts, ignore_index=IGNORE_INDEX)
+                known["examples"] = self._places.total
+            if "partners" in self.needs:
+                self._same_class = SameClass(self._indexed.targets(), seed=seed)
+        regularizer.provide(**{need: known[need] for need in regularizer.missing if need in known})
+
+    def of(
+        self,
+        indices: Tensor | None,
+        inputs: dict[str, Any],
+        *,
+        epoch: int,
+        step: int,
+        steps: int,
+        partners: Callable[[IndexedDataset, list[int]], dict[str, Any]],
+    ) -> dict[str, Any]:
+        """The keyword arguments of the loss for a batch.
+
+        Args:
+            indices: (N,) of the batch's examples; None where the batch has none.
+            inputs: what the network is called with, and the labels.
+            epoch: the number of the epoch, from 0.
+            step, steps: how many optimizer steps were taken, of how many.
+            partners: the network's inputs for other examples of the dataset.
+
+        Raises:
+            UserError: partners are needed of examples without indices.
+        """
+        needs, places = self.needs, self._places
+        batch: dict[str, Any] = {}
+        if "indices" in needs:
+            batch["indices"] = indices if places is None or indices is None else places.of(indices, inputs["labels"])
+        if "inputs" in needs:
+            batch["inputs"] = {name: value for name, value in inputs.items() if name != "labels"}
+        if "partners" in needs:
+            if self._indexed is None or self._same_class is None or indices is None:
+                raise UserError("Expected batches of the training dataset, but got others.")
+            batch["partners"] = partners(self._indexed, self._same_class.draw(indices.cpu(), epoch).tolist())
+        if "epoch" in needs:
+            batch["epoch"] = epoch
+        if "step" in needs:
+            batch["step"] = step
+        if "progress" in needs:
+            batch["progress"] = step / max(1, steps)
+        return batch

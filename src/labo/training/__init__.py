@@ -1,0 +1,1 @@
+"""Training a network: the loop, its settings, data loading, optimizers, checkpoints, weight averaging."""
