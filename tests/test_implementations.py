@@ -16,7 +16,7 @@ TARGET = torch.tensor([0, 1])
 
 
 def test_on_the_cpu_it_is_the_compiled_one_or_the_blocked_one():
-    fastest = numba.solve if numba.refusal() is None else blocked.solve
+    fastest = numba.solve if numba.unavailable_reason() is None else blocked.solve
     assert choose("auto", (torch.zeros(2, 3),), TARGET, Options(0.1, 2.0)) is fastest
     assert choose("auto", (torch.zeros(2, 3).double(),), TARGET, Options(0.1, 2.0)) is blocked.solve
     assert choose("reference", (torch.zeros(2, 3),), TARGET, Options(0.1, 2.0)) is None
@@ -29,14 +29,14 @@ def test_elsewhere_it_is_not():
         choose("blocked", (logits,), TARGET, Options(0.1, 2.0))
 
 
-@pytest.mark.skipif(triton.refusal() is None, reason="Triton runs here")
+@pytest.mark.skipif(triton.unavailable_reason() is None, reason="Triton runs here")
 def test_triton_says_what_it_lacks():
     assert "triton" not in labo.implementations()
     with pytest.raises(UserError, match=r"impl='triton' cannot run here: (the package|there is no CUDA device)"):
         labo.labo_cross_entropy(torch.zeros(2, 3), TARGET, impl="triton")
 
 
-@pytest.mark.skipif(triton.refusal() is not None, reason=f"no Triton here: {triton.refusal()}")
+@pytest.mark.skipif(triton.unavailable_reason() is not None, reason=f"no Triton here: {triton.unavailable_reason()}")
 def test_triton_trains_as_the_reference_does():
     device = "cpu" if triton.interpreted() else "cuda"
     logits = torch.randn(6, 9, generator=torch.Generator().manual_seed(0)).to(device).requires_grad_()
@@ -63,7 +63,7 @@ def test_triton_trains_as_the_reference_does():
     torch.testing.assert_close(*(torch.autograd.grad(loss, (hidden, weight)) for loss in (found, expected)))
 
 
-@pytest.mark.skipif(triton.refusal() is not None, reason=f"no Triton here: {triton.refusal()}")
+@pytest.mark.skipif(triton.unavailable_reason() is not None, reason=f"no Triton here: {triton.unavailable_reason()}")
 @pytest.mark.parametrize(
     ("dtype", "options", "told"),
     [

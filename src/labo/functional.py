@@ -38,6 +38,7 @@ def labo_cross_entropy(
     reduction: str = "mean",
     value: str = "inner",
     impl: str = "auto",
+    inplace_backward: bool = False,
 ) -> Tensor:
     """Cross-entropy regularized by the optimal label: (1 - alpha) * CE(target, p) + alpha * V(input).
 
@@ -57,6 +58,9 @@ def labo_cross_entropy(
         reduction: "mean" (over the kept examples' weights; over all rows for probabilities), "sum" or "none".
         value: "inner" reports V; "plugin" reports CE(q*, p) with q* constant: the same gradient in the logits.
         impl: "auto", or one of `labo.implementations()`.
+        inplace_backward: let the gradient take the memory of `input`, which the caller must not read after this call.
+            One backward pass only. An operation that kept `input` for its own backward (a softmax, say) raises there.
+            The reference implementation, and a compiled graph, do not make use of it.
 
     Returns:
         The loss, of `input`'s dtype (float32 for half precision under autocast). 0 where no row is kept; +inf where
@@ -78,7 +82,10 @@ def labo_cross_entropy(
     check_options(alpha, beta, prior, reduction, value, impl)
     rows = _reduction.as_rows(input, target, weight, ignore_index)
     options = row_options(rows, alpha, beta, prior, value)
-    return reduced(rows, options, reduction, checks.result_dtype(input), impl=impl)
+    if inplace_backward:
+        checks.may_be_overwritten("input", input)
+    dtype = checks.result_dtype(input)
+    return reduced(rows, options, reduction, dtype, impl=impl, inplace=inplace_backward)
 
 
 def linear_labo_cross_entropy(
@@ -201,19 +208,24 @@ def reduced(
     *,
     impl: str = "auto",
     count: Tensor | None = None,
+    inplace: bool = False,
 ) -> Tensor:
-    """The loss of `rows`, by the implementation that `impl` names; `count` replaces what "mean" divides by."""
+    """The loss of `rows`, by the implementation that `impl` names; `count` replaces what "mean" divides by.
+
+    With `inplace` the gradient may be written over the logits.
+    """
     operator = kernels.as_operator(impl, options)
     solve = None if operator else kernels.choose(impl, (rows.raw,), rows.target, options)
     if solve is None and not operator:
         return _reduction.reduce(labo_losses(rows, options), rows, reduction, dtype, count)
-    shares = _reduction.final_shares(rows, reduction, reference.working_dtype(rows.raw), count)
+    row_weights = _reduction.final_row_weights(rows, reduction, reference.working_dtype(rows.raw), count)
     total = reduction != "none"
-    given = (rows.raw, rows.target, shares, options.normalised())
+    given = (rows.raw, rows.target, row_weights, options.normalised())
     if solve is None:
         loss = operators.loss(*given, impl, total=total)
     else:
-        loss = autograd.total(solve, *given) if total else autograd.rows(solve, *given)
+        apply = autograd.total if total else autograd.rows
+        loss = apply(solve, *given, inplace=inplace)
     return (loss if total else loss.reshape(rows.shape)).to(dtype)
 
 
@@ -222,10 +234,10 @@ def solved(
 ) -> Tensor:
     """The loss of `rows` by an implementation at hand, as `reduced` gives it."""
     options = Options(1.0, math.inf, weight=rows.weight if rows.has_probabilities else None)
-    shares = _reduction.final_shares(rows, reduction, reference.working_dtype(rows.raw), count)
+    row_weights = _reduction.final_row_weights(rows, reduction, reference.working_dtype(rows.raw), count)
     if reduction == "none":
-        return autograd.rows(solve, rows.raw, rows.target, shares, options).reshape(rows.shape).to(dtype)
-    return autograd.total(solve, rows.raw, rows.target, shares, options).to(dtype)
+        return autograd.rows(solve, rows.raw, rows.target, row_weights, options).reshape(rows.shape).to(dtype)
+    return autograd.total(solve, rows.raw, rows.target, row_weights, options).to(dtype)
 
 
 def check_options(

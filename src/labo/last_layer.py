@@ -49,9 +49,9 @@ def reduced(
         losses = _chunked(hidden, (head.weight, head.bias), rows, options)
         return _reduction.reduce(losses, rows, reduction, dtype, count)
     hidden, head = _under_autocast(hidden, head.weight, head.bias)
-    shares = _reduction.final_shares(rows, reduction, reference.working_dtype(hidden), count)
+    row_weights = _reduction.final_row_weights(rows, reduction, reference.working_dtype(hidden), count)
     total = reduction != "none"
-    given = (hidden, head, rows.target, shares, options.normalised())
+    given = (hidden, head, rows.target, row_weights, options.normalised())
     if solve is None:
         loss = operators.linear_loss(*given, impl, total=total)
     else:
@@ -64,9 +64,9 @@ def solved(
 ) -> Tensor:
     """The loss of hidden states (…, D) by an implementation at hand, as `reduced` gives it."""
     hidden, head = _under_autocast(input.reshape(-1, input.shape[-1]), head.weight, head.bias)
-    shares = _reduction.final_shares(rows, reduction, reference.working_dtype(hidden), count)
+    row_weights = _reduction.final_row_weights(rows, reduction, reference.working_dtype(hidden), count)
     options = Options(1.0, math.inf, weight=rows.weight if rows.has_probabilities else None)
-    given = (hidden, head, rows.target, shares, options)
+    given = (hidden, head, rows.target, row_weights, options)
     if reduction == "none":
         return fused.rows(solve, *given).reshape(rows.shape).to(checks.result_dtype(input))
     return fused.total(solve, *given).to(checks.result_dtype(input))

@@ -26,14 +26,14 @@ def implementations() -> tuple[str, ...]:
         >>> "reference" in implementations()
         True
     """
-    return tuple(name for name in IMPLEMENTATIONS if refusal(name) is None)
+    return tuple(name for name in IMPLEMENTATIONS if unavailable_reason(name) is None)
 
 
-def refusal(name: str) -> str | None:
+def unavailable_reason(name: str) -> str | None:
     """Why this machine cannot run an implementation; None where it can."""
     from labo.kernels import numba, triton
 
-    optional = {"numba": numba.refusal, "triton": triton.refusal}
+    optional = {"numba": numba.unavailable_reason, "triton": triton.unavailable_reason}
     return optional[name]() if name in optional else None
 
 
@@ -45,7 +45,7 @@ def check(impl: str) -> None:
         raise unknown("impl", impl, ("auto", *IMPLEMENTATIONS))
     if torch.compiler.is_compiling():  # the operator says so when it runs
         return
-    if reason := refusal(impl):
+    if reason := unavailable_reason(impl):
         raise UserError(f"impl='{impl}' cannot run here: {reason}.")
 
 
@@ -79,7 +79,7 @@ def as_operator(impl: str, options: Options) -> bool:
 def _fastest(tensor: Tensor) -> str:
     if tensor.device.type != "cpu":
         return "triton"
-    return "numba" if refusal("numba") is None else "blocked"
+    return "numba" if unavailable_reason("numba") is None else "blocked"
 
 
 def _obstacle(inputs: tuple[Tensor, ...], options: Options) -> str:
@@ -137,7 +137,7 @@ _OWN = {"blocked": _no_block, "numba": _no_numba, "triton": _no_triton}
 def _told_of_triton(inputs: tuple[Tensor, ...], target: Tensor, options: Options) -> str:
     from labo.kernels import triton
 
-    if reason := triton.refusal():
+    if reason := triton.unavailable_reason():
         return f"cannot run here: {reason}"
     if inputs[0].dtype not in triton.DTYPES:
         return f"takes float32, bfloat16 and float16, but got {inputs[0].dtype}"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from labo.kernels.autograd import Solve, waits, weighed
+from labo.kernels.autograd import Solve, defer_gradient, scale_gradient, weighted_sum
 from labo.kernels.options import Options
 
 # The logits that are held at a time.
@@ -30,14 +30,14 @@ class Head:
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
-def total(solve: Solve, hidden: Tensor, head: Head, target: Tensor, shares: Tensor, options: Options) -> Tensor:
-    """The sum of the row losses times their shares, (), of hidden (N, D); differentiable in hidden, weight and bias."""
-    return _apply(hidden, head, target, shares, options, solve, False)
+def total(solve: Solve, hidden: Tensor, head: Head, target: Tensor, row_weights: Tensor, options: Options) -> Tensor:
+    """The sum of the row losses times their weights, (), of hidden (N, D); differentiable in hidden and head."""
+    return _apply(hidden, head, target, row_weights, options, solve, False)
 
 
-def rows(solve: Solve, hidden: Tensor, head: Head, target: Tensor, shares: Tensor, options: Options) -> Tensor:
-    """The row losses times their shares, (N,); differentiable as `total` is, by solving again."""
-    return _apply(hidden, head, target, shares, options, solve, True)
+def rows(solve: Solve, hidden: Tensor, head: Head, target: Tensor, row_weights: Tensor, options: Options) -> Tensor:
+    """The row losses times their weights, (N,); differentiable as `total` is, by solving again."""
+    return _apply(hidden, head, target, row_weights, options, solve, True)
 
 
 def _apply(hidden: Tensor, head: Head, *rest: Any) -> Tensor:
@@ -51,19 +51,19 @@ def solve_linear(
     hidden: Tensor,
     head: Head,
     target: Tensor,
-    shares: Tensor,
+    row_weights: Tensor,
     options: Options,
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor, Gradients]:
-    """The losses (N,) times their shares, and the gradients of their sum in hidden, weight and bias where needed."""
+    """The losses (N,) times their weights, and the gradients of their sum in hidden, weight and bias where needed."""
     needs_hidden, needs_weight, needs_bias = needs
-    losses = torch.zeros_like(shares)
+    losses = torch.zeros_like(row_weights)
     made = _Made(
         torch.zeros_like(hidden) if needs_hidden else None,
-        torch.zeros_like(head.weight, dtype=shares.dtype) if needs_weight else None,
-        torch.zeros_like(head.bias, dtype=shares.dtype) if needs_bias and head.bias is not None else None,
+        torch.zeros_like(head.weight, dtype=row_weights.dtype) if needs_weight else None,
+        torch.zeros_like(head.bias, dtype=row_weights.dtype) if needs_bias and head.bias is not None else None,
     )
-    counting = torch.nonzero(shares).squeeze(-1)
+    counting = torch.nonzero(row_weights).squeeze(-1)
     step = max(1, CHUNK_BYTES // max(1, head.weight.shape[0] * hidden.element_size()))
     for at in counting.split(step) if len(counting) else ():
         # All rows in their order are a slice, which copies nothing.
@@ -72,7 +72,7 @@ def solve_linear(
         logits = linear(chunk, head.weight, head.bias)
         some = getattr(solve, "of", None)  # a solver that knows its rows
         losses[part], gradient = (solve if some is None else some(part))(
-            logits, target[part], shares[part], options.of(part), gradient=any(needs), out=logits
+            logits, target[part], row_weights[part], options.of(part), gradient=any(needs), out=logits
         )
         if gradient is not None:
             made.add(part, chunk, gradient, head.weight)
@@ -108,31 +108,31 @@ class _Made:
 class _LinearLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        hidden, weight, bias, target, shares, options, solve, per_row, wanted = arguments
-        needs = (False, False, False) if per_row or waits(hidden) else wanted
+        hidden, weight, bias, target, row_weights, options, solve, per_row, wanted = arguments
+        needs = (False, False, False) if per_row or defer_gradient(hidden) else wanted
         head = Head(weight.detach(), None if bias is None else bias.detach())
-        losses, ctx.made = solve_linear(solve, hidden.detach(), head, target, shares, options, needs)
-        ctx.save_for_backward(hidden, weight, bias, target, shares)
+        losses, ctx.made = solve_linear(solve, hidden.detach(), head, target, row_weights, options, needs)
+        ctx.save_for_backward(hidden, weight, bias, target, row_weights)
         ctx.options, ctx.solve, ctx.per_row, ctx.wanted = options, solve, per_row, wanted
         return losses if per_row else losses.sum()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, target, shares = ctx.saved_tensors
+        hidden, weight, bias, target, row_weights = ctx.saved_tensors
         (grad,) = grads
         rest = (None,) * 6
         if torch.is_grad_enabled():
             inputs = [tensor for tensor, needed in zip((hidden, weight, bias), ctx.wanted, strict=True) if needed]
             # What a row that counts nothing holds, such as NaN, is in no product.
-            logits = linear(torch.where((shares != 0).unsqueeze(-1), hidden, 0.0), weight, bias)
-            found = iter(_again(inputs, logits, target, shares, grad, ctx.options, ctx.solve))
+            logits = linear(torch.where((row_weights != 0).unsqueeze(-1), hidden, 0.0), weight, bias)
+            found = iter(_again(inputs, logits, target, row_weights, grad, ctx.options, ctx.solve))
             return *(next(found) if needed else None for needed in ctx.wanted), *rest
         made, ctx.made = ctx.made, None
-        if ctx.per_row or waits(hidden) or made is None:
+        if ctx.per_row or defer_gradient(hidden) or made is None:
             head = Head(weight, bias)
-            _, made = solve_linear(ctx.solve, hidden, head, target, shares * grad, ctx.options, ctx.wanted)
-        elif grad.device.type != "cpu" or grad.item() != 1.0:
-            made = tuple(None if value is None else value.mul_(grad) for value in made)
+            _, made = solve_linear(ctx.solve, hidden, head, target, row_weights * grad, ctx.options, ctx.wanted)
+        else:
+            made = tuple(None if value is None else scale_gradient(value, grad) for value in made)
         return *made, *rest
 
 
@@ -140,11 +140,11 @@ def _again(
     inputs: list[Tensor],
     logits: Tensor,
     target: Tensor,
-    shares: Tensor,
+    row_weights: Tensor,
     grad: Tensor,
     options: Options,
     solve: Solve,
 ) -> tuple[Tensor, ...]:
     """The gradients by the reference implementation, differentiable."""
-    total = weighed(logits, target, shares, grad, options, getattr(solve, "row_losses", None))
+    total = weighted_sum(logits, target, row_weights, grad, options, getattr(solve, "row_losses", None))
     return torch.autograd.grad(total, inputs, create_graph=True)
