@@ -1,8 +1,8 @@
 """Fused implementations under autograd: the gradient is made in the forward pass, where it will be needed.
 
 A fused implementation is a function `solve(logits, target, row_weights, options, gradient=…)` as in blocked.py. It
-gives no gradient but the logits'. A second backward makes the first one's gradient again, and a backward that is itself to be
-differentiated goes through the reference implementation.
+gives no gradient but the logits'. A second backward makes the first one's gradient again, and a backward that is itself
+to be differentiated goes through the reference implementation.
 """
 
 from __future__ import annotations
@@ -85,6 +85,8 @@ class _Total(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
+        if ctx.inplace and (torch.is_grad_enabled() or (ctx.overwritten and ctx.grad_logits is None)):
+            raise RuntimeError(_GIVEN_AWAY)
         _ = ctx.saved_tensors  # which refuses logits that were changed since
         grad_logits, ctx.grad_logits = ctx.grad_logits, None
         if grad_logits is not None and not torch.is_grad_enabled():

@@ -1,4 +1,4 @@
-"""What is timed: this package's losses and the peers that are installed. A contender is a forward and a backward."""
+"""What is timed: a forward and a backward of this package's losses and of the peers that are installed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import labo
+from labo import functional, reduction
+from labo.kernels.options import Options
 
 ALPHA, BETA = 0.1, 2.0
 # Every ratio is to this one.
-YARDSTICK = "torch, smoothed"
+BASELINE = "torch, smoothed"
 # The reference is made to be right: it is timed on small batches alone.
 _REFERENCE_ELEMENTS = 2**20
 
@@ -46,36 +48,53 @@ def naive(logits: Tensor, target: Tensor) -> Tensor:
     return (1 - ALPHA) * data - ALPHA * (label * log_p).sum(-1).mean()
 
 
-def contenders(shape: Shape, *, device: str = "cpu", compiled: bool = False) -> dict[str, Step]:
-    """Steps by name for a shape, the yardstick first."""
+def implementations(shape: Shape, *, device: str = "cpu", compiled: bool = False) -> dict[str, Step]:
+    """Steps by name for a shape, the baseline first."""
     generator = torch.Generator().manual_seed(0)
     target = torch.randint(shape.classes, (shape.rows,), generator=generator).to(device)
     if shape.width:
         return _of_layer(shape, target, generator)
     logits = torch.randn(shape.rows, shape.classes, generator=generator).to(device, shape.dtype).requires_grad_()
-    found: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-        YARDSTICK: lambda z, y: F.cross_entropy(z, y, label_smoothing=ALPHA),
+    losses: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        BASELINE: lambda z, y: F.cross_entropy(z, y, label_smoothing=ALPHA),
         "torch": F.cross_entropy,
         "labo": _labo(beta=BETA),
         "labo, beta 3": _labo(beta=3.0),
         "labo, smoothing": _labo(beta=math.inf),
         "naive": naive,
     }
+    if device != "cpu":
+        uniform = torch.full((shape.classes,), 1 / shape.classes, device=device)
+        losses |= {
+            "labo, beta 2.5": _labo(beta=2.5),
+            "labo, beta 50": _labo(beta=50.0),
+            "labo, prior": _labo(beta=BETA, prior=uniform),
+        }
     if device == "cpu" and "numba" in labo.implementations():
-        found["labo, blocked"] = _labo(beta=BETA, impl="blocked")
+        losses["labo, blocked"] = _labo(beta=BETA, impl="blocked")
     if logits.numel() <= _REFERENCE_ELEMENTS:
-        found["labo, reference"] = _labo(beta=BETA, impl="reference")
+        losses["labo, reference"] = _labo(beta=BETA, impl="reference")
     if compiled:
-        found |= {"naive, compiled": torch.compile(naive), "labo, compiled": torch.compile(_labo(beta=BETA))}
-    steps = {name: _step(loss, (logits,), target) for name, loss in found.items()}
-    if device != "cpu" and importlib.util.find_spec("liger_kernel"):
-        # It writes its gradient over the logits: they are its own.
-        steps["liger, smoothed"] = _step(_liger_logits, (logits.detach().clone().requires_grad_(),), target)
+        losses |= {"naive, compiled": torch.compile(naive), "labo, compiled": torch.compile(_labo(beta=BETA))}
+    steps = {name: _step(loss, (logits,), target) for name, loss in losses.items()}
+    if device != "cpu":
+        # They write their gradient over the logits, which are their own.
+        inplace = {"labo, in place": _labo_inplace}
+        if importlib.util.find_spec("liger_kernel"):
+            inplace["liger, smoothed"] = _liger_logits
+        for name, loss in inplace.items():
+            steps[name] = _step(loss, (logits.detach().clone().requires_grad_(),), target)
     return steps
 
 
 def _labo(**options: Any) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda z, y: labo.labo_cross_entropy(z, y, alpha=ALPHA, **options)
+
+
+def _labo_inplace(logits: Tensor, target: Tensor) -> Tensor:
+    # The public function refuses a leaf, whose values would be lost; here they are of no use.
+    rows = reduction.as_rows(logits, target, None, -100)
+    return functional.reduced(rows, Options(ALPHA, BETA), "mean", logits.dtype, inplace=True)
 
 
 def _liger_logits(logits: Tensor, target: Tensor) -> Tensor:
@@ -101,20 +120,20 @@ def _of_layer(shape: Shape, target: Tensor, generator: torch.Generator) -> dict[
     hidden = torch.randn(shape.rows, shape.width, generator=generator).to(device, shape.dtype).requires_grad_()
     scaled = torch.randn(shape.classes, shape.width, generator=generator) / math.sqrt(shape.width)
     weight = scaled.to(device, shape.dtype).requires_grad_()
-    found: dict[str, Callable[..., Tensor]] = {
-        YARDSTICK: lambda h, w, y: F.cross_entropy(h @ w.T, y, label_smoothing=ALPHA),
+    losses: dict[str, Callable[..., Tensor]] = {
+        BASELINE: lambda h, w, y: F.cross_entropy(h @ w.T, y, label_smoothing=ALPHA),
         "torch": lambda h, w, y: F.cross_entropy(h @ w.T, y),
         "labo": lambda h, w, y: labo.linear_labo_cross_entropy(h, w, y, alpha=ALPHA, beta=BETA),
         "labo, smoothing": lambda h, w, y: labo.linear_labo_cross_entropy(h, w, y, alpha=ALPHA, beta=math.inf),
     }
     fused = getattr(F, "linear_cross_entropy", None)
     if fused is not None:
-        found["torch, linear_cross_entropy"] = fused
+        losses["torch, linear_cross_entropy"] = fused
     if device.type != "cpu" and importlib.util.find_spec("liger_kernel"):
-        found["liger, smoothed"] = _liger_layer
+        losses["liger, smoothed"] = _liger_layer
     if device.type != "cpu" and importlib.util.find_spec("cut_cross_entropy"):
-        found["cut cross-entropy"] = _cut_layer
-    return {name: _step(loss, (hidden, weight), target) for name, loss in found.items()}
+        losses["cut cross-entropy"] = _cut_layer
+    return {name: _step(loss, (hidden, weight), target) for name, loss in losses.items()}
 
 
 def _step(loss: Callable[..., Tensor], leaves: tuple[Tensor, ...], target: Tensor) -> Step:
