@@ -9,9 +9,10 @@ from torch import Tensor
 
 from labo import checks, inner, kernels, last_layer
 from labo import reduction as _reduction
+from labo.errors import unknown
 from labo.inner import inner_value, optimal_labels
 from labo.kernels import autograd, operators, reference
-from labo.kernels.linear import Head
+from labo.kernels.linear import ACCUMULATE, Chunks, Head
 from labo.kernels.options import Options
 from labo.reduction import Rows
 
@@ -102,6 +103,8 @@ def linear_labo_cross_entropy(
     reduction: str = "mean",
     value: str = "inner",
     impl: str = "auto",
+    chunk_rows: int | None = None,
+    accumulate: str = "float32",
 ) -> Tensor:
     """`labo_cross_entropy` of the logits input @ linear_weight.T + linear_bias, which are never held whole.
 
@@ -114,6 +117,10 @@ def linear_labo_cross_entropy(
         target: class indices (…), or probabilities (…, V).
         linear_bias: (V,) or None.
         alpha, beta, prior, weight, ignore_index, reduction, value, impl: as in `labo_cross_entropy`; rows are (…).
+        chunk_rows: rows whose logits are held at a time; by default so many that they lie in the caches of a CPU, or
+            fill the products of a GPU, as its free memory allows.
+        accumulate: dtype in which the head's gradient is summed over chunks, "float32" or "input". In half precision
+            "input" takes half the memory, and rounds once a chunk.
 
     Returns:
         The loss, as `labo_cross_entropy` returns it.
@@ -127,10 +134,15 @@ def linear_labo_cross_entropy(
         tensor(1.3863)
     """
     check_options(alpha, beta, prior, reduction, value, impl)
+    if chunk_rows is not None:
+        checks.count("chunk_rows", chunk_rows)
+    if accumulate not in ACCUMULATE:
+        raise unknown("accumulate", accumulate, ACCUMULATE)
     head = Head(linear_weight, linear_bias)
     rows = last_layer.rows_of(input, head, target, weight, ignore_index)
     options = row_options(rows, alpha, beta, prior, value)
-    return last_layer.reduced(input, head, rows, options, reduction, impl=impl)
+    chunks = Chunks(chunk_rows, accumulate)
+    return last_layer.reduced(input, head, rows, options, reduction, impl=impl, chunks=chunks)
 
 
 def label_regularized_cross_entropy(

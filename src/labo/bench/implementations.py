@@ -21,6 +21,8 @@ ALPHA, BETA = 0.1, 2.0
 BASELINE = "torch, smoothed"
 # The reference is made to be right: it is timed on small batches alone.
 _REFERENCE_ELEMENTS = 2**20
+# Rows of a chunk and the dtype that the weight's gradient is summed in, beside the defaults.
+_LAYER_OPTIONS = ((1024, "float32"), (4096, "float32"), (1024, "input"), (2048, "input"), (4096, "input"))
 
 Step = Callable[[], None]
 
@@ -50,11 +52,12 @@ def naive(logits: Tensor, target: Tensor) -> Tensor:
 
 def implementations(shape: Shape, *, device: str = "cpu", compiled: bool = False) -> dict[str, Step]:
     """Steps by name for a shape, the baseline first."""
-    generator = torch.Generator().manual_seed(0)
-    target = torch.randint(shape.classes, (shape.rows,), generator=generator).to(device)
+    generator = torch.Generator(device=device).manual_seed(0)
+    target = torch.randint(shape.classes, (shape.rows,), generator=generator, device=device)
     if shape.width:
         return _of_layer(shape, target, generator)
-    logits = torch.randn(shape.rows, shape.classes, generator=generator).to(device, shape.dtype).requires_grad_()
+    logits = torch.randn(shape.rows, shape.classes, generator=generator, device=device)
+    logits = logits.to(shape.dtype).requires_grad_()
     losses: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         BASELINE: lambda z, y: F.cross_entropy(z, y, label_smoothing=ALPHA),
         "torch": F.cross_entropy,
@@ -103,6 +106,11 @@ def _liger_logits(logits: Tensor, target: Tensor) -> Tensor:
     return liger_cross_entropy(logits, target, label_smoothing=ALPHA)
 
 
+def _labo_layer(chunk_rows: int, accumulate: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    options: dict[str, Any] = {"alpha": ALPHA, "beta": BETA, "chunk_rows": chunk_rows, "accumulate": accumulate}
+    return lambda h, w, y: labo.linear_labo_cross_entropy(h, w, y, **options)
+
+
 def _liger_layer(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
     from liger_kernel.transformers import functional  # pyright: ignore[reportMissingImports]
 
@@ -117,15 +125,19 @@ def _cut_layer(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
 
 def _of_layer(shape: Shape, target: Tensor, generator: torch.Generator) -> dict[str, Step]:
     device = target.device
-    hidden = torch.randn(shape.rows, shape.width, generator=generator).to(device, shape.dtype).requires_grad_()
-    scaled = torch.randn(shape.classes, shape.width, generator=generator) / math.sqrt(shape.width)
-    weight = scaled.to(device, shape.dtype).requires_grad_()
+    hidden = torch.randn(shape.rows, shape.width, generator=generator, device=device)
+    hidden = hidden.to(shape.dtype).requires_grad_()
+    weight = torch.randn(shape.classes, shape.width, generator=generator, device=device)
+    weight = weight.div_(math.sqrt(shape.width)).to(shape.dtype).requires_grad_()
     losses: dict[str, Callable[..., Tensor]] = {
         BASELINE: lambda h, w, y: F.cross_entropy(h @ w.T, y, label_smoothing=ALPHA),
         "torch": lambda h, w, y: F.cross_entropy(h @ w.T, y),
         "labo": lambda h, w, y: labo.linear_labo_cross_entropy(h, w, y, alpha=ALPHA, beta=BETA),
         "labo, smoothing": lambda h, w, y: labo.linear_labo_cross_entropy(h, w, y, alpha=ALPHA, beta=math.inf),
     }
+    if device.type != "cpu":
+        for rows, accumulate in _LAYER_OPTIONS:
+            losses[f"labo, {rows} rows, {accumulate}"] = _labo_layer(rows, accumulate)
     fused = getattr(F, "linear_cross_entropy", None)
     if fused is not None:
         losses["torch, linear_cross_entropy"] = fused

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from labo import kernels
 from labo.kernels import reference
-from labo.kernels.linear import Head, solve_linear
+from labo.kernels.linear import Chunks, Head, solve_linear
 from labo.kernels.options import Options
 
 
@@ -26,14 +26,22 @@ def loss(logits: Tensor, target: Tensor, row_weights: Tensor, options: Options, 
 
 
 def linear_loss(
-    hidden: Tensor, head: Head, target: Tensor, row_weights: Tensor, options: Options, impl: str, *, total: bool
+    hidden: Tensor,
+    head: Head,
+    target: Tensor,
+    row_weights: Tensor,
+    options: Options,
+    chunks: Chunks,
+    impl: str,
+    *,
+    total: bool,
 ) -> Tensor:
     """The same of hidden (N, D) through the last layer; differentiable in hidden, weight and bias."""
     needs = [tensor is not None and tensor.requires_grad for tensor in (hidden, head.weight, head.bias)]
     if not (torch.is_grad_enabled() and total) or hidden.dtype == torch.float16:
         needs = [False, False, False]
-    given = _as_tensors(options)
-    return _linear(hidden, head.weight, head.bias, target, row_weights, *given, options.value, impl, total, needs)[0]
+    given = (hidden, head.weight, head.bias, target, row_weights, *_as_tensors(options), options.value, impl, total)
+    return _linear(*given, chunks.rows or 0, chunks.accumulate, needs)[0]
 
 
 def _as_tensors(options: Options) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
@@ -121,25 +129,28 @@ def _linear(
     value: str,
     impl: str,
     total: bool,
+    chunk_rows: int,
+    accumulate: str,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     options = _as_options(alpha, beta, prior, weight, value)
     solve = kernels.choose(impl, (hidden, head), target, options) or reference.solve
     wanted = (needs[0], needs[1], needs[2])
-    losses, made = solve_linear(solve, hidden, Head(head, bias), target, row_weights, options, wanted)
+    chunks = Chunks(chunk_rows or None, accumulate)
+    losses, made = solve_linear(solve, hidden, Head(head, bias), target, row_weights, options, wanted, chunks)
     gradients = [_or_nothing(x, hidden) for x in made]
     return (losses.sum() if total else losses), gradients[0], gradients[1], gradients[2]
 
 
 @_linear.register_fake
-def _(hidden, head, bias, target, row_weights, alpha, beta, prior, weight, value, impl, total, needs):
+def _(hidden, head, bias, target, row_weights, alpha, beta, prior, weight, value, impl, total, rows, accumulate, needs):
     losses = row_weights.new_empty(()) if total else torch.empty_like(row_weights)
     sources = (hidden, head, head.new_empty(head.shape[0]) if bias is None else bias)
     return losses, *(x.new_empty(x.shape if needed else 0) for x, needed in zip(sources, needs, strict=True))
 
 
 def _keep_linear(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.value, ctx.impl, ctx.total, ctx.needs = inputs
+    *tensors, ctx.value, ctx.impl, ctx.total, ctx.rows, ctx.accumulate, ctx.needs = inputs
     ctx.save_for_backward(*tensors, *output[1:])
 
 
@@ -151,10 +162,9 @@ def _backward_linear(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None,
         made = [_times(x, grad) for x in made]
     else:
         hidden, head, bias, target, row_weights, *options = tensors
-        made = _linear(
-            hidden, head, bias, target, row_weights * grad, *options, ctx.value, ctx.impl, ctx.total, wanted
-        )[1:]
-    return *(x if needed else None for x, needed in zip(made, wanted, strict=True)), *(None,) * 10
+        chosen = (ctx.value, ctx.impl, ctx.total, ctx.rows, ctx.accumulate)
+        made = _linear(hidden, head, bias, target, row_weights * grad, *options, *chosen, wanted)[1:]
+    return *(x if needed else None for x, needed in zip(made, wanted, strict=True)), *(None,) * 12
 
 
 _linear.register_autograd(_backward_linear, setup_context=_keep_linear)
