@@ -77,6 +77,7 @@ def compiled(variant: Variant) -> tuple[Any, dict[str, Any]]:
     unit = 16 // item
     while variant.classes % unit:
         unit //= 2
+    unit = unit if unit > 2 else 1
     groups, lanes = tile_of(shape, unit, item)
     pointer = f"*{TRITON_TYPES[variant.dtype]}"
     known: dict[str, Any] = {

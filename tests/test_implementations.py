@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import labo
+from labo import kernels
 from labo.errors import UserError
 from labo.kernels import blocked, choose, numba, triton
 from labo.kernels.options import Options
@@ -77,3 +78,21 @@ def test_what_triton_cannot_do_names_what_can(dtype, options, told):
     logits = torch.zeros(2, 3, dtype=dtype)
     with pytest.raises(UserError, match=rf"impl='triton' .*{told}; take impl='reference'"):
         labo.labo_cross_entropy(logits, impl="triton", **{"target": TARGET, **options})
+
+
+@pytest.mark.skipif(triton.unavailable_reason() is not None, reason=f"no Triton here: {triton.unavailable_reason()}")
+@pytest.mark.parametrize(
+    ("dtype", "options", "reason"),
+    [
+        (torch.float64, {}, "takes float32, bfloat16 and float16, but got torch.float64"),
+        (torch.float32, {"prior": torch.full((2, 3), 1 / 3)}, "takes one prior for all rows"),
+        (torch.float32, {"target": torch.full((2, 3), 1 / 3)}, "takes class indices, not probabilities"),
+    ],
+)
+def test_on_a_gpu_the_slow_one_is_taken_with_one_warning(dtype, options, reason, monkeypatch):
+    monkeypatch.setattr(kernels, "_fastest", lambda tensor: "triton")
+    kernels._warn_of_reference.cache_clear()
+    logits = torch.zeros(2, 3, dtype=dtype)
+    with pytest.warns(UserWarning, match=f"impl='reference', which is many times slower here: impl='triton' {reason}"):
+        labo.labo_cross_entropy(logits, **{"target": TARGET, **options})
+    labo.labo_cross_entropy(logits, **{"target": TARGET, **options})  # warnings are errors: there is no second one

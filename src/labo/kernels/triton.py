@@ -166,7 +166,7 @@ def _unit(logits: Tensor, row_stride: int, grad_logits: Tensor | None, grad_stri
         sizes.append(grad_stride)
     while any(size % unit for size in sizes):
         unit //= 2
-    return unit
+    return unit if unit > 2 else 1
 
 
 def _launch(batch: _Batch, options: Options, shape: Shape) -> None:

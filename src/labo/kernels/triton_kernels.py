@@ -68,7 +68,12 @@ def _chosen(logits, rows, target, live, classes, row_stride, class_stride):
 @triton.jit
 def _columns(groups: tl.constexpr, lanes: tl.constexpr, unit: tl.constexpr):
     group, lane = tl.arange(0, groups)[:, None, None], tl.arange(0, lanes)[None, :, None]
-    return group * (lanes * unit) + lane * unit + tl.arange(0, unit)[None, None, :]
+    columns = group * (lanes * unit) + lane * unit + tl.arange(0, unit)[None, None, :]
+    if unit > 2:
+        # Lanes and groups are both strided. The hint orders lanes first, as else some versions give groups to threads;
+        # vectors are along the last axis, whose hint is true.
+        columns = tl.max_contiguous(columns, [1, 2, unit])
+    return columns
 
 
 @triton.jit
