@@ -251,7 +251,7 @@ def test_as_on_a_device_it_waits_for_nothing_and_copies_nothing(rows, with_bias,
 def test_chunks_by_option(chunk_rows, accumulate, impl):
     hidden, weight, bias, target = layer(dtype=torch.bfloat16)
     leaves = (hidden, weight, bias)
-    expected = linear_labo_cross_entropy(*(t.double() for t in (hidden, weight)), target, linear_bias=bias.double())
+    expected = linear_labo_cross_entropy(hidden.double(), weight.double(), target, linear_bias=bias.double())
     found = linear_labo_cross_entropy(
         hidden, weight, target, linear_bias=bias, chunk_rows=chunk_rows, accumulate=accumulate, impl=impl
     )

@@ -23,7 +23,7 @@ Options of lanes, (N,) or (1,): alpha, beta (0 for inf), inverse = 1 / beta and 
 # Where Triton is missing (this module is then never imported) pyright takes the file triton.py beside this one for it;
 # where it is there, its types do not describe what one jit function passes to another.
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportIndexIssue=false
-# pyright: reportCallIssue=false, reportArgumentType=false
+# pyright: reportCallIssue=false, reportArgumentType=false, reportAssignmentType=false
 
 from __future__ import annotations
 
