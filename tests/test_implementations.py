@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import labo
+from labo import kernels
 from labo.errors import UserError
 from labo.kernels import blocked, choose, numba, triton
 from labo.kernels.options import Options
@@ -16,7 +17,7 @@ TARGET = torch.tensor([0, 1])
 
 
 def test_on_the_cpu_it_is_the_compiled_one_or_the_blocked_one():
-    fastest = numba.solve if numba.refusal() is None else blocked.solve
+    fastest = numba.solve if numba.unavailable_reason() is None else blocked.solve
     assert choose("auto", (torch.zeros(2, 3),), TARGET, Options(0.1, 2.0)) is fastest
     assert choose("auto", (torch.zeros(2, 3).double(),), TARGET, Options(0.1, 2.0)) is blocked.solve
     assert choose("reference", (torch.zeros(2, 3),), TARGET, Options(0.1, 2.0)) is None
@@ -29,14 +30,14 @@ def test_elsewhere_it_is_not():
         choose("blocked", (logits,), TARGET, Options(0.1, 2.0))
 
 
-@pytest.mark.skipif(triton.refusal() is None, reason="Triton runs here")
+@pytest.mark.skipif(triton.unavailable_reason() is None, reason="Triton runs here")
 def test_triton_says_what_it_lacks():
     assert "triton" not in labo.implementations()
     with pytest.raises(UserError, match=r"impl='triton' cannot run here: (the package|there is no CUDA device)"):
         labo.labo_cross_entropy(torch.zeros(2, 3), TARGET, impl="triton")
 
 
-@pytest.mark.skipif(triton.refusal() is not None, reason=f"no Triton here: {triton.refusal()}")
+@pytest.mark.skipif(triton.unavailable_reason() is not None, reason=f"no Triton here: {triton.unavailable_reason()}")
 def test_triton_trains_as_the_reference_does():
     device = "cpu" if triton.interpreted() else "cuda"
     logits = torch.randn(6, 9, generator=torch.Generator().manual_seed(0)).to(device).requires_grad_()
@@ -63,7 +64,7 @@ def test_triton_trains_as_the_reference_does():
     torch.testing.assert_close(*(torch.autograd.grad(loss, (hidden, weight)) for loss in (found, expected)))
 
 
-@pytest.mark.skipif(triton.refusal() is not None, reason=f"no Triton here: {triton.refusal()}")
+@pytest.mark.skipif(triton.unavailable_reason() is not None, reason=f"no Triton here: {triton.unavailable_reason()}")
 @pytest.mark.parametrize(
     ("dtype", "options", "told"),
     [
@@ -77,3 +78,21 @@ def test_what_triton_cannot_do_names_what_can(dtype, options, told):
     logits = torch.zeros(2, 3, dtype=dtype)
     with pytest.raises(UserError, match=rf"impl='triton' .*{told}; take impl='reference'"):
         labo.labo_cross_entropy(logits, impl="triton", **{"target": TARGET, **options})
+
+
+@pytest.mark.skipif(triton.unavailable_reason() is not None, reason=f"no Triton here: {triton.unavailable_reason()}")
+@pytest.mark.parametrize(
+    ("dtype", "options", "reason"),
+    [
+        (torch.float64, {}, "takes float32, bfloat16 and float16, but got torch.float64"),
+        (torch.float32, {"prior": torch.full((2, 3), 1 / 3)}, "takes one prior for all rows"),
+        (torch.float32, {"target": torch.full((2, 3), 1 / 3)}, "takes class indices, not probabilities"),
+    ],
+)
+def test_on_a_gpu_the_slow_one_is_taken_with_one_warning(dtype, options, reason, monkeypatch):
+    monkeypatch.setattr(kernels, "_fastest", lambda tensor: "triton")
+    kernels._warn_of_reference.cache_clear()
+    logits = torch.zeros(2, 3, dtype=dtype)
+    with pytest.warns(UserWarning, match=f"impl='reference', which is many times slower here: impl='triton' {reason}"):
+        labo.labo_cross_entropy(logits, **{"target": TARGET, **options})
+    labo.labo_cross_entropy(logits, **{"target": TARGET, **options})  # warnings are errors: there is no second one

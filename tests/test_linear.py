@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import labo
 from labo import labo_cross_entropy, linear_labo_cross_entropy
-from labo.kernels import blocked, linear
+from labo.kernels import blocked, linear, reference
+from labo.kernels.options import Options
 
 CLASSES, WIDTH = 9, 5
 
@@ -76,13 +79,13 @@ def test_what_is_frozen_gets_nothing_computed(frozen, monkeypatch):
     tensors = dict(zip(("hidden", "weight", "bias", "target"), layer(), strict=True))
     tensors[frozen] = tensors[frozen].detach()
     seen: list[list[bool]] = []
-    add = linear._Made.add
+    add = linear._Gradients.add
 
     def watched(self: Any, *arguments: Any) -> None:
         seen.append([value is not None for value in (self.hidden, self.weight, self.bias)])
         add(self, *arguments)
 
-    monkeypatch.setattr(linear._Made, "add", watched)
+    monkeypatch.setattr(linear._Gradients, "add", watched)
     hidden, weight, bias, target = tensors.values()
     linear_labo_cross_entropy(hidden, weight, target, linear_bias=bias).backward()
     assert seen == [[name != frozen for name in ("hidden", "weight", "bias")]]
@@ -189,3 +192,83 @@ def test_second_derivatives_do_not_see_what_an_ignored_row_holds():
         found.append(torch.autograd.grad(slope.square().sum(), weight)[0])
     assert found[1].abs().sum() > 0
     assert torch.equal(*found)
+
+
+class Counted(TorchDispatchMode):
+    """Counts operations by name, and the bytes that copies and products write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+        self.written = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        self.counts[name] += 1
+        if name in ("mm", "addmm", "addmm_", "copy_", "clone", "add_", "where") and isinstance(result, torch.Tensor):
+            self.written += result.numel() * result.element_size()
+        return result
+
+
+@pytest.mark.parametrize("rows", [14, 5, 3])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_as_on_a_device_it_waits_for_nothing_and_copies_nothing(rows, with_bias, monkeypatch):
+    hidden, weight, bias, target = layer(dtype=torch.float32)
+    row_weights = (target >= 0).float() / 14
+    with torch.no_grad():
+        hidden[::5] = math.nan  # rows of weight 0 hold anything
+    expected = linear_labo_cross_entropy(hidden, weight, target, linear_bias=bias if with_bias else None)
+    head = linear.Head(weight.detach(), bias.detach() if with_bias else None)
+    wanted = (True, True, with_bias)
+    given = (hidden.detach(), head, target.clamp(min=0), row_weights, Options(0.1, 2.0), wanted, linear.Chunks(rows))
+
+    def solve(logits, *_, out, **__):  # what a kernel does, in no operation of PyTorch
+        return row_weights.new_zeros(len(logits)), out
+
+    monkeypatch.setattr(linear, "_may_look", lambda tensor: False)
+    with Counted() as mode:
+        linear.solve_linear(solve, *given)
+    chunks = -(-14 // rows)
+    assert mode.counts["mm"] + mode.counts["addmm"] + mode.counts["addmm_"] == 3 * chunks
+    assert mode.counts["addmm_"] == chunks - 1
+    assert not {"nonzero", "_local_scalar_dense", "index", "index_put_", "item"} & mode.counts.keys()
+    logits, clean, layer_bytes = 14 * CLASSES * 4, 14 * WIDTH * 4, chunks * CLASSES * WIDTH * 4
+    losses, bias_sums = 14 * 4, chunks * CLASSES * 4 if with_bias else 0
+    assert mode.written == logits + 2 * clean + layer_bytes + losses + bias_sums
+    losses, grads = linear.solve_linear(reference.solve, *given)
+    torch.testing.assert_close(losses.sum() * 14 / 11, expected)
+    (theirs,) = torch.autograd.grad(expected, weight)
+    assert grads[0] is not None
+    assert grads[1] is not None
+    torch.testing.assert_close(grads[1] * 14 / 11, theirs)
+    assert not grads[0][::5].any()
+
+
+@pytest.mark.parametrize("chunk_rows", [None, 1, 4, 100])
+@pytest.mark.parametrize("accumulate", ["float32", "input"])
+@pytest.mark.parametrize("impl", ["blocked", "reference"])
+def test_chunks_by_option(chunk_rows, accumulate, impl):
+    hidden, weight, bias, target = layer(dtype=torch.bfloat16)
+    leaves = (hidden, weight, bias)
+    expected = linear_labo_cross_entropy(hidden.double(), weight.double(), target, linear_bias=bias.double())
+    found = linear_labo_cross_entropy(
+        hidden, weight, target, linear_bias=bias, chunk_rows=chunk_rows, accumulate=accumulate, impl=impl
+    )
+    torch.testing.assert_close(found.double(), expected, rtol=2e-2, atol=2e-2)
+    theirs = torch.autograd.grad(expected, leaves)
+    torch.testing.assert_close(torch.autograd.grad(found, leaves), theirs, rtol=5e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"chunk_rows": 0}, "`chunk_rows` to be a whole number of at least 1, but got 0"),
+        ({"chunk_rows": 2.5}, "`chunk_rows` to be a whole number of at least 1, but got 2.5"),
+        ({"accumulate": "float16"}, "Unknown accumulate 'float16'"),
+    ],
+)
+def test_bad_chunks_get_one_sentence(options: dict[str, Any], message: str):
+    hidden, weight, _, target = layer()
+    with pytest.raises(ValueError, match=message):
+        linear_labo_cross_entropy(hidden, weight, target, **options)

@@ -14,7 +14,9 @@ from labo.errors import UserError
 from labo.kernels import blocked, choose, numba
 from labo.kernels.options import Options
 
-needs_numba = pytest.mark.skipif(numba.refusal() is not None, reason=f"no Numba here: {numba.refusal()}")
+needs_numba = pytest.mark.skipif(
+    numba.unavailable_reason() is not None, reason=f"no Numba here: {numba.unavailable_reason()}"
+)
 
 PRIOR = torch.tensor([0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.4])
 OPTIONS: list[dict[str, Any]] = [
@@ -180,7 +182,7 @@ def test_what_it_cannot_do_names_what_can(options, told):
 
 
 def test_without_it_the_blocked_one_is_taken(monkeypatch):
-    monkeypatch.setattr(numba, "refusal", lambda: "the package `numba` is not installed")
+    monkeypatch.setattr(numba, "unavailable_reason", lambda: "the package `numba` is not installed")
     assert "numba" not in labo.implementations()
     logits, target = torch.zeros(2, 3), torch.tensor([0, 1])
     assert choose("auto", (logits,), target, Options(0.1, 2.0)) is blocked.solve

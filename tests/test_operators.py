@@ -147,13 +147,14 @@ def test_an_implementation_that_cannot_says_so_when_it_runs():
 @pytest.mark.parametrize("total", [True, False])
 def test_the_operators_are_well_formed(total):
     alpha, beta = torch.tensor([0.1]), torch.tensor([2.0])
-    shares = torch.tensor([0.3, 0.3, 0.0, 0.4])
+    row_weights = torch.tensor([0.3, 0.3, 0.0, 0.4])
     target = TARGET.clamp(min=0)
-    options = (target, shares, alpha, beta, PRIOR, None, "inner", "auto", total)
+    options = (target, row_weights, alpha, beta, PRIOR, None, "inner", "auto", total)
     logits, hidden, weight, bias = (torch.randn(s).requires_grad_() for s in ((4, 5), (4, 3), (5, 3), (5,)))
     torch.library.opcheck(operators._loss, (logits, *options, total))
-    torch.library.opcheck(operators._linear, (hidden, weight, bias, *options, [total] * 3))
-    torch.library.opcheck(operators._linear, (hidden, weight, None, *options, [total, False, False]))
+    torch.library.opcheck(operators._linear, (hidden, weight, bias, *options, 0, "float32", [total] * 3))
+    needs = [total, False, False]
+    torch.library.opcheck(operators._linear, (hidden, weight, None, *options, 2, "input", needs))
 
 
 def test_the_family_compiles():

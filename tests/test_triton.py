@@ -15,7 +15,8 @@ import truth
 from labo.kernels import reference
 from labo.kernels import triton as implementation
 from labo.kernels.options import Options
-from labo.kernels.triton import interpreted, refusal
+from labo.kernels.triton import interpreted, unavailable_reason
+from labo.kernels.triton_shapes import Shape, parts_of
 
 BETAS = (1e-3, 0.1, 0.5, 1.0, 2.0, 30.0, 1e4, 1e6, math.inf)
 DEVICE = "cuda" if torch.cuda.is_available() and not interpreted() else "cpu"
@@ -23,16 +24,15 @@ DEVICE = "cuda" if torch.cuda.is_available() and not interpreted() else "cpu"
 
 @pytest.fixture(scope="module")
 def solve():
-    """`labo.kernels.triton.solve` on CPU tensors, shares and gradient on by default; skips where it cannot run."""
-    if reason := refusal():
+    """`labo.kernels.triton.solve` on CPU tensors, with weights of 1 and the gradient; skips where it cannot run."""
+    if reason := unavailable_reason():
         pytest.skip(reason)
 
-    def call(logits, target, shares=None, *, alpha, beta, prior=None, gradient=True):
-        shares = torch.ones(len(logits)) if shares is None else shares
+    def call(logits, target, row_weights=None, *, alpha, beta, prior=None, gradient=True, shape=None):
+        row_weights = torch.ones(len(logits)) if row_weights is None else row_weights
         given: Any = (v.to(DEVICE) if isinstance(v, torch.Tensor) else v for v in (alpha, beta, prior))
-        losses, grad = implementation.solve(
-            logits.to(DEVICE), target.to(DEVICE), shares.to(DEVICE), Options(*given), gradient=gradient
-        )
+        inputs = (tensor.to(DEVICE) for tensor in (logits, target, row_weights))
+        losses, grad = implementation.solve(*inputs, Options(*given), gradient=gradient, shape=shape)
         return losses.cpu(), None if grad is None else grad.cpu()
 
     return call
@@ -173,19 +173,19 @@ def test_masked_logits(solve, beta, prior):
 
 @pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("beta", [2.0, math.inf])
-def test_no_finite_loss_is_told_as_the_reference_tells_it(solve, alpha, beta):
+def test_infinite_losses_are_those_of_the_reference(solve, alpha, beta):
     # In turn: target masked; all masked; no prior mass left; both; nothing amiss.
     out = -math.inf
     z = torch.tensor([[out, 1.0, 2.0], [out, out, out], [1.0, 0.5, out], [out, 0.5, out], [1.0, 2.0, 3.0]])
     y, prior = torch.tensor([0, 1, 0, 2, 1]), torch.tensor([0.0, 0.0, 1.0])
     for r in (prior, None):
         losses, grads = solve(z, y, alpha=torch.full((5,), alpha), beta=beta, prior=r)
-        expected, slopes = by_reference(z, y, torch.full((5,), alpha), beta, r)
+        expected, expected_grads = by_reference(z, y, torch.full((5,), alpha), beta, r)
         torch.testing.assert_close(losses, expected)
-        torch.testing.assert_close(grads, slopes, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(grads, expected_grads, rtol=1e-6, atol=1e-7)
 
 
-def test_nan_and_infinity_in_a_counted_row_are_told(solve):
+def test_nan_and_infinity_in_a_counted_row_give_nan(solve):
     z = torch.tensor([[math.nan, 0.0, 1.0], [math.inf, 0.0, 1.0], [math.nan, math.nan, math.nan], [0.0, 1.0, 2.0]])
     losses, grads = solve(z, torch.zeros(4, dtype=torch.long), alpha=0.3, beta=2.0)
     assert losses.isnan().tolist() == [True, True, True, False]
@@ -208,7 +208,9 @@ def test_alpha_and_beta_of_each_row(solve):
 
 def test_options_of_any_layout(solve):
     z, y = torch.randn(3, 5, generator=torch.Generator().manual_seed(5)), torch.tensor([0, 1, 2])
-    expected = solve(z, y, alpha=0.25, beta=4.0)
+    expected = solve(z, y, alpha=torch.full((3,), 0.25), beta=torch.full((3,), 4.0))
+    # Numbers have a kernel of their own, where p is a power of q.
+    torch.testing.assert_close(solve(z, y, alpha=0.25, beta=4.0), expected, rtol=1e-6, atol=1e-6)
     for options in (
         {"alpha": torch.tensor(0.25), "beta": torch.tensor(4.0, dtype=torch.float64)},
         {"alpha": torch.tensor([0.25]).expand(3), "beta": torch.tensor([4.0, 0.0] * 3)[::2]},
@@ -216,16 +218,16 @@ def test_options_of_any_layout(solve):
         torch.testing.assert_close(solve(z, y, **options), expected, rtol=0, atol=0)
 
 
-def test_shares_multiply_and_rows_without_a_share_are_not_read(solve):
+def test_row_weights_multiply_and_rows_of_weight_0_are_not_read(solve):
     generator = torch.Generator().manual_seed(6)
     z, y = torch.randn(5, 30, generator=generator), torch.tensor([3, 0, 2, 0, 1])
-    shares = torch.tensor([0.5, 0.0, 2.0, 0.0, 1e-3])
+    row_weights = torch.tensor([0.5, 0.0, 2.0, 0.0, 1e-3])
     z[1], z[3, 4] = math.nan, math.inf
-    losses, grads = solve(z, y, shares, alpha=0.3, beta=2.0)
-    kept = shares != 0
+    losses, grads = solve(z, y, row_weights, alpha=0.3, beta=2.0)
+    kept = row_weights != 0
     expected = solve(z[kept], y[kept], alpha=0.3, beta=2.0)
-    torch.testing.assert_close(losses[kept], expected[0] * shares[kept], rtol=0, atol=0)
-    torch.testing.assert_close(grads[kept], expected[1] * shares[kept].unsqueeze(-1), rtol=0, atol=0)
+    torch.testing.assert_close(losses[kept], expected[0] * row_weights[kept], rtol=0, atol=0)
+    torch.testing.assert_close(grads[kept], expected[1] * row_weights[kept].unsqueeze(-1), rtol=0, atol=0)
     assert (losses[~kept] == 0).all()
     assert (grads[~kept] == 0).all()
 
@@ -234,9 +236,9 @@ def test_shares_multiply_and_rows_without_a_share_are_not_read(solve):
 @pytest.mark.parametrize("beta", [0.5, 2.0, math.inf])
 def test_half_precision_rounds_once(solve, dtype, beta):
     z = (torch.randn(4, 3000, generator=torch.Generator().manual_seed(1)) * 4).to(dtype)
-    y, shares = torch.arange(4), torch.tensor([1.0, 0.25, 1 / 3, 0.0])
-    losses, grads = solve(z, y, shares, alpha=0.2, beta=beta)
-    wide_losses, wide_grads = solve(z.float(), y, shares, alpha=0.2, beta=beta)
+    y, row_weights = torch.arange(4), torch.tensor([1.0, 0.25, 1 / 3, 0.0])
+    losses, grads = solve(z, y, row_weights, alpha=0.2, beta=beta)
+    wide_losses, wide_grads = solve(z.float(), y, row_weights, alpha=0.2, beta=beta)
     assert losses.dtype == torch.float32
     assert grads.dtype == dtype
     torch.testing.assert_close(losses, wide_losses, rtol=0, atol=0)
@@ -260,9 +262,9 @@ def test_tails(solve, classes):
     y = torch.tensor([0, classes - 1, classes // 2])
     for prior in (None, priors("random", z, generator)):
         losses, grads = solve(z, y, alpha=0.3, beta=3.0, prior=prior)
-        expected, slopes = by_reference(z.double(), y, 0.3, 3.0, prior)
+        expected, expected_grads = by_reference(z.double(), y, 0.3, 3.0, prior)
         torch.testing.assert_close(losses.double(), expected, rtol=1e-6, atol=1e-6)
-        torch.testing.assert_close(grads.double(), slopes, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(grads.double(), expected_grads, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("beta", [2.0, 1e5, math.inf])
@@ -272,23 +274,22 @@ def test_parts_of_a_row_combine_to_the_whole(solve, monkeypatch, beta, prior_kin
     z = torch.randn(4, 5000, generator=generator) * 4
     z[0, :2048] = -math.inf  # a whole part is masked
     z[3] = math.nan
-    y, shares = torch.tensor([2048, 1, 4999, 0]), torch.tensor([1.0, 0.5, 2.0, 0.0])
+    y, row_weights = torch.tensor([2048, 1, 4999, 0]), torch.tensor([1.0, 0.5, 2.0, 0.0])
     prior = priors(prior_kind, z[1:], generator)
     found = {}
-    for width in (5000, 2048, 4096):
-        monkeypatch.setattr(implementation, "span", lambda rows, classes, width=width: width)
-        found[width] = solve(z, y, shares, alpha=0.3, beta=beta, prior=prior)
-    for width in (2048, 4096):
-        torch.testing.assert_close(found[width], found[5000], rtol=1e-6, atol=1e-6)
+    for tiles in (0, 1, 2):
+        monkeypatch.setattr(implementation, "parts_of", lambda rows, classes, tile, tiles=tiles: tiles)
+        found[tiles] = solve(z, y, row_weights, alpha=0.3, beta=beta, prior=prior, shape=Shape(0, 2, 8))
+    for tiles in (1, 2):
+        torch.testing.assert_close(found[tiles], found[0], rtol=1e-6, atol=1e-6)
 
 
-def test_few_long_rows_alone_are_cut_into_whole_blocks():
+def test_few_long_rows_alone_are_cut_into_whole_tiles():
     for rows, classes in ((1, 131072), (8, 50_257), (200, 131072)):
-        width = implementation.span(rows, classes)
-        assert width < classes
-        assert width % implementation.BLOCK == 0
-    for rows, classes in ((4096, 3), (1, 507), (1, 5000), (4096, 131072)):
-        assert implementation.span(rows, classes) == classes
+        tiles = parts_of(rows, classes, 2048)
+        assert 0 < tiles * 2048 < classes
+    for rows, classes in ((4096, 3), (1, 507), (1, 3000), (4096, 131072)):
+        assert parts_of(rows, classes, 2048) == 0
 
 
 def test_without_gradient_and_without_rows(solve):
@@ -313,12 +314,12 @@ def test_refuses_what_it_cannot_do(solve, monkeypatch):
 
 def test_says_why_a_machine_cannot_run_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert refusal() == "the package `triton` is not installed"
+    assert unavailable_reason() == "the package `triton` is not installed"
     with pytest.raises(ValueError, match="the package `triton` is not installed"):
         implementation.solve(torch.zeros(1, 3), torch.tensor([0]), torch.ones(1), Options(0.1, 2.0), gradient=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    assert "no CUDA device" in str(refusal())
+    assert "no CUDA device" in str(unavailable_reason())
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert refusal() is None
+    assert unavailable_reason() is None

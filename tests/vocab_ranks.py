@@ -184,7 +184,7 @@ def work(rank: int, world: int, folder: Path) -> None:
         for name, (sizes, make) in CASES.items():
             for dtype in (torch.float64, torch.float32, torch.bfloat16):
                 results[name, dtype] = loss_and_gradient(shard(make(), sizes[world], rank, dtype))
-        results["bad"] = {name: refusal(rank, make) for name, (make, _, _) in BAD.items()}
+        results["bad"] = {name: unavailable_reason(rank, make) for name, (make, _, _) in BAD.items()}
         results["crossing"] = {classes: crossing(world, classes) for classes in (3, 3000)}
         results["twice"] = twice()
         results["replicated"] = replicated(world)
@@ -202,7 +202,7 @@ def loss_and_gradient(arguments: dict[str, Any]) -> tuple[torch.Tensor, torch.Te
     return loss.detach(), gradient
 
 
-def refusal(rank: int, make: Callable[[int], Any]) -> tuple[type, str] | None:
+def unavailable_reason(rank: int, make: Callable[[int], Any]) -> tuple[type, str] | None:
     try:
         vocab_parallel_labo_cross_entropy(**{"input": Z, "target": Y, **make(rank)})
     except (TypeError, ValueError) as error:

@@ -183,6 +183,21 @@ def predictions(name: str, value: Tensor, target: Tensor) -> None:
     class_indices("target", target, value.shape[1], None)
 
 
+def may_be_overwritten(name: str, value: Tensor) -> None:
+    """Refuse a tensor that is known to have another user than the operation that overwrites it."""
+    base = value._base if value._is_view() else value
+    if base is not None and base.is_leaf and base.requires_grad:
+        raise UserError(
+            f"Expected argument `{name}` to come from an operation with inplace_backward=True, but got a leaf that "
+            "requires grad, or a view of one, whose values would be lost."
+        )
+    if any(stride == 0 and size > 1 for stride, size in zip(value.stride(), value.shape, strict=True)):
+        raise UserError(
+            f"Expected argument `{name}` to have memory of its own for every element with inplace_backward=True, but "
+            "got an expanded tensor."
+        )
+
+
 def same_device(name: str, value: Tensor, other: Tensor) -> None:
     """A scalar tensor may lie on the CPU; anything larger must lie beside the logits."""
     if value.device != other.device and value.dim() > 0:

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from labo import checks, inner, kernels, last_layer
 from labo import reduction as _reduction
+from labo.errors import unknown
 from labo.inner import inner_value, optimal_labels
 from labo.kernels import autograd, operators, reference
-from labo.kernels.linear import Head
+from labo.kernels.linear import ACCUMULATE, Chunks, Head
 from labo.kernels.options import Options
 from labo.reduction import Rows
 
@@ -38,6 +39,7 @@ def labo_cross_entropy(
     reduction: str = "mean",
     value: str = "inner",
     impl: str = "auto",
+    inplace_backward: bool = False,
 ) -> Tensor:
     """Cross-entropy regularized by the optimal label: (1 - alpha) * CE(target, p) + alpha * V(input).
 
@@ -57,6 +59,9 @@ def labo_cross_entropy(
         reduction: "mean" (over the kept examples' weights; over all rows for probabilities), "sum" or "none".
         value: "inner" reports V; "plugin" reports CE(q*, p) with q* constant: the same gradient in the logits.
         impl: "auto", or one of `labo.implementations()`.
+        inplace_backward: let the gradient take the memory of `input`, which the caller must not read after this call.
+            One backward pass only. An operation that kept `input` for its own backward (a softmax, say) raises there.
+            The reference implementation, and a compiled graph, do not make use of it.
 
     Returns:
         The loss, of `input`'s dtype (float32 for half precision under autocast). 0 where no row is kept; +inf where
@@ -78,7 +83,10 @@ def labo_cross_entropy(
     check_options(alpha, beta, prior, reduction, value, impl)
     rows = _reduction.as_rows(input, target, weight, ignore_index)
     options = row_options(rows, alpha, beta, prior, value)
-    return reduced(rows, options, reduction, checks.result_dtype(input), impl=impl)
+    if inplace_backward:
+        checks.may_be_overwritten("input", input)
+    dtype = checks.result_dtype(input)
+    return reduced(rows, options, reduction, dtype, impl=impl, inplace=inplace_backward)
 
 
 def linear_labo_cross_entropy(
@@ -95,6 +103,8 @@ def linear_labo_cross_entropy(
     reduction: str = "mean",
     value: str = "inner",
     impl: str = "auto",
+    chunk_rows: int | None = None,
+    accumulate: str = "float32",
 ) -> Tensor:
     """`labo_cross_entropy` of the logits input @ linear_weight.T + linear_bias, which are never held whole.
 
@@ -107,6 +117,10 @@ def linear_labo_cross_entropy(
         target: class indices (…), or probabilities (…, V).
         linear_bias: (V,) or None.
         alpha, beta, prior, weight, ignore_index, reduction, value, impl: as in `labo_cross_entropy`; rows are (…).
+        chunk_rows: rows whose logits are held at a time; by default so many that they lie in the caches of a CPU, or
+            fill the products of a GPU, as its free memory allows.
+        accumulate: dtype in which the head's gradient is summed over chunks, "float32" or "input". In half precision
+            "input" takes half the memory, and rounds once a chunk.
 
     Returns:
         The loss, as `labo_cross_entropy` returns it.
@@ -120,10 +134,15 @@ def linear_labo_cross_entropy(
         tensor(1.3863)
     """
     check_options(alpha, beta, prior, reduction, value, impl)
+    if chunk_rows is not None:
+        checks.integer("chunk_rows", chunk_rows)
+    if accumulate not in ACCUMULATE:
+        raise unknown("accumulate", accumulate, ACCUMULATE)
     head = Head(linear_weight, linear_bias)
     rows = last_layer.rows_of(input, head, target, weight, ignore_index)
     options = row_options(rows, alpha, beta, prior, value)
-    return last_layer.reduced(input, head, rows, options, reduction, impl=impl)
+    chunks = Chunks(chunk_rows, accumulate)
+    return last_layer.reduced(input, head, rows, options, reduction, impl=impl, chunks=chunks)
 
 
 def label_regularized_cross_entropy(
@@ -201,19 +220,24 @@ def reduced(
     *,
     impl: str = "auto",
     count: Tensor | None = None,
+    inplace: bool = False,
 ) -> Tensor:
-    """The loss of `rows`, by the implementation that `impl` names; `count` replaces what "mean" divides by."""
+    """The loss of `rows`, by the implementation that `impl` names; `count` replaces what "mean" divides by.
+
+    With `inplace` the gradient may be written over the logits.
+    """
     operator = kernels.as_operator(impl, options)
     solve = None if operator else kernels.choose(impl, (rows.raw,), rows.target, options)
     if solve is None and not operator:
         return _reduction.reduce(labo_losses(rows, options), rows, reduction, dtype, count)
-    shares = _reduction.final_shares(rows, reduction, reference.working_dtype(rows.raw), count)
+    row_weights = _reduction.final_row_weights(rows, reduction, reference.working_dtype(rows.raw), count)
     total = reduction != "none"
-    given = (rows.raw, rows.target, shares, options.normalised())
+    given = (rows.raw, rows.target, row_weights, options.normalised())
     if solve is None:
         loss = operators.loss(*given, impl, total=total)
     else:
-        loss = autograd.total(solve, *given) if total else autograd.rows(solve, *given)
+        apply = autograd.total if total else autograd.rows
+        loss = apply(solve, *given, inplace=inplace)
     return (loss if total else loss.reshape(rows.shape)).to(dtype)
 
 
@@ -222,10 +246,10 @@ def solved(
 ) -> Tensor:
     """The loss of `rows` by an implementation at hand, as `reduced` gives it."""
     options = Options(1.0, math.inf, weight=rows.weight if rows.has_probabilities else None)
-    shares = _reduction.final_shares(rows, reduction, reference.working_dtype(rows.raw), count)
+    row_weights = _reduction.final_row_weights(rows, reduction, reference.working_dtype(rows.raw), count)
     if reduction == "none":
-        return autograd.rows(solve, rows.raw, rows.target, shares, options).reshape(rows.shape).to(dtype)
-    return autograd.total(solve, rows.raw, rows.target, shares, options).to(dtype)
+        return autograd.rows(solve, rows.raw, rows.target, row_weights, options).reshape(rows.shape).to(dtype)
+    return autograd.total(solve, rows.raw, rows.target, row_weights, options).to(dtype)
 
 
 def check_options(

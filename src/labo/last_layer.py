@@ -14,7 +14,7 @@ from labo import reduction as _reduction
 from labo.kernels import linear as fused
 from labo.kernels import operators, reference
 from labo.kernels.autograd import Solve
-from labo.kernels.linear import Head
+from labo.kernels.linear import DEFAULT_CHUNKS, Chunks, Head
 from labo.kernels.options import Options
 from labo.reduction import Rows
 
@@ -39,6 +39,7 @@ def reduced(
     *,
     impl: str = "auto",
     count: Tensor | None = None,
+    chunks: Chunks = DEFAULT_CHUNKS,
 ) -> Tensor:
     """The loss of hidden states (…, D) under `head`, by their `rows_of`; `count` replaces what "mean" divides by."""
     hidden = input.reshape(-1, input.shape[-1])
@@ -46,16 +47,16 @@ def reduced(
     operator = kernels.as_operator(impl, options)
     solve = None if operator else kernels.choose(impl, (input, head.weight), rows.target, options)
     if solve is None and not operator:
-        losses = _chunked(hidden, (head.weight, head.bias), rows, options)
+        losses = _chunked(hidden, (head.weight, head.bias), rows, options, chunks.rows)
         return _reduction.reduce(losses, rows, reduction, dtype, count)
     hidden, head = _under_autocast(hidden, head.weight, head.bias)
-    shares = _reduction.final_shares(rows, reduction, reference.working_dtype(hidden), count)
+    row_weights = _reduction.final_row_weights(rows, reduction, reference.working_dtype(hidden), count)
     total = reduction != "none"
-    given = (hidden, head, rows.target, shares, options.normalised())
+    given = (hidden, head, rows.target, row_weights, options.normalised())
     if solve is None:
-        loss = operators.linear_loss(*given, impl, total=total)
+        loss = operators.linear_loss(*given, chunks, impl, total=total)
     else:
-        loss = fused.total(solve, *given) if total else fused.rows(solve, *given)
+        loss = (fused.total if total else fused.rows)(solve, *given, chunks)
     return (loss if total else loss.reshape(rows.shape)).to(dtype)
 
 
@@ -64,12 +65,12 @@ def solved(
 ) -> Tensor:
     """The loss of hidden states (…, D) by an implementation at hand, as `reduced` gives it."""
     hidden, head = _under_autocast(input.reshape(-1, input.shape[-1]), head.weight, head.bias)
-    shares = _reduction.final_shares(rows, reduction, reference.working_dtype(hidden), count)
+    row_weights = _reduction.final_row_weights(rows, reduction, reference.working_dtype(hidden), count)
     options = Options(1.0, math.inf, weight=rows.weight if rows.has_probabilities else None)
-    given = (hidden, head, rows.target, shares, options)
+    given = (hidden, head, rows.target, row_weights, options)
     if reduction == "none":
-        return fused.rows(solve, *given).reshape(rows.shape).to(checks.result_dtype(input))
-    return fused.total(solve, *given).to(checks.result_dtype(input))
+        return fused.rows(solve, *given, DEFAULT_CHUNKS).reshape(rows.shape).to(checks.result_dtype(input))
+    return fused.total(solve, *given, DEFAULT_CHUNKS).to(checks.result_dtype(input))
 
 
 def _under_autocast(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Head]:
@@ -81,9 +82,11 @@ def _under_autocast(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tupl
     return hidden.to(dtype), Head(weight.to(dtype), None if bias is None else bias.to(dtype))
 
 
-def _chunked(hidden: Tensor, head: tuple[Tensor, Tensor | None], rows: Rows, options: Options) -> Tensor:
+def _chunked(
+    hidden: Tensor, head: tuple[Tensor, Tensor | None], rows: Rows, options: Options, step: int | None
+) -> Tensor:
     """The row losses (N,) by the reference implementation, whose logits are made again in the backward pass."""
-    step = max(1, CHUNK_ELEMENTS // max(1, head[0].shape[0]))
+    step = step or max(1, CHUNK_ELEMENTS // max(1, head[0].shape[0]))
     parts = []
     for start in range(0, hidden.shape[0], step):
         at = slice(start, start + step)

@@ -131,7 +131,7 @@ def total_and_count(losses: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
     """The sum of the row losses (N,), class weights and mask applied, and what "mean" divides it by."""
     if rows.kept is None and (rows.weight is None or rows.has_probabilities):  # the common case, in few operations
         return losses.sum(), losses.new_full((), len(losses))
-    share = shares(rows, losses.dtype)
+    share = row_weights(rows, losses.dtype)
     return _weigh(losses, share).sum(), share.sum()
 
 
@@ -141,7 +141,7 @@ def reduce(losses: Tensor, rows: Rows, reduction: str, dtype: torch.dtype, count
     `count` replaces what "mean" divides by.
     """
     if reduction == "none":
-        return _weigh(losses, shares(rows, losses.dtype)).reshape(rows.shape).to(dtype)
+        return _weigh(losses, row_weights(rows, losses.dtype)).reshape(rows.shape).to(dtype)
     total, counted = total_and_count(losses, rows)
     if reduction == "sum":
         return total.to(dtype)
@@ -153,18 +153,18 @@ def mean(total: Tensor, count: Tensor) -> Tensor:
     return torch.where(count == 0, total * 0.0, total / torch.where(count == 0, 1.0, count))
 
 
-def final_shares(rows: Rows, reduction: str, dtype: torch.dtype, count: Tensor | None = None) -> Tensor:
+def final_row_weights(rows: Rows, reduction: str, dtype: torch.dtype, count: Tensor | None = None) -> Tensor:
     """What each row's loss counts in the result, (N,): its share, over the denominator of a mean (`count` if given)."""
     size = rows.raw.shape[0]
     if reduction == "mean" and count is None and size and rows.kept is None and rows.weight is None:
         return rows.raw.new_full((size,), 1 / size, dtype=dtype)  # the common case, in one operation
-    share = shares(rows, dtype)
+    share = row_weights(rows, dtype)
     if reduction != "mean":
         return share
     return mean(share, share.sum() if count is None else count.to(share))
 
 
-def shares(rows: Rows, dtype: torch.dtype) -> Tensor:
+def row_weights(rows: Rows, dtype: torch.dtype) -> Tensor:
     """What each row counts, (N,): its class weight, 0 where it is ignored."""
     if rows.has_probabilities or rows.weight is None:  # with probabilities, weights weigh classes and not examples
         if rows.kept is None:

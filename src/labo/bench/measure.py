@@ -1,4 +1,4 @@
-"""How it is timed: in alternation with the yardstick, as the median of ratios; memory as the peak of the process."""
+"""How it is timed: in alternation with the baseline, as the median of ratios; memory as the peak of the process."""
 
 from __future__ import annotations
 
@@ -11,43 +11,50 @@ from typing import Any
 
 import torch
 
-from labo.bench.contenders import YARDSTICK, Shape, Step, contenders
+from labo.bench.implementations import BASELINE, Shape, Step, implementations
 
 # glibc's settings that keep freed memory: no page is taken from the system again while it is measured.
 STEADY = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
-LEAST_SECONDS = 0.002
+MIN_SECONDS = 0.002
 
 
 def rows(shape: Shape, *, rounds: int, device: str = "cpu", compiled: bool = False) -> Iterator[dict[str, Any]]:
-    """One line per contender: milliseconds, ratio to the yardstick, its quartiles, memory and share of copy speed."""
-    found = contenders(shape, device=device, compiled=compiled)
-    copy = _copy(shape, device)
-    for name, step in found.items():
-        ours, ratios = _alternate(found[YARDSTICK], step, rounds, device)
-        low, _, high = quantiles(ratios, n=4)
-        yield {
-            "form": "linear" if shape.width else "logits",
-            "contender": name,
-            "rows": shape.rows,
-            "classes": shape.classes,
-            "width": shape.width,
-            "dtype": str(shape.dtype).removeprefix("torch."),
-            "milliseconds": round(ours * 1e3, 4),
-            "ratio": round(median(ratios), 3),
-            "ratio_low": round(low, 3),
-            "ratio_high": round(high, 3),
-            "memory": (_memory if device == "cpu" else _memory_of_device)(step, shape),
-            "copy_share": None if shape.width else round(copy / ours, 3),
-        }
+    """One line per implementation, as `row` gives it."""
+    steps = implementations(shape, device=device, compiled=compiled)
+    copy = copy_seconds(shape, device)
+    for name, step in steps.items():
+        yield row(name, step, steps[BASELINE], shape, copy, rounds=rounds, device=device)
 
 
-def _alternate(yardstick: Step, step: Step, rounds: int, device: str) -> tuple[float, list[float]]:
-    """(median seconds of a step, ratios of step to yardstick), one beside the other, in both orders."""
-    times = max(1, round(LEAST_SECONDS / max(1e-6, _seconds(yardstick, 1, device))))
+def row(
+    name: str, step: Step, baseline: Step, shape: Shape, copy: float, *, rounds: int, device: str
+) -> dict[str, Any]:
+    """Milliseconds of a step, ratio to the baseline, its quartiles, memory, and share of the speed of a copy."""
+    ours, ratios = _alternate(baseline, step, rounds, device)
+    low, _, high = quantiles(ratios, n=4)
+    return {
+        "form": "linear" if shape.width else "logits",
+        "contender": name,
+        "rows": shape.rows,
+        "classes": shape.classes,
+        "width": shape.width,
+        "dtype": str(shape.dtype).removeprefix("torch."),
+        "milliseconds": round(ours * 1e3, 4),
+        "ratio": round(median(ratios), 3),
+        "ratio_low": round(low, 3),
+        "ratio_high": round(high, 3),
+        "memory": (_memory if device == "cpu" else _memory_of_device)(step, shape),
+        "copy_share": None if shape.width else round(copy / ours, 3),
+    }
+
+
+def _alternate(baseline: Step, step: Step, rounds: int, device: str) -> tuple[float, list[float]]:
+    """(median seconds of a step, ratios of step to baseline), one beside the other, in both orders."""
+    times = max(1, round(MIN_SECONDS / max(1e-6, _seconds(baseline, 1, device))))
     _seconds(step, times, device)
     ours, ratios = [], []
     for index in range(rounds):
-        pair = [_seconds(each, times, device) for each in ((yardstick, step) if index % 2 else (step, yardstick))]
+        pair = [_seconds(each, times, device) for each in ((baseline, step) if index % 2 else (step, baseline))]
         theirs, mine = pair if index % 2 else pair[::-1]
         ours.append(mine)
         ratios.append(mine / theirs)
@@ -64,7 +71,7 @@ def _seconds(step: Callable[[], object], times: int, device: str) -> float:
     return (time.perf_counter() - began) / times
 
 
-def _copy(shape: Shape, device: str) -> float:
+def copy_seconds(shape: Shape, device: str) -> float:
     """Seconds of a copy of the logits: one read and one write, as the least that a loss and its gradient take."""
     source, target = (torch.zeros(shape.rows, shape.classes, dtype=shape.dtype, device=device) for _ in range(2))
     return median(_seconds(lambda: target.copy_(source), 1, device) for _ in range(7))

@@ -113,7 +113,7 @@ def _run(
 
 def _shapes(classes: list[int], elements: int, kinds: list[Any], device: str) -> list[Any]:
     """Batches of so many logits, some small ones where overhead is all, and a last layer."""
-    from labo.bench.contenders import Shape
+    from labo.bench.implementations import Shape
 
     batches = [Shape(max(1, elements // number), number, 0, kind) for kind in kinds for number in classes]
     small = [Shape(rows, number) for rows, number in ((64, 10), (128, 100), (4096, 100))]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -26,14 +28,14 @@ def implementations() -> tuple[str, ...]:
         >>> "reference" in implementations()
         True
     """
-    return tuple(name for name in IMPLEMENTATIONS if refusal(name) is None)
+    return tuple(name for name in IMPLEMENTATIONS if unavailable_reason(name) is None)
 
 
-def refusal(name: str) -> str | None:
+def unavailable_reason(name: str) -> str | None:
     """Why this machine cannot run an implementation; None where it can."""
     from labo.kernels import numba, triton
 
-    optional = {"numba": numba.refusal, "triton": triton.refusal}
+    optional = {"numba": numba.unavailable_reason, "triton": triton.unavailable_reason}
     return optional[name]() if name in optional else None
 
 
@@ -45,7 +47,7 @@ def check(impl: str) -> None:
         raise unknown("impl", impl, ("auto", *IMPLEMENTATIONS))
     if torch.compiler.is_compiling():  # the operator says so when it runs
         return
-    if reason := refusal(impl):
+    if reason := unavailable_reason(impl):
         raise UserError(f"impl='{impl}' cannot run here: {reason}.")
 
 
@@ -53,22 +55,25 @@ def choose(impl: str, inputs: tuple[Tensor, ...], target: Tensor, options: Optio
     """The fused implementation for these inputs (the logits, or a layer) and options; None for the reference.
 
     "auto" takes the fastest that can do what is asked. The reference alone gives gradients in alpha, beta and the
-    prior, and runs under torch.func and forward-mode differentiation.
+    prior, and runs under torch.func and forward-mode differentiation. On a GPU, where it is many times slower than the
+    kernels, "auto" says once for each reason why it is taken.
 
     Raises:
-        ValueError: `impl` cannot do what is asked; the message names what it is.
+        ValueError: `impl` cannot do what is asked; the message names it.
     """
     if impl == "reference":
         return None
-    obstacle, other, name = _obstacle(inputs, options), "reference", impl
-    if not obstacle:
+    reason, other, name = _unsupported_by_all(inputs, options), "reference", impl
+    if not reason:
         name = _fastest(inputs[0]) if impl == "auto" else impl
-        obstacle, other = _OWN[name](inputs, target, options)
-    if obstacle and impl != "auto":
-        raise UserError(f"impl='{impl}' {obstacle}; take impl='{other}'.")
-    if obstacle and other == "reference":
+        reason, other = _SUPPORT_CHECKS[name](inputs, target, options)
+    if reason and impl != "auto":
+        raise UserError(f"impl='{impl}' {reason}; take impl='{other}'.")
+    if reason and other == "reference":
+        if name == "triton":
+            _warn_of_reference(reason)
         return None
-    return import_module(f"labo.kernels.{other if obstacle else name}").solve
+    return import_module(f"labo.kernels.{other if reason else name}").solve
 
 
 def as_operator(impl: str, options: Options) -> bool:
@@ -79,10 +84,18 @@ def as_operator(impl: str, options: Options) -> bool:
 def _fastest(tensor: Tensor) -> str:
     if tensor.device.type != "cpu":
         return "triton"
-    return "numba" if refusal("numba") is None else "blocked"
+    return "numba" if unavailable_reason("numba") is None else "blocked"
 
 
-def _obstacle(inputs: tuple[Tensor, ...], options: Options) -> str:
+@cache
+def _warn_of_reference(reason: str) -> None:
+    warnings.warn(
+        f"The loss is computed by impl='reference', which is many times slower here: impl='triton' {reason}.",
+        stacklevel=2,
+    )
+
+
+def _unsupported_by_all(inputs: tuple[Tensor, ...], options: Options) -> str:
     """Why no fused implementation can be taken; empty where one can."""
     if torch.compiler.is_compiling() or checks.transformed() or checks.traced(*inputs):
         return "cannot be traced"
@@ -102,18 +115,18 @@ def _learnt(options: Options) -> str:
     return ""
 
 
-def _no_block(inputs: tuple[Tensor, ...], target: Tensor, options: Options) -> tuple[str, str]:
+def _blocked_unsupported_reason(inputs: tuple[Tensor, ...], target: Tensor, options: Options) -> tuple[str, str]:
     """Why this implementation cannot be taken, and which can."""
     elsewhere = [tensor.device for tensor in inputs if tensor.device.type != "cpu"]
     return (f"runs on CPU tensors, but got some on {elsewhere[0]}" if elsewhere else ""), "reference"
 
 
-def _no_numba(inputs: tuple[Tensor, ...], target: Tensor, options: Options) -> tuple[str, str]:
+def _numba_unsupported_reason(inputs: tuple[Tensor, ...], target: Tensor, options: Options) -> tuple[str, str]:
     from labo.kernels import blocked, numba
 
-    obstacle, _ = _no_block(inputs, target, options)
-    if obstacle:
-        return obstacle, "reference"
+    reason, _ = _blocked_unsupported_reason(inputs, target, options)
+    if reason:
+        return reason, "reference"
     if inputs[0].dtype not in numba.DTYPES:
         return f"takes float32 and bfloat16, but got {inputs[0].dtype}", "blocked"
     if target.dim() == 2:
@@ -127,17 +140,21 @@ def _no_numba(inputs: tuple[Tensor, ...], target: Tensor, options: Options) -> t
     return "", ""
 
 
-def _no_triton(inputs: tuple[Tensor, ...], target: Tensor, options: Options) -> tuple[str, str]:
-    return _told_of_triton(inputs, target, options), "reference"
+def _triton_unsupported_reason(inputs: tuple[Tensor, ...], target: Tensor, options: Options) -> tuple[str, str]:
+    return _triton_reason(inputs, target, options), "reference"
 
 
-_OWN = {"blocked": _no_block, "numba": _no_numba, "triton": _no_triton}
+_SUPPORT_CHECKS = {
+    "blocked": _blocked_unsupported_reason,
+    "numba": _numba_unsupported_reason,
+    "triton": _triton_unsupported_reason,
+}
 
 
-def _told_of_triton(inputs: tuple[Tensor, ...], target: Tensor, options: Options) -> str:
+def _triton_reason(inputs: tuple[Tensor, ...], target: Tensor, options: Options) -> str:
     from labo.kernels import triton
 
-    if reason := triton.refusal():
+    if reason := triton.unavailable_reason():
         return f"cannot run here: {reason}"
     if inputs[0].dtype not in triton.DTYPES:
         return f"takes float32, bfloat16 and float16, but got {inputs[0].dtype}"

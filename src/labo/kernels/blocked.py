@@ -44,15 +44,15 @@ def suits(options: Options) -> bool:
 
 
 def solve(
-    logits: Tensor, target: Tensor, shares: Tensor, options: Options, *, gradient: bool, out: Tensor | None = None
+    logits: Tensor, target: Tensor, row_weights: Tensor, options: Options, *, gradient: bool, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """The losses of rows, times their shares, and the gradient of their sum.
+    """The losses of rows, times their weights, and the gradient of their sum.
 
     Args:
-        logits: (N, C), any floating dtype and strides; not written to unless they are `out`. Rows of share 0 may hold
+        logits: (N, C), any floating dtype and strides; not written to unless they are `out`. Rows of weight 0 may hold
             anything.
         target: (N,) class indices, valid everywhere, or (N, C) probabilities.
-        shares: (N,) in working precision: what the loss of each row counts.
+        row_weights: (N,) in working precision: what the loss of each row counts.
         options: alpha, beta, prior, class weights (inside rows with probability targets), value.
         gradient: whether it is wanted.
         out: where to write it, of the logits' shape and dtype; may be the logits themselves.
@@ -63,7 +63,7 @@ def solve(
     rows, classes = logits.shape
     work = reference.working_dtype(logits)
     if out is None and logits.numel() <= SMALL and target.dim() == 1 and _is_plain(options):
-        found = _at_once(logits.to(work), target, shares, options, gradient)
+        found = _at_once(logits.to(work), target, row_weights, options, gradient)
         if found is not None:
             return found[0], None if found[1] is None else found[1].to(logits.dtype)
     losses = torch.empty(rows, dtype=work)
@@ -74,11 +74,11 @@ def solve(
     step = max(1, BLOCK_BYTES // max(1, classes * work.itemsize))
     swept = target.dim() == 1 and suits(options)
     scratch = _Scratch(min(step, rows), classes, work, own=out is None or logits.dtype != work)
-    skipped = not bool(shares.all())
+    skipped = not bool(row_weights.all())
     for start in range(0, rows, step):
         at = slice(start, start + step)
         block = logits[at].to(work)
-        share = shares[at]
+        share = row_weights[at]
         if skipped:
             block = torch.where((share != 0).unsqueeze(-1), block, 0.0)
         into = None if out is None else out[at]
@@ -115,14 +115,14 @@ def _is_plain(options: Options) -> bool:
 
 
 def _at_once(
-    z: Tensor, target: Tensor, shares: Tensor, options: Options, gradient: bool
+    z: Tensor, target: Tensor, row_weights: Tensor, options: Options, gradient: bool
 ) -> tuple[Tensor, Tensor | None] | None:
     """What `solve` gives, for a small batch of finite logits, in few operations: each costs more than its work.
 
     beta * log q_k - log p_k is the same for every class k, so the loss is beta * alpha * (log q_y + log C) - log p_y.
     Returns None where a logit is not finite or a row counts nothing.
     """
-    if not math.isfinite(z.sum().item()) or not shares.all().item():
+    if not math.isfinite(z.sum().item()) or not row_weights.all().item():
         return None
     alpha, beta, classes = float(options.alpha), float(options.beta), z.shape[-1]
     index = target.unsqueeze(-1)
@@ -137,7 +137,7 @@ def _at_once(
     else:
         losses = losses.neg_()
     made = None
-    share = shares.unsqueeze(-1)
+    share = row_weights.unsqueeze(-1)
     if gradient:
         made = log_p.exp_()
         if log_q is not None:
@@ -151,7 +151,7 @@ def _at_once(
 def _sweep(
     z: Tensor, target: Tensor, share: Tensor, options: Options, out: Tensor, spare: Tensor, gradient: bool
 ) -> Tensor:
-    """Losses times shares of a block of finite logits; leaves the gradient in `out`. Both buffers are overwritten."""
+    """Losses times weights of a block of finite logits; leaves the gradient in `out`. Both buffers are overwritten."""
     share, target = share.unsqueeze(-1), target.unsqueeze(-1)
     alpha = options.alpha.to(z.dtype).unsqueeze(-1) if isinstance(options.alpha, Tensor) else options.alpha
     beta = options.beta.to(z.dtype).unsqueeze(-1) if isinstance(options.beta, Tensor) else options.beta

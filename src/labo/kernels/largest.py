@@ -22,7 +22,7 @@ def largest(z: Tensor, count: int) -> tuple[Tensor, Tensor]:
         >>> largest(torch.tensor([[0.0, 3.0, 1.0]]), 1)
         (tensor([[3.]]), tensor([[1]]))
     """
-    if z.device.type == "cpu" and z.dtype == torch.float32 and z.is_contiguous() and numba.refusal() is None:
+    if z.device.type == "cpu" and z.dtype == torch.float32 and z.is_contiguous() and numba.unavailable_reason() is None:
         return _compiled(z, count)
     return _in_blocks(z, count)
 

@@ -1,10 +1,12 @@
 """The last linear layer and the loss in one: logits are made a few rows at a time and become their gradient in place.
 
-Rows that count nothing are dropped before the product. What needs no gradient gets none computed.
+What needs no gradient gets none computed. On the CPU rows of weight 0 are dropped before the product; on a device,
+where looking for them would wait, a chunk is a slice and they count 0 in it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +14,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from labo.kernels.autograd import Solve, waits, weighed
+from labo.kernels.autograd import Solve, defer_gradient, scale_gradient, weighted_sum
 from labo.kernels.options import Options
 
-# The logits that are held at a time.
+# On the CPU, the logits that are held at a time: they stay in its caches.
 CHUNK_BYTES = 2**25
+# On a device, rows that fill its products: each chunk reads the weights twice and their gradient once.
+CHUNK_ROWS = 2048
+# Logits of a chunk up to this size are taken without a look at the memory that is free.
+SMALL_CHUNK_BYTES = 2**30
+ACCUMULATE = ("float32", "input")
 
 
 @dataclass(frozen=True)
@@ -27,17 +34,48 @@ class Head:
     bias: Tensor | None
 
 
+@dataclass(frozen=True)
+class Chunks:
+    """Rows of logits that are made at a time, None to choose, and the dtype that the head's gradient is summed in.
+
+    `accumulate` is "float32", or "input" for that of the weight: half the memory in half precision, and a rounding for
+    each chunk.
+    """
+
+    rows: int | None = None
+    accumulate: str = "float32"
+
+    def rows_of(self, hidden: Tensor, classes: int) -> int:
+        """How many rows a chunk has."""
+        if self.rows is not None:
+            return self.rows
+        row_bytes = max(1, classes * hidden.element_size())
+        if hidden.device.type == "cpu":
+            return max(1, CHUNK_BYTES // row_bytes)
+        if hidden.device.type != "cuda" or CHUNK_ROWS * row_bytes <= SMALL_CHUNK_BYTES:
+            return CHUNK_ROWS
+        free = torch.cuda.mem_get_info(hidden.device)[0]
+        free += torch.cuda.memory_reserved(hidden.device) - torch.cuda.memory_allocated(hidden.device)
+        return min(CHUNK_ROWS, max(1, free // 4 // row_bytes))
+
+
+DEFAULT_CHUNKS = Chunks()
+
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
-def total(solve: Solve, hidden: Tensor, head: Head, target: Tensor, shares: Tensor, options: Options) -> Tensor:
-    """The sum of the row losses times their shares, (), of hidden (N, D); differentiable in hidden, weight and bias."""
-    return _apply(hidden, head, target, shares, options, solve, False)
+def total(
+    solve: Solve, hidden: Tensor, head: Head, target: Tensor, row_weights: Tensor, options: Options, chunks: Chunks
+) -> Tensor:
+    """The sum of the row losses times their weights, (), of hidden (N, D); differentiable in hidden and the head."""
+    return _apply(hidden, head, target, row_weights, options, solve, chunks, False)
 
 
-def rows(solve: Solve, hidden: Tensor, head: Head, target: Tensor, shares: Tensor, options: Options) -> Tensor:
-    """The row losses times their shares, (N,); differentiable as `total` is, by solving again."""
-    return _apply(hidden, head, target, shares, options, solve, True)
+def rows(
+    solve: Solve, hidden: Tensor, head: Head, target: Tensor, row_weights: Tensor, options: Options, chunks: Chunks
+) -> Tensor:
+    """The row losses times their weights, (N,); differentiable as `total` is, by solving again."""
+    return _apply(hidden, head, target, row_weights, options, solve, chunks, True)
 
 
 def _apply(hidden: Tensor, head: Head, *rest: Any) -> Tensor:
@@ -51,88 +89,147 @@ def solve_linear(
     hidden: Tensor,
     head: Head,
     target: Tensor,
-    shares: Tensor,
+    row_weights: Tensor,
     options: Options,
     needs: tuple[bool, bool, bool],
+    chunks: Chunks,
 ) -> tuple[Tensor, Gradients]:
-    """The losses (N,) times their shares, and the gradients of their sum in hidden, weight and bias where needed."""
-    needs_hidden, needs_weight, needs_bias = needs
-    losses = torch.zeros_like(shares)
-    made = _Made(
-        torch.zeros_like(hidden) if needs_hidden else None,
-        torch.zeros_like(head.weight, dtype=shares.dtype) if needs_weight else None,
-        torch.zeros_like(head.bias, dtype=shares.dtype) if needs_bias and head.bias is not None else None,
-    )
-    counting = torch.nonzero(shares).squeeze(-1)
-    step = max(1, CHUNK_BYTES // max(1, head.weight.shape[0] * hidden.element_size()))
+    """The losses (N,) times their weights, and the gradients of their sum in hidden, weight and bias where needed.
+
+    Nothing here waits for a device. The logits of all chunks share one buffer, which the gradient is written over.
+    """
+    step = min(chunks.rows_of(hidden, head.weight.shape[0]), max(1, len(hidden)))
+    looks = _may_look(row_weights)
+    drops = looks and not bool(row_weights.all())
+    losses = torch.zeros_like(row_weights) if drops else torch.empty_like(row_weights)
+    one_chunk = step >= len(hidden)
+    grads = _Gradients(hidden, head, needs, chunks.accumulate == "input" or one_chunk, cleared=drops)
+    buffer = torch.empty(step, head.weight.shape[0], dtype=hidden.dtype, device=hidden.device)
+    for part in _parts(row_weights, step, drops):
+        chunk, weights = hidden[part], row_weights[part]
+        if not looks:
+            chunk = torch.where(
+                (weights != 0).unsqueeze(-1), chunk, 0.0
+            )  # what they hold, such as NaN, is in no product
+        logits = _product(chunk, head, buffer[: len(chunk)])
+        some = getattr(solve, "of", None)  # a solver that knows its rows
+        losses[part], grad_logits = (solve if some is None else some(part))(
+            logits, target[part], weights, options.of(part), gradient=any(needs), out=logits
+        )
+        if grad_logits is not None:
+            grads.add(part, chunk, grad_logits, head.weight)
+    return losses, grads.finished(head)
+
+
+def _may_look(tensor: Tensor) -> bool:
+    """Whether its values can be looked at without waiting for a device."""
+    return tensor.device.type == "cpu"
+
+
+def _parts(row_weights: Tensor, step: int, drops: bool) -> Iterator[slice | Tensor]:
+    """The rows of each chunk: slices, or indices where rows of weight 0 lie between those that count."""
+    if not drops:
+        for start in range(0, len(row_weights), step):
+            yield slice(start, start + step)
+        return
+    counting = torch.nonzero(row_weights).squeeze(-1)
     for at in counting.split(step) if len(counting) else ():
         # All rows in their order are a slice, which copies nothing.
-        part = slice(int(at[0]), int(at[-1]) + 1) if len(at) == int(at[-1] - at[0]) + 1 else at
-        chunk = hidden[part]
-        logits = linear(chunk, head.weight, head.bias)
-        some = getattr(solve, "of", None)  # a solver that knows its rows
-        losses[part], gradient = (solve if some is None else some(part))(
-            logits, target[part], shares[part], options.of(part), gradient=any(needs), out=logits
-        )
-        if gradient is not None:
-            made.add(part, chunk, gradient, head.weight)
-        del logits, gradient  # before the next chunk is made, not after
-    return losses, made.of(head)
+        yield slice(int(at[0]), int(at[-1]) + 1) if len(at) == int(at[-1] - at[0]) + 1 else at
 
 
-@dataclass(frozen=True)
-class _Made:
-    """Gradients as they grow; those of the head in working precision, rounded once at the end."""
+def _product(chunk: Tensor, head: Head, out: Tensor) -> Tensor:
+    if head.bias is None:
+        return torch.mm(chunk, head.weight.T, out=out)
+    return torch.addmm(head.bias, chunk, head.weight.T, out=out)
 
-    hidden: Tensor | None
-    weight: Tensor | None
-    bias: Tensor | None
 
-    def add(self, part: Any, chunk: Tensor, gradient: Tensor, weight: Tensor) -> None:
+class _Gradients:
+    """Gradients as they grow: the first chunk writes those of the head, later ones are added inside the product."""
+
+    def __init__(
+        self, hidden: Tensor, head: Head, needs: tuple[bool, bool, bool], narrow: bool, *, cleared: bool
+    ) -> None:
+        work = torch.promote_types(hidden.dtype, torch.float32)
+        self.hidden = (torch.zeros_like if cleared else torch.empty_like)(hidden) if needs[0] else None
+        weight_dtype = head.weight.dtype if narrow else work
+        self.weight = torch.empty_like(head.weight, dtype=weight_dtype) if needs[1] else None
+        self.bias = torch.zeros_like(head.bias, dtype=work) if needs[2] and head.bias is not None else None
+        self.first = True
+
+    def add(self, part: slice | Tensor, chunk: Tensor, grad_logits: Tensor, weight: Tensor) -> None:
+        """Add those of a chunk (n, D) with the gradient of its logits (n, V)."""
         if self.hidden is not None:
-            self.hidden[part] = gradient @ weight
-        if self.weight is not None:
-            if gradient.dtype == self.weight.dtype:
-                self.weight.addmm_(gradient.T, chunk)
+            if isinstance(part, slice):
+                torch.mm(grad_logits, weight, out=self.hidden[part])
             else:
-                self.weight.add_(gradient.T @ chunk)
+                self.hidden[part] = grad_logits @ weight
+        if self.weight is not None:
+            _accumulate(self.weight, grad_logits.T, chunk, self.first)
         if self.bias is not None:
-            self.bias.add_(gradient.sum(0, dtype=self.bias.dtype))
+            self.bias.add_(grad_logits.sum(0, dtype=self.bias.dtype))
+        self.first = False
 
-    def of(self, head: Head) -> Gradients:
-        weight = None if self.weight is None else self.weight.to(head.weight.dtype)
+    def finished(self, head: Head) -> Gradients:
+        """Those of hidden, weight and bias, in their dtypes."""
+        weight = self.weight
+        if weight is not None:
+            weight = weight.zero_() if self.first else weight
+            weight = weight.to(head.weight.dtype)
         bias = None if self.bias is None or head.bias is None else self.bias.to(head.bias.dtype)
         return self.hidden, weight, bias
+
+
+def _accumulate(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
+    """Write left @ right into `total` the first time and add it after, inside the product where that is possible."""
+    if total.dtype == left.dtype:
+        if first:
+            torch.mm(left, right, out=total)
+        else:
+            total.addmm_(left, right)
+    elif total.device.type == "cuda" and total.dtype == torch.float32 and _sums_in_float32():
+        product: Any = torch.mm if first else torch.addmm
+        product(*(() if first else (total,)), left, right, out_dtype=torch.float32, out=total)
+    elif first:
+        total.copy_(left @ right)
+    else:
+        total.add_(left @ right)
+
+
+def _sums_in_float32() -> bool:
+    """Whether this PyTorch multiplies half precision into float32 (2.8 and newer, on CUDA)."""
+    return "dtype_out" in torch.ops.aten.addmm.overloads()
 
 
 class _LinearLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        hidden, weight, bias, target, shares, options, solve, per_row, wanted = arguments
-        needs = (False, False, False) if per_row or waits(hidden) else wanted
+        hidden, weight, bias, target, row_weights, options, solve, chunks, per_row, wanted = arguments
+        needs = (False, False, False) if per_row or defer_gradient(hidden) else wanted
         head = Head(weight.detach(), None if bias is None else bias.detach())
-        losses, ctx.made = solve_linear(solve, hidden.detach(), head, target, shares, options, needs)
-        ctx.save_for_backward(hidden, weight, bias, target, shares)
-        ctx.options, ctx.solve, ctx.per_row, ctx.wanted = options, solve, per_row, wanted
+        losses, ctx.grads = solve_linear(solve, hidden.detach(), head, target, row_weights, options, needs, chunks)
+        ctx.save_for_backward(hidden, weight, bias, target, row_weights)
+        ctx.options, ctx.solve, ctx.chunks, ctx.per_row, ctx.wanted = options, solve, chunks, per_row, wanted
         return losses if per_row else losses.sum()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, target, shares = ctx.saved_tensors
+        hidden, weight, bias, target, row_weights = ctx.saved_tensors
         (grad,) = grads
-        rest = (None,) * 6
+        rest = (None,) * 7
         if torch.is_grad_enabled():
             inputs = [tensor for tensor, needed in zip((hidden, weight, bias), ctx.wanted, strict=True) if needed]
             # What a row that counts nothing holds, such as NaN, is in no product.
-            logits = linear(torch.where((shares != 0).unsqueeze(-1), hidden, 0.0), weight, bias)
-            found = iter(_again(inputs, logits, target, shares, grad, ctx.options, ctx.solve))
+            logits = linear(torch.where((row_weights != 0).unsqueeze(-1), hidden, 0.0), weight, bias)
+            found = iter(_again(inputs, logits, target, row_weights, grad, ctx.options, ctx.solve))
             return *(next(found) if needed else None for needed in ctx.wanted), *rest
-        made, ctx.made = ctx.made, None
-        if ctx.per_row or waits(hidden) or made is None:
+        made, ctx.grads = ctx.grads, None
+        if ctx.per_row or defer_gradient(hidden) or made is None:
             head = Head(weight, bias)
-            _, made = solve_linear(ctx.solve, hidden, head, target, shares * grad, ctx.options, ctx.wanted)
-        elif grad.device.type != "cpu" or grad.item() != 1.0:
-            made = tuple(None if value is None else value.mul_(grad) for value in made)
+            weights = row_weights * grad
+            _, made = solve_linear(ctx.solve, hidden, head, target, weights, ctx.options, ctx.wanted, ctx.chunks)
+        else:
+            made = tuple(None if value is None else scale_gradient(value, grad) for value in made)
         return *made, *rest
 
 
@@ -140,11 +237,11 @@ def _again(
     inputs: list[Tensor],
     logits: Tensor,
     target: Tensor,
-    shares: Tensor,
+    row_weights: Tensor,
     grad: Tensor,
     options: Options,
     solve: Solve,
 ) -> tuple[Tensor, ...]:
     """The gradients by the reference implementation, differentiable."""
-    total = weighed(logits, target, shares, grad, options, getattr(solve, "row_losses", None))
+    total = weighted_sum(logits, target, row_weights, grad, options, getattr(solve, "row_losses", None))
     return torch.autograd.grad(total, inputs, create_graph=True)

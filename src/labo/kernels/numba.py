@@ -27,7 +27,7 @@ SHARE_OF_THREAD = 2**18
 
 
 @cache
-def refusal() -> str | None:
+def unavailable_reason() -> str | None:
     """Why this machine cannot run the Numba kernels; None where it can."""
     if importlib.util.find_spec("numba") is None:
         return "the package `numba` is not installed (the extra `numba` has it)"
@@ -35,28 +35,28 @@ def refusal() -> str | None:
 
 
 def solve(
-    logits: Tensor, target: Tensor, shares: Tensor, options: Options, *, gradient: bool, out: Tensor | None = None
+    logits: Tensor, target: Tensor, row_weights: Tensor, options: Options, *, gradient: bool, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """As `blocked.solve`."""
     rows = logits.shape[0]
     if target.dim() == 2 or logits.dtype not in DTYPES or not blocked.suits(options) or not logits.numel():
-        return blocked.solve(logits, target, shares, options, gradient=gradient, out=out)
+        return blocked.solve(logits, target, row_weights, options, gradient=gradient, out=out)
     if not logits.is_contiguous():
-        return _in_blocks(logits, target, shares, options, gradient, out)
+        return _in_blocks(logits, target, row_weights, options, gradient, out)
     losses = torch.empty(rows, dtype=torch.float32)
     if not gradient:
         out = None
     elif out is None:
         out = torch.empty_like(logits)
     done = torch.empty(rows, dtype=torch.bool)
-    given = (logits, target.contiguous(), shares.contiguous())
+    given = (logits, target.contiguous(), row_weights.contiguous())
     if _sweep(given, options, out, losses, done):
         _again(given, options, out, losses, ~done)
     return losses, out
 
 
 def _in_blocks(
-    logits: Tensor, target: Tensor, shares: Tensor, options: Options, gradient: bool, out: Tensor | None
+    logits: Tensor, target: Tensor, row_weights: Tensor, options: Options, gradient: bool, out: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """The same for logits of any strides, of which a block at a time is copied."""
     rows, classes = logits.shape
@@ -67,7 +67,7 @@ def _in_blocks(
     for start in range(0, rows, step):
         at = slice(start, start + step)
         block = logits[at].contiguous()
-        losses[at], made = solve(block, target[at], shares[at], options.of(at), gradient=gradient)
+        losses[at], made = solve(block, target[at], row_weights[at], options.of(at), gradient=gradient)
         if out is not None and made is not None:
             out[at] = made
     return losses, out
@@ -78,11 +78,11 @@ def _sweep(
 ) -> int:
     """How many rows it could not do."""
     kernels = _kernels()
-    logits, target, shares = given
+    logits, target, row_weights = given
     prior = kernels.NO_PRIOR if options.prior is None else options.prior.detach().float().numpy()
     strengths = _strengths(options)
     bits = _array(logits)
-    inputs = (bits, target.numpy(), shares.numpy())
+    inputs = (bits, target.numpy(), row_weights.numpy())
     results = (bits if out is None else _array(out), losses.numpy(), done.numpy())
     threads = min(torch.get_num_threads(), logits.numel() // SHARE_OF_THREAD, len(logits))
     if threads < 2:
@@ -123,7 +123,7 @@ def _again(
 ) -> None:
     """The rows that the sweep is not made for, by the other implementation."""
     at = left.nonzero().squeeze(-1)
-    logits, target, shares = (tensor[at] for tensor in given)
-    losses[at], made = blocked.solve(logits, target, shares, options.of(at), gradient=out is not None)
+    logits, target, row_weights = (tensor[at] for tensor in given)
+    losses[at], made = blocked.solve(logits, target, row_weights, options.of(at), gradient=out is not None)
     if out is not None and made is not None:
         out[at] = made

@@ -234,8 +234,8 @@ def _sums(logits, n, top, alpha, beta, prior, belief, label):
 
 
 @_compiled
-def sweep(logits, target, shares, strengths, prior, gradient, out, losses, done):
-    """Losses times shares of all rows, and the gradient of their sum.
+def sweep(logits, target, row_weights, strengths, prior, gradient, out, losses, done):
+    """Losses times weights of all rows, and the gradient of their sum.
 
     Returns how many rows it cannot do; `done` is False for them.
     """
@@ -244,7 +244,7 @@ def sweep(logits, target, shares, strengths, prior, gradient, out, losses, done)
     belief = np.empty(classes, np.float32)
     label = np.empty(classes, np.float32)
     for n in range(np.uint64(logits.shape[0])):
-        share = np.float64(shares[n])
+        share = np.float64(row_weights[n])
         if share == 0.0:
             done[n] = True
             losses[n] = ZERO

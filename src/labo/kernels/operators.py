@@ -14,26 +14,34 @@ from torch import Tensor
 
 from labo import kernels
 from labo.kernels import reference
-from labo.kernels.linear import Head, solve_linear
+from labo.kernels.linear import Chunks, Head, solve_linear
 from labo.kernels.options import Options
 
 
-def loss(logits: Tensor, target: Tensor, shares: Tensor, options: Options, impl: str, *, total: bool) -> Tensor:
-    """The row losses (N,) times their shares, or their sum (); differentiable in the logits."""
+def loss(logits: Tensor, target: Tensor, row_weights: Tensor, options: Options, impl: str, *, total: bool) -> Tensor:
+    """The row losses (N,) times their weights, or their sum (); differentiable in the logits."""
     given = _as_tensors(options)
     gradient = torch.is_grad_enabled() and total and logits.requires_grad and logits.dtype != torch.float16
-    return _loss(logits, target, shares, *given, options.value, impl, total, gradient)[0]
+    return _loss(logits, target, row_weights, *given, options.value, impl, total, gradient)[0]
 
 
 def linear_loss(
-    hidden: Tensor, head: Head, target: Tensor, shares: Tensor, options: Options, impl: str, *, total: bool
+    hidden: Tensor,
+    head: Head,
+    target: Tensor,
+    row_weights: Tensor,
+    options: Options,
+    chunks: Chunks,
+    impl: str,
+    *,
+    total: bool,
 ) -> Tensor:
     """The same of hidden (N, D) through the last layer; differentiable in hidden, weight and bias."""
     needs = [tensor is not None and tensor.requires_grad for tensor in (hidden, head.weight, head.bias)]
     if not (torch.is_grad_enabled() and total) or hidden.dtype == torch.float16:
         needs = [False, False, False]
-    given = _as_tensors(options)
-    return _linear(hidden, head.weight, head.bias, target, shares, *given, options.value, impl, total, needs)[0]
+    given = (hidden, head.weight, head.bias, target, row_weights, *_as_tensors(options), options.value, impl, total)
+    return _linear(*given, chunks.rows or 0, chunks.accumulate, needs)[0]
 
 
 def _as_tensors(options: Options) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
@@ -59,7 +67,7 @@ def _number_or_rows(value: Tensor) -> float | Tensor:
 def _loss(
     logits: Tensor,
     target: Tensor,
-    shares: Tensor,
+    row_weights: Tensor,
     alpha: Tensor,
     beta: Tensor,
     prior: Tensor | None,
@@ -71,7 +79,7 @@ def _loss(
 ) -> tuple[Tensor, Tensor]:
     options = _as_options(alpha, beta, prior, weight, value)
     solve = kernels.choose(impl, (logits,), target, options) or reference.solve
-    losses, made = solve(logits, target, shares, options, gradient=gradient)
+    losses, made = solve(logits, target, row_weights, options, gradient=gradient)
     return (losses.sum() if total else losses), _or_nothing(made, logits)
 
 
@@ -85,8 +93,8 @@ def _or_nothing(made: Tensor | None, like: Tensor) -> Tensor:
 
 
 @_loss.register_fake
-def _(logits, target, shares, alpha, beta, prior, weight, value, impl, total, gradient):
-    losses = shares.new_empty(()) if total else torch.empty_like(shares)
+def _(logits, target, row_weights, alpha, beta, prior, weight, value, impl, total, gradient):
+    losses = row_weights.new_empty(()) if total else torch.empty_like(row_weights)
     return losses, logits.new_empty(logits.shape if gradient else 0)
 
 
@@ -96,12 +104,12 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    logits, target, shares, *options, made = ctx.saved_tensors
+    logits, target, row_weights, *options, made = ctx.saved_tensors
     if ctx.gradient:
-        slopes = _times(made, grad)
+        grad_logits = _times(made, grad)
     else:
-        slopes = _loss(logits, target, shares * grad, *options, ctx.value, ctx.impl, ctx.total, True)[1]
-    return slopes, *(None,) * 10
+        grad_logits = _loss(logits, target, row_weights * grad, *options, ctx.value, ctx.impl, ctx.total, True)[1]
+    return grad_logits, *(None,) * 10
 
 
 _loss.register_autograd(_backward, setup_context=_keep)
@@ -113,7 +121,7 @@ def _linear(
     head: Tensor,
     bias: Tensor | None,
     target: Tensor,
-    shares: Tensor,
+    row_weights: Tensor,
     alpha: Tensor,
     beta: Tensor,
     prior: Tensor | None,
@@ -121,25 +129,28 @@ def _linear(
     value: str,
     impl: str,
     total: bool,
+    chunk_rows: int,
+    accumulate: str,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     options = _as_options(alpha, beta, prior, weight, value)
     solve = kernels.choose(impl, (hidden, head), target, options) or reference.solve
     wanted = (needs[0], needs[1], needs[2])
-    losses, made = solve_linear(solve, hidden, Head(head, bias), target, shares, options, wanted)
+    chunks = Chunks(chunk_rows or None, accumulate)
+    losses, made = solve_linear(solve, hidden, Head(head, bias), target, row_weights, options, wanted, chunks)
     gradients = [_or_nothing(x, hidden) for x in made]
     return (losses.sum() if total else losses), gradients[0], gradients[1], gradients[2]
 
 
 @_linear.register_fake
-def _(hidden, head, bias, target, shares, alpha, beta, prior, weight, value, impl, total, needs):
-    losses = shares.new_empty(()) if total else torch.empty_like(shares)
+def _(hidden, head, bias, target, row_weights, alpha, beta, prior, weight, value, impl, total, rows, accumulate, needs):
+    losses = row_weights.new_empty(()) if total else torch.empty_like(row_weights)
     sources = (hidden, head, head.new_empty(head.shape[0]) if bias is None else bias)
     return losses, *(x.new_empty(x.shape if needed else 0) for x, needed in zip(sources, needs, strict=True))
 
 
 def _keep_linear(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.value, ctx.impl, ctx.total, ctx.needs = inputs
+    *tensors, ctx.value, ctx.impl, ctx.total, ctx.rows, ctx.accumulate, ctx.needs = inputs
     ctx.save_for_backward(*tensors, *output[1:])
 
 
@@ -150,9 +161,10 @@ def _backward_linear(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None,
     if all(there or not needed for there, needed in zip(ctx.needs, wanted, strict=True)):
         made = [_times(x, grad) for x in made]
     else:
-        hidden, head, bias, target, shares, *options = tensors
-        made = _linear(hidden, head, bias, target, shares * grad, *options, ctx.value, ctx.impl, ctx.total, wanted)[1:]
-    return *(x if needed else None for x, needed in zip(made, wanted, strict=True)), *(None,) * 10
+        hidden, head, bias, target, row_weights, *options = tensors
+        chosen = (ctx.value, ctx.impl, ctx.total, ctx.rows, ctx.accumulate)
+        made = _linear(hidden, head, bias, target, row_weights * grad, *options, *chosen, wanted)[1:]
+    return *(x if needed else None for x, needed in zip(made, wanted, strict=True)), *(None,) * 12
 
 
 _linear.register_autograd(_backward_linear, setup_context=_keep_linear)

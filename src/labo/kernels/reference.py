@@ -48,13 +48,13 @@ def _learnt(*options: float | Tensor | None) -> bool:
 
 
 def solve(
-    logits: Tensor, target: Tensor, shares: Tensor, options: Options, *, gradient: bool, out: Tensor | None = None
+    logits: Tensor, target: Tensor, row_weights: Tensor, options: Options, *, gradient: bool, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """The losses (N,) times their shares and the gradient of their sum, as the fused implementations give them.
+    """The losses (N,) times their weights and the gradient of their sum, as the fused implementations give them.
 
-    Rows of share 0 may hold anything; `out` takes the gradient. Nothing is recorded for autograd.
+    Rows of weight 0 may hold anything; `out` takes the gradient. Nothing is recorded for autograd.
     """
-    counts = (shares != 0).unsqueeze(-1)
+    counts = (row_weights != 0).unsqueeze(-1)
     rows = inner.working(torch.where(counts, logits, 0.0))
     losses = row_losses(rows, target, **options.named())
     if gradient:
@@ -63,12 +63,12 @@ def solve(
         alpha = options.alpha
         strength = alpha.to(rows.dtype).unsqueeze(-1) if isinstance(alpha, Tensor) and alpha.dim() else alpha
         label = inner.labels_of_rows(rows, inner.over_rows("beta", options.beta, rows), options.prior)
-        slopes = total * inner.belief_of_rows(rows) - (1 - strength) * mass - strength * total * label
+        grad_logits = total * inner.belief_of_rows(rows) - (1 - strength) * mass - strength * total * label
         # A row whose classes are all masked has no gradient, not even at its target.
         counts = counts & (rows != -math.inf).any(-1, keepdim=True)
-        slopes = torch.where(counts, shares.unsqueeze(-1) * slopes, 0.0).to(logits.dtype)
-        out = slopes if out is None else out.copy_(slopes)
-    return torch.where(shares == 0, 0.0, shares * losses), out if gradient else None
+        grad_logits = torch.where(counts, row_weights.unsqueeze(-1) * grad_logits, 0.0).to(logits.dtype)
+        out = grad_logits if out is None else out.copy_(grad_logits)
+    return torch.where(row_weights == 0, 0.0, row_weights * losses), out if gradient else None
 
 
 def working_dtype(logits: Tensor) -> torch.dtype:

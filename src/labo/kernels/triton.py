@@ -7,31 +7,32 @@ import importlib.util
 import math
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from labo.kernels.options import Options
+from labo.kernels.triton_shapes import Shape, parts_of, power_of_2, shape_of, tile_of
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Classes that one program holds at a time; tiles of fewer classes hold several rows.
-BLOCK = 2048
-SMALL_TILE = 512
-# Programs that keep a large GPU busy: fewer rows than this are cut into parts.
-ENOUGH_PROGRAMS = 256
 
-# Said aloud because Triton's default is changing (3.10): no step here relies on a product's own rounding.
-COMPILING = {"enable_fp_fusion": True}
+# Explicit because Triton's default changes (3.10), and multiply-adds that are not fused are twice the instructions.
+COMPILE_OPTIONS = {"enable_fp_fusion": True}
 
 SUMS = 6
+# Up to this beta, beta times the rounding of a plain sum of exponentials is within the loss's accuracy.
+MAX_PLAIN_BETA = 16.0
+# Compile-time forms of beta; 2, 3 and 4 stand for themselves. As in triton_algebra.py, which is not imported here.
+PLAIN, SERIES, LIMIT = 1, 0, -1
+SCALE_BLOCK = 4096
 
 
-def refusal() -> str | None:
+def unavailable_reason() -> str | None:
     """Why this machine cannot run the Triton kernels; None where it can.
 
     Example:
-        >>> reason = refusal()
+        >>> reason = unavailable_reason()
         >>> reason is None or isinstance(reason, str)
         True
     """
@@ -50,48 +51,90 @@ def interpreted() -> bool:
 def solve(
     logits: Tensor,
     target: Tensor,
-    shares: Tensor,
+    row_weights: Tensor,
     options: Options,
     *,
     gradient: bool,
     out: Tensor | None = None,
+    shape: Shape | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Each row's share of (1 - alpha) * CE(onehot(target), p) + alpha * V(logits), and its gradient in the logits.
+    """Each row's (1 - alpha) * CE(onehot(target), p) + alpha * V(logits) times its weight, and the gradient in logits.
 
     Args:
-        logits: (N, C), float32, bfloat16 or float16, of any strides; -inf masks a class. Never written to.
+        logits: (N, C), float32, bfloat16 or float16, of any strides; -inf masks a class. Not written to unless they
+            are `out`.
         target: (N,) int64 class indices, valid in every row.
-        shares: (N,) float32, what a row's loss counts. A row of share 0 is not read: loss 0, gradient 0.
-        options: alpha and beta floats or (N,); prior None for uniform, or probabilities (C,) that sum to 1.
+        row_weights: (N,) float32. A row of weight 0 is not read: loss 0, gradient 0.
+        options: alpha and beta floats, () or (N,); prior None for uniform, or probabilities (C,) that sum to 1.
         gradient: whether the gradient is wanted.
-        out: the caller needs these no more; not used, since a program may read what another has written.
+        out: where to write it, of the logits' shape and dtype; may be the logits themselves.
+        shape: how the kernels lie on the device; by default from the table in triton_shapes.py.
 
     Returns:
-        The losses (N,) in float32, and None or the gradient (N, C) in the dtype of `logits`, contiguous, rounded once:
-        shares * (p - (1 - alpha) * onehot(target) - alpha * q*), q* = softmax(logits / beta + log prior).
+        The losses (N,) in float32, and None or the gradient (N, C) in the dtype of `logits`, rounded once:
+        row_weights * (p - (1 - alpha) * onehot(target) - alpha * q*), q* = softmax(logits / beta + log prior).
 
     Raises:
         TypeError: `logits` has another dtype.
         ValueError: this machine, or the device that `logits` lie on, cannot run the kernels.
     """
-    if reason := refusal():
+    if reason := unavailable_reason():
         raise ValueError(f"Expected a machine that runs Triton kernels, but {reason}.")
     if logits.dtype not in DTYPES:
         raise TypeError(f"Expected argument `logits` of dtype float32, bfloat16 or float16, but got {logits.dtype}.")
     if logits.device.type != "cuda" and not interpreted():
         raise ValueError(f"Expected argument `logits` on a CUDA device, but got {logits.device}.")
     losses = torch.empty(logits.shape[0], dtype=torch.float32, device=logits.device)
-    # The interpreter truncates to bfloat16 where devices round.
-    written = torch.float32 if interpreted() and logits.dtype == torch.bfloat16 else logits.dtype
-    slopes = torch.empty(logits.shape, dtype=written, device=logits.device) if gradient else None
+    grad_logits = _output(logits, out) if gradient else None
     if losses.numel():
-        limit = not isinstance(options.beta, Tensor) and math.isinf(options.beta)
-        given = [_per_row(value, logits) for value in (options.alpha, options.beta)]
-        prior = None if options.prior is None else options.prior.detach().to(torch.float32).contiguous()
-        rows = (logits.detach(), target.contiguous(), shares.contiguous(), *given, prior)
+        batch = _Batch(logits.detach(), target.contiguous(), row_weights.contiguous(), losses, grad_logits)
         with _on(logits.device):
-            _launch(rows, losses, slopes, limit)
-    return losses, None if slopes is None else slopes.to(logits.dtype)
+            _launch(batch, options, shape or shape_of(logits.shape[1], logits.element_size()))
+    if grad_logits is None:
+        return losses, None
+    return losses, grad_logits.to(logits.dtype) if out is None or grad_logits is out else out.copy_(grad_logits)
+
+
+def scale_gradient(grads: Tensor, factor: Tensor) -> Tensor:
+    """Multiply `grads`, contiguous, by the scalar `factor` in place; where it is 1 nothing is read but the factor."""
+    from labo.kernels import triton_kernels
+
+    kernels: Any = triton_kernels
+    programs = min(1024, -(-grads.numel() // SCALE_BLOCK))
+    if programs:
+        with _on(grads.device):
+            constants = {"block": SCALE_BLOCK, "num_warps": 8, **COMPILE_OPTIONS}
+            kernels.scale_gradient[(programs,)](grads, factor.detach(), grads.numel(), **constants)
+    return grads
+
+
+def beta_form(options: Options) -> int:
+    """The compile-time form of beta: what the kernels sum and how they make exponentials."""
+    beta = options.beta
+    if isinstance(beta, Tensor):
+        return SERIES
+    if math.isinf(beta):
+        return LIMIT
+    if options.prior is None and beta in (2.0, 3.0, 4.0):
+        return int(beta)
+    return PLAIN if beta <= MAX_PLAIN_BETA else SERIES
+
+
+class _Batch(NamedTuple):
+    logits: Tensor
+    target: Tensor
+    row_weights: Tensor
+    losses: Tensor
+    grad_logits: Tensor | None
+
+
+def _output(logits: Tensor, out: Tensor | None) -> Tensor:
+    """Where the kernels write the gradient: `out`, or a contiguous buffer."""
+    # The interpreter truncates to bfloat16 where devices round.
+    narrow = interpreted() and logits.dtype == torch.bfloat16
+    if out is not None and not narrow and (out.stride(1) == 1 or out.shape[1] == 1):
+        return out
+    return torch.empty(logits.shape, dtype=torch.float32 if narrow else logits.dtype, device=logits.device)
 
 
 @contextlib.contextmanager
@@ -107,57 +150,66 @@ def _on(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _per_row(value: float | Tensor, logits: Tensor) -> Tensor:
-    # A scalar is a tensor of stride 0, so that a schedule of alpha or beta compiles nothing anew.
-    if isinstance(value, Tensor):
-        value = value.detach().to(logits.device, torch.float32)
-    else:  # filled on the device: a copy to it would wait
-        value = torch.full((), value, dtype=torch.float32, device=logits.device)
-    return value.expand(logits.shape[0])
+def _option(value: float | Tensor, logits: Tensor) -> tuple[float | Tensor, int, bool]:
+    """(value, its stride over the rows, whether it is a tensor); numbers are arguments of the launch."""
+    if not isinstance(value, Tensor):
+        return float(value), 0, False
+    value = value.detach().to(logits.device, torch.float32)
+    return value, value.expand(logits.shape[0]).stride(0), True
 
 
-def tile(classes: int) -> tuple[int, int]:
-    """Rows and classes of the tile that a program holds."""
-    block = min(BLOCK, _power_of_2(classes))
-    return max(1, SMALL_TILE // block), block
+def _unit(logits: Tensor, row_stride: int, grad_logits: Tensor | None, grad_stride: int) -> int:
+    """Consecutive classes, up to 16 bytes of them, in which all addresses of rows are aligned."""
+    unit = 16 // logits.element_size() if logits.stride(1) == 1 else 1
+    sizes = [logits.shape[1], row_stride]
+    if grad_logits is not None:
+        sizes.append(grad_stride)
+    while any(size % unit for size in sizes):
+        unit //= 2
+    return unit if unit > 2 else 1
 
 
-def span(rows: int, classes: int) -> int:
-    """Classes that one program sums: all, or, for few rows, whole blocks that make enough programs."""
-    block = tile(classes)[1]
-    parts = min(_parts(ENOUGH_PROGRAMS, rows), classes // (2 * block))
-    return classes if parts < 2 else _parts(_parts(classes, parts), block) * block
-
-
-def _launch(rows: tuple, losses: Tensor, slopes: Tensor | None, limit: bool) -> None:
+def _launch(batch: _Batch, options: Options, shape: Shape) -> None:
     from labo.kernels import triton_kernels
 
     kernels: Any = triton_kernels  # Triton's types do not know what a launch takes
-    logits, _, _, alpha, beta, _ = rows
-    count, classes = logits.shape
-    together, block = tile(classes)
-    sizes = (*logits.stride(), alpha.stride(0), beta.stride(0), count, classes)
-    constants = {"limit": limit, "block": block, "num_warps": max(4, block // 256), **COMPILING}
-    width = span(count, classes)
-    if width == classes:
-        grid = (_parts(count, together),)
-        kernels.whole_rows[grid](*rows, losses, slopes, *sizes, together=together, **constants)
+    logits, target, row_weights, losses, grad_logits = batch
+    rows, classes = logits.shape
+    row_stride, class_stride = logits.stride() if rows > 1 else (classes, logits.stride(1))
+    grad_stride = classes if grad_logits is None or rows == 1 else grad_logits.stride(0)
+    contiguous = class_stride == 1 or classes == 1
+    unit = _unit(logits, row_stride, grad_logits, grad_stride)
+    alpha, alpha_stride, alpha_of_rows = _option(options.alpha, logits)
+    beta, beta_stride, beta_of_rows = _option(options.beta, logits)
+    prior = None if options.prior is None else options.prior.detach().to(torch.float32).contiguous()
+    constants = {
+        "contiguous": contiguous,
+        "beta_of_rows": beta_of_rows,
+        "form": beta_form(options),
+        "unit": unit,
+        "num_warps": shape.warps,
+        **COMPILE_OPTIONS,
+    }
+    of_alpha = {"alpha_of_rows": alpha_of_rows}
+    inputs = (logits, target, row_weights, alpha, beta, prior)
+    strides = (row_stride // unit, class_stride, grad_stride // unit, alpha_stride, beta_stride)
+    if shape.rows:
+        grid = (-(-rows // shape.rows),)
+        held = {"together": shape.rows, "block": power_of_2(classes), **of_alpha, **constants}
+        kernels.short_rows[grid](*inputs, losses, grad_logits, *strides, rows, classes // unit, **held)
         return
-    parts = _parts(classes, width)
-    sums = torch.empty(SUMS, count, parts, dtype=torch.float32, device=logits.device)
-    totals = torch.empty(SUMS, count, dtype=torch.float32, device=logits.device)
-    lanes = _power_of_2(parts)
-    kernels.sums_of_parts[(count, parts)](*rows, sums, *sizes, width, **constants)
-    kernels.combine[(count,)](*rows, sums, totals, losses, *sizes, parts, limit=limit, lanes=lanes, **COMPILING)
-    if slopes is not None:
-        kernels.slopes_of_parts[(count, parts)](*rows, totals, slopes, *sizes, width, **constants)
-
-
-def _power_of_2(count: int) -> int:
-    """The least that is no less than `count`."""
-    return 1 << (count - 1).bit_length()
-
-
-def _parts(count: int, size: int) -> int:
-    """How many of `size` hold `count`."""
-    return -(-count // size)
+    groups, lanes = tile_of(shape, unit, logits.element_size())
+    constants |= {"groups": groups, "lanes": lanes}
+    width = parts_of(rows, classes, groups * lanes * unit)
+    if not width:
+        kernels.long_rows[(rows,)](*inputs, losses, grad_logits, *strides, classes // unit, **of_alpha, **constants)
+        return
+    parts = -(-classes // (width * groups * lanes * unit))
+    sums = torch.empty(SUMS, rows, parts, dtype=torch.float32, device=logits.device)
+    sizes = (rows, classes // unit, width)
+    kernels.sum_parts[(rows, parts)](
+        logits, row_weights, beta, prior, sums, row_stride // unit, class_stride, beta_stride, *sizes, **constants
+    )
+    kernels.write_parts[(rows, parts)](
+        *inputs, sums, losses, grad_logits, *strides, *sizes, parts, places=power_of_2(parts), **of_alpha, **constants
+    )

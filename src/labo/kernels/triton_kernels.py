@@ -1,314 +1,362 @@
-"""The Triton kernels: one sweep over a row for its sums, a second that writes the gradient.
+"""The Triton kernels, which triton.py prepares and launches; what they compute is in triton_algebra.py.
 
-A row is summed online. Six numbers are kept: the largest logit and Z = sum exp(z - top), and over the prior's support,
-with c its largest logit and x = (z - c) / beta,
+- `short_rows` holds whole rows in registers: one read of the logits, several rows a program.
+- `long_rows` sweeps a row twice, by lanes: once for its sums, then backwards for its gradient.
+- `sum_parts` and `write_parts` do the same where rows are few: each program has a part of a row.
+- `scale_gradient` multiplies a gradient by a number that lies on the device, and does nothing where it is 1.
 
-    labels = sum r exp(x)        the normaliser of q*
-    mass   = sum r               what renormalises the prior over the classes that are not masked
-    pull   = sum r beta expm1(x) the inner problem's mean, free of cancellation; sum r (z - c) at beta = inf
-
-One logit is such a record of itself, (z, 1, z, r, r, 0), so that one function, `_seen_from`, moves a logit, the sums so
-far, or the sums of a part of the row to another maximum. Every term of the loss has one sign, and nothing cancels:
-
-    V = log Z + (top - c) - beta log(labels / mass),   beta log(labels / mass) = beta log1p(pull / (beta mass))
-
-Few rows of many classes are cut into parts, one program each: the sums of the parts, their combination, the gradient.
-Arguments are as `labo.kernels.triton.solve` names them; `triton.py` prepares and launches.
+Arguments are as `labo.kernels.triton.solve` names them; row strides and classes come in units of `unit` classes, so
+that the compiler knows which addresses are multiples of 16 bytes.
 """
 
 # Where Triton is missing (this module is then never imported) pyright takes the file triton.py beside this one for it;
 # where it is there, its types do not describe what one jit function passes to another.
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportIndexIssue=false
-# pyright: reportCallIssue=false, reportArgumentType=false
+# pyright: reportCallIssue=false, reportArgumentType=false, reportAssignmentType=false
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-LOG2E = tl.constexpr(1.4426950408889634)
-# Sums weighed by a prior are kept 2^100 too large: a class of prior 1e-38 can be the best by far, and those that
-# it beats by a factor near 1 must not be lost to underflow.
-LIFT = tl.constexpr(2.0**100)
-# Below this 1 / beta overflows; q* is the argmax long before.
-SMALLEST_BETA = tl.constexpr(1e-37)
+from labo.kernels.triton_algebra import (
+    LOG2E,
+    LOWEST,
+    SMALLEST_BETA,
+    add_tile,
+    difference,
+    factors,
+    losses_of,
+    meet,
+    over_lane,
+)
 
 
 @triton.jit
-def _exp(x):
-    return tl.exp2(x * LOG2E)
-
-
-@triton.jit
-def _times_exp(factor, x):
-    """Factor * exp(x), where exp(x) alone may underflow."""
-    power = x * LOG2E
-    low = power < -64.0
-    return tl.where(low, factor * 2.0**-64, factor) * tl.exp2(tl.where(low, power + 64.0, power))
-
-
-@triton.jit
-def _stretched_expm1(d, inverse, beta):
-    """Beta * expm1(d / beta) for d <= 0; d at beta = inf (where `inverse` and `beta` are 0)."""
-    x = d * inverse
-    # Half of x, by Taylor's series of (e^y - 1) / y to 1e-8; e^2y - 1 = (e^y - 1) (e^y + 1) makes it whole.
-    y = 0.5 * tl.maximum(x, -1.0)
-    series = 1 / 5040 + y * (1 / 40320)
-    series = 1 / 120 + y * (1 / 720 + y * series)
-    series = 1 / 6 + y * (1 / 24 + y * series)
-    series = 1 + y * (0.5 + y * series)
-    return tl.where(x < -1.0, (_exp(x) - 1) * beta, d * series * (1 + 0.5 * y * series))
-
-
-@triton.jit
-def _stretched_log1p(mean, inverse):
-    """Beta * log1p(mean / beta) where mean / beta > -1/2; `mean` at beta = inf."""
-    s = tl.maximum(mean * inverse, -0.5)
-    # log1p(s) = 2 artanh(s / (2 + s)): a series in w <= 1/9, to 1e-8, whatever the accuracy of the device's log.
-    w = s / (2 + s)
-    w = w * w
-    series = 1 / 9 + w * (1 / 11 + w * (1 / 13 + w * (1 / 15)))
-    series = 1 + w * (1 / 3 + w * (1 / 5 + w * (1 / 7 + w * series)))
-    return mean * (2 / (2 + s)) * series
-
-
-@triton.jit
-def _gap(value, top):
-    """Value - top, but 0 where `value` is -inf: nothing was summed there."""
-    top = tl.where(top == float("-inf"), 0.0, top)
-    return tl.where(value == float("-inf"), 0.0, value - top)
-
-
-@triton.jit
-def _seen_from(new_top, new_best, top, z, best, labels, mass, pull, inverse, beta, prior, limit: tl.constexpr):
-    """The sums (z, labels, mass, pull), measured from (top, best), measured from maxima that are no lower."""
-    z = z * _exp(_gap(top, new_top))
-    d = _gap(best, new_best)
-    if limit:
-        pull = pull + mass * d
+def _offsets(columns, stride, contiguous: tl.constexpr):
+    if contiguous:
+        return columns
     else:
-        pull = pull * _exp(d * inverse) + mass * _stretched_expm1(d, inverse, beta)
-        labels = labels * _exp(d * inverse) if prior is None else _times_exp(labels, d * inverse)
-    return z, labels, mass, pull
+        return columns.to(tl.int64) * stride
 
 
 @triton.jit
-def _as_sums(logits, prior, columns, classes):
-    """Each logit of a tile as the sums of a row of one class: best, z, labels, mass."""
-    z = tl.where(logits == float("-inf"), 0.0, 1.0)
-    if prior is None:
-        best, labels, mass = logits, z, z
+def _row_values(value, rows, inside, stride, of_rows: tl.constexpr):
+    """An option of each row: loaded, or one number for all."""
+    if of_rows:
+        return tl.load(value + rows * stride, mask=inside, other=1.0).to(tl.float32)
     else:
-        r = tl.load(prior + columns, mask=columns < classes, other=0.0)[None, :]
-        best = tl.where(r > 0, logits, float("-inf"))
-        mass = tl.where(best == float("-inf"), 0.0, r)
-        labels = mass * LIFT
-    return best, z, labels, mass
+        return tl.zeros_like(rows).to(tl.float32) + value
 
 
 @triton.jit
-def _tile_of(logits, rows, live, columns, classes, row_stride, class_stride):
-    at = rows[:, None] * row_stride + columns[None, :].to(tl.int64) * class_stride
-    inside = live[:, None] & (columns < classes)[None, :]
-    return tl.load(logits + at, mask=inside, other=float("-inf")).to(tl.float32)
-
-
-@triton.jit
-def _options(rows, inside, shares, alphas, betas, alpha_stride, beta_stride):
-    """What a row's loss counts, alpha, 1 / beta, and beta with 0 for inf."""
-    share = tl.load(shares + rows, mask=inside, other=0.0)
-    alpha = tl.load(alphas + rows * alpha_stride, mask=inside, other=0.0)
-    beta = tl.maximum(tl.load(betas + rows * beta_stride, mask=inside, other=1.0), SMALLEST_BETA)
-    return share, alpha, 1 / beta, tl.where(beta == float("inf"), 0.0, beta)
-
-
-@triton.jit
-def _sum_rows(
-    logits, prior, rows, live, inverse, beta, start, stop, classes, row_stride, class_stride, limit: tl.constexpr,
-    together: tl.constexpr, block: tl.constexpr,
-):  # fmt: skip
-    """The six sums of each row over the classes from start to stop; each (together,)."""
-    inverse, beta = inverse[:, None], beta[:, None]
-    top = tl.full((together, 1), float("-inf"), tl.float32)
-    best = top
-    # Summed lane by lane, and over the lanes once at the end.
-    z = tl.zeros((together, block), tl.float32)
-    labels, mass, pull = z, z, z
-    for first in range(start, stop, block):
-        columns = first + tl.arange(0, block)
-        tile = _tile_of(logits, rows, live, columns, stop, row_stride, class_stride)
-        here, ones, r_lifted, r = _as_sums(tile, prior, columns, classes)
-        new_top = tl.maximum(top, tl.max(tile, 1, keep_dims=True))
-        new_best = new_top if prior is None else tl.maximum(best, tl.max(here, 1, keep_dims=True))
-        z, labels, mass, pull = _seen_from(
-            new_top, new_best, top, z, best, labels, mass, pull, inverse, beta, prior, limit
-        )
-        more_z, more_labels, more_mass, more_pull = _seen_from(
-            new_top, new_best, tile, ones, here, r_lifted, r, 0.0, inverse, beta, prior, limit
-        )
-        z, labels, mass, pull = z + more_z, labels + more_labels, mass + more_mass, pull + more_pull
-        top, best = new_top, new_best
-    top, best = tl.max(top, 1), tl.max(best, 1)
-    return top, tl.sum(z, 1), best, tl.sum(labels, 1), tl.sum(mass, 1), tl.sum(pull, 1)
+def _scales(beta):
+    """log2(e) / beta, 1 / beta, and beta with 0 for inf."""
+    beta = tl.maximum(beta, SMALLEST_BETA)
+    inverse = 1 / beta
+    return inverse * LOG2E, inverse, tl.where(beta == float("inf"), 0.0, beta)
 
 
 @triton.jit
 def _chosen(logits, rows, target, live, classes, row_stride, class_stride):
-    """The logits of the targets; NaN for a target that is no class, which is not looked for in a compiled graph."""
-    known = (target >= 0) & (target < classes)
-    found = tl.load(logits + rows * row_stride + target * class_stride, mask=live & known, other=0.0).to(tl.float32)
-    return tl.where(live & (known == 0), float("nan"), found)
+    """The logits of the targets, and which are classes; NaN for one that is not (nobody looked in a compiled graph)."""
+    known = live & (target >= 0) & (target < classes)
+    found = tl.load(logits + rows * row_stride + target * class_stride, mask=known, other=0.0).to(tl.float32)
+    return tl.where(live & (known == 0), float("nan"), found), known
 
 
 @triton.jit
-def _losses(top, z, best, labels, mass, pull, chosen, share, alpha, inverse, beta, prior, limit: tl.constexpr):
-    """Each row's share of the loss from its sums; `chosen` are the logits of the targets."""
-    empty = z == 0.0
-    log_z = tl.log(tl.where(empty, 1.0, z))
-    top = tl.where(empty, 0.0, top)
-    data = log_z + (top - chosen)
-    feasible = mass != 0.0
-    mass = tl.where(feasible, mass, 1.0)
-    gained = pull / mass
-    if not limit:
-        lift = 1.0 if prior is None else LIFT
-        ratio = tl.where(feasible, labels, 1.0) / (mass * lift)
-        far = gained * inverse <= -0.5
-        gained = tl.where(far, beta * tl.log(ratio), _stretched_log1p(gained, inverse))
-    value = tl.where(feasible, log_z + (top - best) - gained, float("inf"))
-    # A term of weight 0 is left out even where it is infinite.
-    loss = (1 - alpha) * tl.where(alpha < 1.0, data, 0.0) + alpha * tl.where(alpha > 0.0, value, 0.0)
-    return share * tl.where(share == 0.0, 0.0, loss)
+def _columns(groups: tl.constexpr, lanes: tl.constexpr, unit: tl.constexpr):
+    group, lane = tl.arange(0, groups)[:, None, None], tl.arange(0, lanes)[None, :, None]
+    columns = group * (lanes * unit) + lane * unit + tl.arange(0, unit)[None, None, :]
+    if unit > 2:
+        # Lanes and groups are both strided. The hint orders lanes first, as else some versions give groups to threads;
+        # vectors are along the last axis, whose hint is true.
+        columns = tl.max_contiguous(columns, [1, 2, unit])
+    return columns
 
 
 @triton.jit
-def _write_slopes(
-    logits, prior, slopes, rows, inside, target, share, alpha, inverse, top, z, best, labels, mass, start, stop,
-    classes, row_stride, class_stride, limit: tl.constexpr, block: tl.constexpr,
+def _prior_at(prior, at, inside):
+    """The prior's probabilities; 0 where there is none, which nothing reads."""
+    if prior is None:
+        return 0.0
+    elif inside is None:
+        return tl.load(prior + at)
+    else:
+        return tl.load(prior + at, mask=inside, other=0.0)
+
+
+@triton.jit
+def _logits_at(row, at, inside, class_stride, contiguous: tl.constexpr, eviction: tl.constexpr):
+    at = _offsets(at, class_stride, contiguous)
+    if inside is None:
+        return tl.load(row + at, eviction_policy=eviction).to(tl.float32)
+    else:
+        return tl.load(row + at, mask=inside, other=float("-inf"), eviction_policy=eviction).to(tl.float32)
+
+
+@triton.jit
+def _sum_range(
+    row, prior, start, stop, class_stride, scale, inverse, beta, contiguous: tl.constexpr, form: tl.constexpr,
+    groups: tl.constexpr, lanes: tl.constexpr, unit: tl.constexpr,
 ):  # fmt: skip
-    """Write share * (p - (1 - alpha) * onehot(target) - alpha * q*) for the classes from start to stop."""
-    live = inside & (share != 0.0)
-    # Where all classes are masked there is nothing to learn, not even at the target.
-    share = tl.where(z == 0.0, 0.0, share)[:, None]
-    z = (1 / tl.where(z == 0.0, 1.0, z))[:, None]
-    norm = mass if limit else labels
-    norm = (alpha / tl.where(norm == 0.0, 1.0, norm))[:, None]
-    for first in range(start, stop, block):
-        columns = first + tl.arange(0, block)
-        tile = _tile_of(logits, rows, live, columns, stop, row_stride, class_stride)
-        here, p, q, r = _as_sums(tile, prior, columns, classes)
-        p, q, r, _ = _seen_from(
-            top[:, None], best[:, None], tile, p, here, q, r, 0.0, inverse[:, None], 0.0, prior, limit
+    """The six sums, (1,) each, of one row over the classes from start to stop."""
+    tile: tl.constexpr = groups * lanes * unit
+    has_prior: tl.constexpr = prior is not None
+    columns = _columns(groups, lanes, unit)
+    top = tl.full((lanes,), LOWEST, tl.float32)
+    total = tl.zeros((lanes,), tl.float32)
+    best, labels, mass, pull = top, total, total, total
+    whole = (stop - start) // tile
+    for index in range(whole):
+        at = start + index * tile + columns
+        x = _logits_at(row, at, None, class_stride, contiguous, "evict_last")
+        r = _prior_at(prior, at, None)
+        top, total, best, labels, mass, pull = add_tile(
+            x, r, top, total, best, labels, mass, pull, scale, inverse, beta, has_prior, form
         )
-        slope = p * z - (r if limit else q) * norm
-        slope = tl.where(columns[None, :] == target[:, None], slope - (1 - alpha)[:, None], slope)
-        slope = share * tl.where(share == 0.0, 0.0, slope)
-        at = rows[:, None] * classes + columns[None, :]
-        written = inside[:, None] & (columns < stop)[None, :]
-        tl.store(slopes + at, slope.to(slopes.dtype.element_ty), mask=written)
+    if start + whole * tile < stop:
+        at = start + whole * tile + columns
+        x = _logits_at(row, at, at < stop, class_stride, contiguous, "evict_last")
+        r = _prior_at(prior, at, at < stop)
+        top, total, best, labels, mass, pull = add_tile(
+            x, r, top, total, best, labels, mass, pull, scale, inverse, beta, has_prior, form
+        )
+    return meet(top, total, best, labels, mass, pull, scale, inverse, beta, has_prior, form)
+
+
+@triton.jit
+def _write_range(
+    row, prior, grad_row, start, stop, class_stride, weight, top, best, p_factor, q_factor, scale,
+    contiguous: tl.constexpr, form: tl.constexpr, groups: tl.constexpr, lanes: tl.constexpr, unit: tl.constexpr,
+):  # fmt: skip
+    """Write weight * (p - alpha q*) for the classes from start to stop, the last first: they are still in the cache."""
+    tile: tl.constexpr = groups * lanes * unit
+    has_prior: tl.constexpr = prior is not None
+    columns = _columns(groups, lanes, unit)
+    top, best, weight = over_lane(top), over_lane(best), over_lane(weight)
+    p_factor, q_factor, scale = over_lane(p_factor), over_lane(q_factor), over_lane(scale)
+    whole = (stop - start) // tile
+    if start + whole * tile < stop:
+        at = start + whole * tile + columns
+        inside = at < stop
+        x = _logits_at(row, at, inside, class_stride, contiguous, "evict_first")
+        r = _prior_at(prior, at, inside)
+        grad = weight * difference(x, r, top, best, p_factor, q_factor, scale, has_prior, form)
+        tl.store(grad_row + at, grad.to(grad_row.dtype.element_ty), mask=inside, eviction_policy="evict_first")
+    for index in range(whole):
+        at = start + (whole - 1 - index) * tile + columns
+        x = _logits_at(row, at, None, class_stride, contiguous, "evict_first")
+        r = _prior_at(prior, at, None)
+        grad = weight * difference(x, r, top, best, p_factor, q_factor, scale, has_prior, form)
+        tl.store(grad_row + at, grad.to(grad_row.dtype.element_ty), eviction_policy="evict_first")
+
+
+@triton.jit
+def _write_target(
+    grad_logits, rows, grad_stride, target, known, chosen, prior, weight, alpha, top, best, p_factor, q_factor, scale,
+    form: tl.constexpr,
+):  # fmt: skip
+    """Write the entries of the targets again, with their -(1 - alpha), rounded once."""
+    has_prior: tl.constexpr = prior is not None
+    r = _prior_at(prior, target, known)
+    grad = difference(chosen, r, top, best, p_factor, q_factor, scale, has_prior, form)
+    grad = weight * (grad - (1 - alpha))
+    tl.debug_barrier()  # other threads have written there
+    tl.store(grad_logits + rows * grad_stride + target, grad.to(grad_logits.dtype.element_ty), mask=known)
+
+
+@triton.jit
+def _write_zeros(grad_row, start, stop, block: tl.constexpr):
+    for first in range(start, stop, block):
+        at = first + tl.arange(0, block)
+        tl.store(grad_row + at, tl.zeros((block,), grad_row.dtype.element_ty), mask=at < stop)
 
 
 @triton.jit(do_not_specialize=["count"])
-def whole_rows(
-    logits, targets, shares, alphas, betas, prior, losses, slopes, row_stride, class_stride, alpha_stride,
-    beta_stride, count, classes, limit: tl.constexpr, together: tl.constexpr, block: tl.constexpr,
+def short_rows(
+    logits, targets, row_weights, alpha, beta, prior, losses, grad_logits, row_units, class_stride, grad_units,
+    alpha_stride, beta_stride, count, class_units, contiguous: tl.constexpr, alpha_of_rows: tl.constexpr,
+    beta_of_rows: tl.constexpr, form: tl.constexpr, unit: tl.constexpr, together: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    """Losses and gradient of `together` rows a program."""
+    """Losses and gradient of `together` rows a program, each held whole."""
+    row_stride, grad_stride, classes = row_units * unit, grad_units * unit, class_units * unit
+    has_prior: tl.constexpr = prior is not None
     rows = tl.program_id(0).to(tl.int64) * together + tl.arange(0, together)
     inside = rows < count
-    share, alpha, inverse, beta = _options(rows, inside, shares, alphas, betas, alpha_stride, beta_stride)
-    live = inside & (share != 0.0)
+    weight = tl.load(row_weights + rows, mask=inside, other=0.0)
+    row_alpha = _row_values(alpha, rows, inside, alpha_stride, alpha_of_rows)
+    scale, inverse, row_beta = _scales(_row_values(beta, rows, inside, beta_stride, beta_of_rows))
+    live = inside & (weight != 0.0)
     target = tl.load(targets + rows, mask=inside, other=0)
-    top, z, best, labels, mass, pull = _sum_rows(
-        logits, prior, rows, live, inverse, beta, 0, classes, classes, row_stride, class_stride, limit, together, block
+    chosen, known = _chosen(logits, rows, target, live, classes, row_stride, class_stride)
+    columns = tl.arange(0, block)[None, None, :]
+    places = over_lane(rows) * row_stride + _offsets(columns, class_stride, contiguous)
+    x = tl.load(logits + places, mask=over_lane(live) & (columns < classes), other=float("-inf")).to(tl.float32)
+    r = _prior_at(prior, columns, columns < classes)
+    lowest, zero = tl.full((together,), LOWEST, tl.float32), tl.zeros((together,), tl.float32)
+    top, total, best, labels, mass, pull = add_tile(
+        x, r, lowest, zero, lowest, zero, zero, zero, scale, inverse, row_beta, has_prior, form
     )
-    chosen = _chosen(logits, rows, target, live, classes, row_stride, class_stride)
-    loss = _losses(top, z, best, labels, mass, pull, chosen, share, alpha, inverse, beta, prior, limit)
+    loss = losses_of(
+        chosen, weight, row_alpha, row_beta, inverse, top, total, best, labels, mass, pull, has_prior, form
+    )  # fmt: skip
     tl.store(losses + rows, loss, mask=inside)
-    if slopes is not None:
-        _write_slopes(
-            logits, prior, slopes, rows, inside, target, share, alpha, inverse, top, z, best, labels, mass, 0,
-            classes, classes, row_stride, class_stride, limit, block,
+    if grad_logits is not None:
+        p_factor, q_factor = factors(row_alpha, total, labels, mass, form)
+        # Where all classes are masked there is nothing to learn, not even at the target.
+        weight = tl.where(total == 0.0, 0.0, weight)
+        grad = over_lane(weight) * difference(
+            x, r, over_lane(top), over_lane(best), over_lane(p_factor), over_lane(q_factor), over_lane(scale),
+            has_prior, form,
+        )  # fmt: skip
+        places = over_lane(rows) * grad_stride + columns
+        written = over_lane(inside) & (columns < classes)
+        tl.store(grad_logits + places, grad.to(grad_logits.dtype.element_ty), mask=written)
+        _write_target(
+            grad_logits, rows, grad_stride, target, known, chosen, prior, weight, row_alpha, top, best, p_factor,
+            q_factor, scale, form,
         )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["count"])
-def sums_of_parts(
-    logits, targets, shares, alphas, betas, prior, sums, row_stride, class_stride, alpha_stride, beta_stride, count,
-    classes, width, limit: tl.constexpr, block: tl.constexpr,
+@triton.jit
+def long_rows(
+    logits, targets, row_weights, alpha, beta, prior, losses, grad_logits, row_units, class_stride, grad_units,
+    alpha_stride, beta_stride, class_units, contiguous: tl.constexpr, alpha_of_rows: tl.constexpr,
+    beta_of_rows: tl.constexpr, form: tl.constexpr, unit: tl.constexpr, groups: tl.constexpr, lanes: tl.constexpr,
 ):  # fmt: skip
-    """The sums of one part of one row a program, as (6, rows, parts)."""
-    rows = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
-    part = tl.program_id(1)
-    parts = tl.num_programs(1)
-    share, _, inverse, beta = _options(rows, rows < count, shares, alphas, betas, alpha_stride, beta_stride)
-    start = part * width
-    top, z, best, labels, mass, pull = _sum_rows(
-        logits, prior, rows, share != 0.0, inverse, beta, start, tl.minimum(start + width, classes), classes,
-        row_stride, class_stride, limit, 1, block,
-    )  # fmt: skip
-    at = sums + rows * parts + part
-    step = tl.num_programs(0).to(tl.int64) * parts
-    _store_sums(at, step, top, z, best, labels, mass, pull)
+    """Loss and gradient of one row a program."""
+    row_stride, grad_stride, classes = row_units * unit, grad_units * unit, class_units * unit
+    has_prior: tl.constexpr = prior is not None
+    index = tl.program_id(0).to(tl.int64)
+    rows = index + tl.arange(0, 1)
+    if tl.load(row_weights + index) == 0.0:
+        tl.store(losses + index, 0.0)
+        if grad_logits is not None:
+            _write_zeros(grad_logits + index * grad_stride, 0, classes, lanes * unit)
+    else:
+        inside = rows >= 0
+        weight = tl.load(row_weights + rows)
+        row_alpha = _row_values(alpha, rows, inside, alpha_stride, alpha_of_rows)
+        scale, inverse, row_beta = _scales(_row_values(beta, rows, inside, beta_stride, beta_of_rows))
+        target = tl.load(targets + rows)
+        chosen, known = _chosen(logits, rows, target, inside, classes, row_stride, class_stride)
+        row = logits + index * row_stride
+        top, total, best, labels, mass, pull = _sum_range(
+            row, prior, 0, classes, class_stride, scale, inverse, row_beta, contiguous, form, groups, lanes, unit
+        )
+        loss = losses_of(
+            chosen, weight, row_alpha, row_beta, inverse, top, total, best, labels, mass, pull, has_prior, form
+        )  # fmt: skip
+        tl.store(losses + rows, loss)
+        if grad_logits is not None:
+            p_factor, q_factor = factors(row_alpha, total, labels, mass, form)
+            weight = tl.where(total == 0.0, 0.0, weight)  # all classes masked: nothing to learn
+            _write_range(
+                row, prior, grad_logits + index * grad_stride, 0, classes, class_stride, weight, top, best, p_factor,
+                q_factor, scale, contiguous, form, groups, lanes, unit,
+            )  # fmt: skip
+            _write_target(
+                grad_logits, rows, grad_stride, target, known, chosen, prior, weight, row_alpha, top, best, p_factor,
+                q_factor, scale, form,
+            )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["count"])
+def sum_parts(
+    logits, row_weights, beta, prior, sums, row_units, class_stride, beta_stride, count, class_units, width,
+    contiguous: tl.constexpr, beta_of_rows: tl.constexpr, form: tl.constexpr, unit: tl.constexpr,
+    groups: tl.constexpr, lanes: tl.constexpr,
+):  # fmt: skip
+    """The sums of one part of `width` classes of one row a program, as (6, rows, parts)."""
+    classes = class_units * unit
+    index, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    if tl.load(row_weights + index) != 0.0:
+        rows = index + tl.arange(0, 1)
+        scale, inverse, row_beta = _scales(_row_values(beta, rows, rows >= 0, beta_stride, beta_of_rows))
+        start = part * (groups * lanes * unit) * width
+        stop = tl.minimum(start + (groups * lanes * unit) * width, classes)
+        top, total, best, labels, mass, pull = _sum_range(
+            logits + index * (row_units * unit), prior, start, stop, class_stride, scale, inverse, row_beta, contiguous,
+            form, groups, lanes, unit,
+        )  # fmt: skip
+        parts = tl.num_programs(1)
+        at = sums + rows * parts + part
+        step = count.to(tl.int64) * parts
+        tl.store(at, top)
+        tl.store(at + step, total)
+        tl.store(at + 2 * step, best)
+        tl.store(at + 3 * step, labels)
+        tl.store(at + 4 * step, mass)
+        tl.store(at + 5 * step, pull)
+
+
+@triton.jit(do_not_specialize=["count", "parts"])
+def write_parts(
+    logits, targets, row_weights, alpha, beta, prior, sums, losses, grad_logits, row_units, class_stride, grad_units,
+    alpha_stride, beta_stride, count, class_units, width, parts, contiguous: tl.constexpr,
+    alpha_of_rows: tl.constexpr, beta_of_rows: tl.constexpr, form: tl.constexpr, unit: tl.constexpr,
+    groups: tl.constexpr, lanes: tl.constexpr, places: tl.constexpr,
+):  # fmt: skip
+    """The gradient of one part of one row a program, from the sums of its parts (`places` is no less than they are).
+
+    The program that holds the target reads it before it writes: the gradient may lie where the logits do. It writes the
+    row's loss too.
+    """
+    row_stride, grad_stride, classes = row_units * unit, grad_units * unit, class_units * unit
+    has_prior: tl.constexpr = prior is not None
+    index, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    rows = index + tl.arange(0, 1)
+    start = part * (groups * lanes * unit) * width
+    stop = tl.minimum(start + (groups * lanes * unit) * width, classes)
+    if tl.load(row_weights + index) == 0.0:
+        tl.store(losses + index, 0.0, mask=part == 0)
+        if grad_logits is not None:
+            _write_zeros(grad_logits + index * grad_stride, start, stop, lanes * unit)
+    else:
+        inside = rows >= 0
+        weight = tl.load(row_weights + rows)
+        row_alpha = _row_values(alpha, rows, inside, alpha_stride, alpha_of_rows)
+        scale, inverse, row_beta = _scales(_row_values(beta, rows, inside, beta_stride, beta_of_rows))
+        target = tl.load(targets + rows)
+        chosen, known = _chosen(logits, rows, target, inside, classes, row_stride, class_stride)
+        place = tl.arange(0, places)
+        at = sums + index * parts + place
+        step = count.to(tl.int64) * parts
+        there = place < parts
+        top, total, best, labels, mass, pull = meet(
+            tl.load(at, mask=there, other=LOWEST), tl.load(at + step, mask=there, other=0.0),
+            tl.load(at + 2 * step, mask=there, other=LOWEST), tl.load(at + 3 * step, mask=there, other=0.0),
+            tl.load(at + 4 * step, mask=there, other=0.0), tl.load(at + 5 * step, mask=there, other=0.0),
+            scale, inverse, row_beta, has_prior, form,
+        )  # fmt: skip
+        loss = losses_of(
+            chosen, weight, row_alpha, row_beta, inverse, top, total, best, labels, mass, pull, has_prior, form
+        )  # fmt: skip
+        written = tl.where(known, target, 0)
+        here = (written >= start) & (written < stop)
+        tl.store(losses + rows, loss, mask=here)
+        if grad_logits is not None:
+            p_factor, q_factor = factors(row_alpha, total, labels, mass, form)
+            weight = tl.where(total == 0.0, 0.0, weight)
+            _write_range(
+                logits + index * row_stride, prior, grad_logits + index * grad_stride, start, stop, class_stride,
+                weight, top, best, p_factor, q_factor, scale, contiguous, form, groups, lanes, unit,
+            )  # fmt: skip
+            _write_target(
+                grad_logits, rows, grad_stride, target, here & known, chosen, prior, weight, row_alpha, top, best,
+                p_factor, q_factor, scale, form,
+            )  # fmt: skip
 
 
 @triton.jit
-def _store_sums(at, step, top, z, best, labels, mass, pull):
-    tl.store(at, top)
-    tl.store(at + step, z)
-    tl.store(at + 2 * step, best)
-    tl.store(at + 3 * step, labels)
-    tl.store(at + 4 * step, mass)
-    tl.store(at + 5 * step, pull)
-
-
-@triton.jit(do_not_specialize=["count"])
-def combine(
-    logits, targets, shares, alphas, betas, prior, sums, totals, losses, row_stride, class_stride, alpha_stride,
-    beta_stride, count, classes, parts, limit: tl.constexpr, lanes: tl.constexpr,
-):  # fmt: skip
-    """The sums of a row from those of its parts, and its loss; `lanes` is no less than `parts`."""
-    rows = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
-    share, alpha, inverse, beta = _options(rows, rows < count, shares, alphas, betas, alpha_stride, beta_stride)
-    lane = tl.arange(0, lanes)[None, :]
-    at = sums + rows[:, None] * parts + lane
-    step = tl.num_programs(0).to(tl.int64) * parts
-    here = lane < parts
-    tops = tl.load(at, mask=here, other=float("-inf"))
-    z = tl.load(at + step, mask=here, other=0.0)
-    bests = tl.load(at + 2 * step, mask=here, other=float("-inf"))
-    labels = tl.load(at + 3 * step, mask=here, other=0.0)
-    mass = tl.load(at + 4 * step, mask=here, other=0.0)
-    pull = tl.load(at + 5 * step, mask=here, other=0.0)
-    top, best = tl.max(tops, 1), tl.max(bests, 1)
-    z, labels, mass, pull = _seen_from(
-        top[:, None], best[:, None], tops, z, bests, labels, mass, pull, inverse[:, None], beta[:, None], prior, limit
-    )
-    z, labels, mass, pull = tl.sum(z, 1), tl.sum(labels, 1), tl.sum(mass, 1), tl.sum(pull, 1)
-    _store_sums(totals + rows, tl.num_programs(0).to(tl.int64), top, z, best, labels, mass, pull)
-    target = tl.load(targets + rows)
-    live = share != 0.0
-    chosen = _chosen(logits, rows, target, live, classes, row_stride, class_stride)
-    loss = _losses(top, z, best, labels, mass, pull, chosen, share, alpha, inverse, beta, prior, limit)
-    tl.store(losses + rows, loss)
-
-
-@triton.jit(do_not_specialize=["count"])
-def slopes_of_parts(
-    logits, targets, shares, alphas, betas, prior, totals, slopes, row_stride, class_stride, alpha_stride,
-    beta_stride, count, classes, width, limit: tl.constexpr, block: tl.constexpr,
-):  # fmt: skip
-    """The gradient of one part of one row a program."""
-    rows = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
-    inside = rows < count
-    share, alpha, inverse, _ = _options(rows, inside, shares, alphas, betas, alpha_stride, beta_stride)
-    step = tl.num_programs(0).to(tl.int64)
-    top, z = tl.load(totals + rows), tl.load(totals + step + rows)
-    best, labels = tl.load(totals + 2 * step + rows), tl.load(totals + 3 * step + rows)
-    mass = tl.load(totals + 4 * step + rows)
-    target = tl.load(targets + rows)
-    start = tl.program_id(1) * width
-    _write_slopes(
-        logits, prior, slopes, rows, inside, target, share, alpha, inverse, top, z, best, labels, mass, start,
-        tl.minimum(start + width, classes), classes, row_stride, class_stride, limit, block,
-    )  # fmt: skip
+def scale_gradient(grads, factor, count, block: tl.constexpr):
+    """Multiply `count` numbers by a scalar that lies on the device, rounded once; a scalar of 1 costs a look at it."""
+    by = tl.load(factor).to(tl.float32)
+    if by != 1.0:
+        step = tl.num_programs(0).to(tl.int64) * block
+        for first in range(tl.program_id(0).to(tl.int64) * block, count, step):
+            at = first + tl.arange(0, block)
+            value = tl.load(grads + at, mask=at < count, other=0.0).to(tl.float32) * by
+            tl.store(grads + at, value.to(grads.dtype.element_ty), mask=at < count)

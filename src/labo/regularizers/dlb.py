@@ -92,7 +92,7 @@ class LastMiniBatch(Regularizer):
         towards = passes.masked_as(before, last.logits)
         apart = factor * passes.divergence(last.logits, towards, self.temperature)
         total, count = reduction.total_and_count(again, last)
-        here = reduction.shares(rows, data.dtype).sum()
+        here = reduction.row_weights(rows, data.dtype).sum()
         both = torch.where(here + count == 0, 1.0, here + count)
         mean_apart = reduction.mean(*reduction.total_and_count(apart, last))
         # A mean over the rows here makes of this: all the cross-entropies over `both`, and the mean divergence.

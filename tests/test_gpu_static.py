@@ -1,0 +1,58 @@
+"""Every Triton kernel compiles for a GPU, here without one, and costs what it may."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+triton = pytest.importorskip("triton")
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
+    """What benchmarks/gpu_static.py writes, in a process where Triton compiles and does not interpret."""
+    if not (Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm").exists():
+        pytest.skip("this triton has no disassembler")
+    path = tmp_path_factory.mktemp("static") / "static.csv"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    environment.pop("TRITON_INTERPRET", None)
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_static.py"), "--quick", "--output", str(path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_kernel_compiles_in_every_form(table):
+    assert {line["kernel"] for line in table} == {
+        "long_rows", "short_rows", "sum_parts", "write_parts", "scale_gradient",
+    }  # fmt: skip
+    for kernel in ("long_rows", "short_rows"):
+        forms = {(line["beta"], line["prior"]) for line in table if line["kernel"] == kernel}
+        assert len(forms) == 9
+
+
+def test_nothing_spills_and_no_loop_has_a_shuffle_or_a_barrier(table):
+    for line in table:
+        assert (line["stack"], line["local"]) == ("0", "0"), line
+        assert (line["shuffles_in_loops"], line["barriers_in_loops"]) == ("0", "0"), line
+
+
+@pytest.mark.parametrize(("dtype", "instructions"), [("float32", 20), ("bfloat16", 23)])
+def test_long_rows_at_beta_2_issue_few_instructions(table, dtype, instructions):
+    (line,) = (line for line in table if (line["kernel"], line["dtype"], line["beta"]) == ("long_rows", dtype, "2"))
+    assert float(line["instructions"]) <= instructions
+    assert float(line["mufu"]) <= 2.2
+
+
+def test_long_rows_leave_room_for_many_warps(table):
+    for line in table:
+        if line["kernel"] in ("long_rows", "sum_parts", "write_parts"):
+            assert int(line["registers"]) <= 64, line
