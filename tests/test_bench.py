@@ -51,7 +51,7 @@ def test_what_every_method_costs_is_measured(
 ):
     setting = methods.Setting("tiny", (3, 4), 2, 8)
     monkeypatch.setattr(methods, "SETTINGS", (setting,))
-    monkeypatch.setattr(methods, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(methods, "MIN_SECONDS", 0.0)
     path = tmp_path / "costs.csv"
     assert main(["methods", "--measure", "--output", str(path)]) == 0
     lines = {line["method"]: line for line in csv.DictReader(path.read_text().splitlines())}

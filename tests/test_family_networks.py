@@ -14,7 +14,8 @@ from family_cases import INPUTS, TARGET, ce, kl, loss, made_with, network, rows,
 from family_ranks import CLASSES
 from labo import regularizers
 from labo.errors import UserError
-from labo.regularizers import passes, teachers
+from labo.experiment import saved_run
+from labo.regularizers import passes
 
 # Distillation.
 
@@ -84,7 +85,7 @@ def test_the_divergence_keeps_its_digits_in_float32(temperature, scale):
 
 def test_teachers_that_will_not_do_are_refused(tmp_path):
     made = regularizers.create("distillation")
-    with pytest.raises(UserError, match=r"`teacher` to be a network, but got the path 'runs/1'.*teachers\.load"):
+    with pytest.raises(UserError, match=r"`teacher` to be a network, but got the path 'runs/1'.*saved_run\.load"):
         made.provide(teacher="runs/1")
     with pytest.raises(UserError, match="`teacher` to be a network, but got Tensor"):
         made.provide(teacher=torch.zeros(3))
@@ -95,7 +96,7 @@ def test_teachers_that_will_not_do_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"the teacher to give logits of 6 rows of 4 classes, but got shape \(3, 4\)"):
         loss(made, rows(), inputs=INPUTS[:3])
     with pytest.raises(UserError, match="No run in"):
-        teachers.load(tmp_path)
+        saved_run.load(tmp_path)
 
 
 def test_logits_of_every_place():

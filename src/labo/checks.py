@@ -22,6 +22,9 @@ _functorch: Any = vars(torch._C)["_functorch"]
 _transforms_active: Any = vars(torch._C)["_are_functorch_transforms_active"]
 _assert_async: Any = vars(torch)["_assert_async"]
 
+# The class index of targets that count for nothing, as PyTorch and Transformers have it.
+IGNORE_INDEX = -100
+
 _PRIOR_SLACK = {torch.float64: 1e-6, torch.float32: 1e-4}
 
 

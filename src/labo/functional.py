@@ -193,7 +193,7 @@ def soft_label_losses(rows: Rows, labels: Tensor, alpha: float | Tensor) -> Tens
     """(1 - alpha) * CE(target, p) + alpha * CE(labels, p) of each row; `labels` (N, C) constant, `alpha` () or (N,)."""
     logits = reference.inner.working(rows.logits)
     data, mass = reference.data_term(logits, rows.target, rows.weight if rows.has_probabilities else None)
-    term = reference.cross_entropy(labels.to(logits.dtype), reference.log_belief(logits))
+    term = reference.cross_entropy(labels.to(logits.dtype), reference.masked_log_softmax(logits))
     return reference.mix(data, term if mass is None else term * mass, alpha)
 
 
@@ -203,7 +203,7 @@ def row_options(
     """The options of the loss beside rows: what broadcasts over the rows as (N,)."""
     prior = rows.distribution("prior", prior)
     weight = rows.weight if rows.has_probabilities else None
-    beta = inner.at_least(beta)
+    beta = inner.clamp_beta(beta)
     return Options(rows.per_row("alpha", alpha), rows.per_row("beta", beta), prior, weight, value)
 
 

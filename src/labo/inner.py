@@ -1,6 +1,6 @@
 """The inner problem: which label would the model and a prior agree on?
 
-For one row of logits z with belief p = softmax(z), a prior r on the simplex and beta > 0,
+For one row of logits z with prediction p = softmax(z), a prior r on the simplex and beta > 0,
 
     q*(z) = argmin over q of  CE(q, p) + beta * KL(q || r)  =  softmax(z / beta + log r)
     V(z)  = the minimum                                     =  lse(z) - beta * lse(z / beta + log r)
@@ -26,7 +26,7 @@ from labo.oracle import solve
 __all__ = ["inner_value", "optimal_labels", "solve"]
 
 # A smaller beta is taken for this one: q* is the largest class's either way, and logits divided by it stay finite.
-LEAST_BETA = 1e-30
+MIN_BETA = 1e-30
 
 
 def optimal_labels(logits: Tensor, *, beta: float | Tensor, prior: Tensor | None = None, dim: int = -1) -> Tensor:
@@ -69,7 +69,7 @@ def inner_value(logits: Tensor, *, beta: float | Tensor, prior: Tensor | None = 
         ValueError, TypeError: an argument is out of range or does not fit; the message names it.
 
     Example:
-        >>> inner_value(torch.zeros(3), beta=2.0)  # the belief is the prior already: V = log C
+        >>> inner_value(torch.zeros(3), beta=2.0)  # the prediction is the prior already: V = log C
         tensor(1.0986)
     """
     rows, beta_rows, prior_rows, dtype = _as_rows(logits, beta, prior, dim)
@@ -95,7 +95,7 @@ def working(tensor: Tensor) -> Tensor:
 
 def over_rows(name: str, value: float | Tensor, rows: Tensor) -> Tensor:
     """`value` as a (…, 1) tensor beside `rows` (…, C)."""
-    value = at_least(value)
+    value = clamp_beta(value)
     if not isinstance(value, Tensor):
         return torch.full((1,) * rows.dim(), value, dtype=rows.dtype, device=rows.device)
     checks.same_device(name, value, rows)
@@ -103,9 +103,9 @@ def over_rows(name: str, value: float | Tensor, rows: Tensor) -> Tensor:
     return value.to(rows.dtype).expand(rows.shape[:-1]).unsqueeze(-1)
 
 
-def at_least(beta: float | Tensor) -> float | Tensor:
-    """`beta`, or `LEAST_BETA` where it is smaller."""
-    return beta.clamp(min=LEAST_BETA) if isinstance(beta, Tensor) else max(beta, LEAST_BETA)
+def clamp_beta(beta: float | Tensor) -> float | Tensor:
+    """`beta`, or `MIN_BETA` where it is smaller."""
+    return beta.clamp(min=MIN_BETA) if isinstance(beta, Tensor) else max(beta, MIN_BETA)
 
 
 def value_of_rows(rows: Tensor, beta: Tensor, prior: Tensor | None) -> Tensor:
@@ -122,7 +122,7 @@ def labels_of_rows(rows: Tensor, beta: Tensor, prior: Tensor | None) -> Tensor:
     return _labels(_Scaled(rows, beta), _prior_of_rows(rows, prior))
 
 
-def belief_of_rows(rows: Tensor) -> Tensor:
+def masked_softmax(rows: Tensor) -> Tensor:
     """Softmax over the last dimension that is 0, not NaN, where every class is masked."""
     masked_out = (rows == -math.inf).all(-1, keepdim=True)
     return torch.where(masked_out, 0.0, torch.softmax(torch.where(masked_out, 0.0, rows), -1))
@@ -231,7 +231,7 @@ class _InnerValue(torch.autograd.Function):
         needs_rows, needs_beta, needs_prior = ctx.needs_input_grad
         scaled = _Scaled(rows, beta, r)
         return (
-            grad * (belief_of_rows(rows) - _labels(scaled, r)) if needs_rows else None,
+            grad * (masked_softmax(rows) - _labels(scaled, r)) if needs_rows else None,
             grad * _grad_beta(scaled, r) if needs_beta else None,
             grad * _grad_prior(scaled, r) if needs_prior else None,
         )
@@ -254,7 +254,7 @@ class _InnerValueBothModes(_InnerValue):
         scaled = _Scaled(rows, beta, r)
         total = torch.zeros_like(rows[..., 0])
         if rows_tangent is not None:
-            total = total + ((belief_of_rows(rows) - _labels(scaled, r)) * rows_tangent).sum(-1)
+            total = total + ((masked_softmax(rows) - _labels(scaled, r)) * rows_tangent).sum(-1)
         if beta_tangent is not None:
             total = total + (_grad_beta(scaled, r) * beta_tangent).squeeze(-1)
         if prior_tangent is not None:

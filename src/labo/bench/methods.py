@@ -16,7 +16,7 @@ from labo.outer import trust
 from labo.outer.trust import Decision
 from labo.regularizers import Regularizer
 
-LEAST_SECONDS = 0.05
+MIN_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def costs(setting: Setting, *, rounds: int = 9) -> Iterator[dict[str, Any]]:
     plain, _ = _course(setting, "none")
     for name in regularizers.available():
         step, made = _course(setting, name)
-        times = max(3, round(LEAST_SECONDS / _seconds(plain, 3)))
+        times = max(3, round(MIN_SECONDS / _seconds(plain, 3)))
         _seconds(step, times)
         ratios = []
         for index in range(rounds):

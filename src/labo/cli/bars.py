@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _FULL = "█"
-LONGEST_NAME, LONGEST_BAR, SHORTEST_BAR = 24, 30, 4
+MAX_NAME, MAX_BAR, MIN_BAR = 24, 30, 4
 
 
 def bar(share: float, width: int, *, blocks: bool = True) -> str:
@@ -38,9 +38,9 @@ def chart(
     """
     from rich.cells import cell_len, set_cell_size
 
-    named = min(LONGEST_NAME, width // 4, max(map(cell_len, names)))
+    named = min(MAX_NAME, width // 4, max(map(cell_len, names)))
     taken = sum(len(title) + len(" 100.0% ") + 2 for title, _ in columns) + named + 2
-    room = min(LONGEST_BAR, max(SHORTEST_BAR, (width - taken) // len(columns)))
+    room = min(MAX_BAR, max(MIN_BAR, (width - taken) // len(columns)))
     lines = []
     for place, name in enumerate(names):
         cut = name if cell_len(name) <= named else set_cell_size(name, named - 1) + "…"

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from labo.checks import IGNORE_INDEX
 from labo.errors import UserError
 from labo.indexed import IndexedDataset, LabelPlaces
 from labo.regularizers.base import Regularizer
 from labo.regularizers.same_class import SameClass
 
-IGNORE_INDEX = -100
 # The key of the examples' indices in a batch; no network takes an input of this name.
 INDEX = "labo_index"
 

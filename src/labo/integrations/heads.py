@@ -19,7 +19,7 @@ from labo.regularizers.base import Regularizer
 
 _BIAS = "final_logits_bias"
 # What stands for logits while a network is watched: whole numbers, exact in half precision too.
-_LARGEST = 96
+_MAX_NUMBER = 96
 
 
 def head_of(model: nn.Module) -> Head:
@@ -170,7 +170,7 @@ def _probed(model: nn.Module, layer: Any, head: Head, inputs: dict[str, Any]) ->
         rows = hidden.reshape(-1, hidden.shape[-1])[:8]
         made = original(rows)
         product = linear(rows, head.weight, getattr(layer, "bias", None))
-        numbers = torch.arange(made.shape[-1], device=made.device) * 7 % (2 * _LARGEST + 1) - _LARGEST
+        numbers = torch.arange(made.shape[-1], device=made.device) * 7 % (2 * _MAX_NUMBER + 1) - _MAX_NUMBER
         seen.append((_same(made, product), numbers.to(made.dtype)))
         return seen[-1][1].expand(*hidden.shape[:-1], -1)
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from labo import checks
+from labo.checks import IGNORE_INDEX
 from labo.errors import UserError
-from labo.integrations.batch_inputs import IGNORE_INDEX
 from labo.kernels.linear import Head
 from labo.modules import LabelRegularizedLoss
 from labo.networks import logits_of

@@ -133,7 +133,7 @@ def _numba_unsupported_reason(inputs: tuple[Tensor, ...], target: Tensor, option
         return "takes class indices, not probabilities", "blocked"
     if not blocked.suits(options):
         return (
-            f"takes alpha * beta up to {blocked.LARGEST_FACTOR:g} (or beta = inf), one prior with mass on every class "
+            f"takes alpha * beta up to {blocked.MAX_FACTOR:g} (or beta = inf), one prior with mass on every class "
             "(or beta = inf) and the inner value",
             "blocked",
         )

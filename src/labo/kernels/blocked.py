@@ -21,12 +21,12 @@ BLOCK_BYTES = 2**19
 # exp2 is the exponential that is fast on every processor.
 _LOG2_E = 1 / math.log(2)
 # alpha * beta times the rounding of log-sum-exp is the error of the sweep's loss; above, the reference's form is taken.
-LARGEST_FACTOR = 8.0
+MAX_FACTOR = 8.0
 # A batch of so few logits is taken at once; its form loses digits where little is left of the target's own loss.
 SMALL = 2**15
-_LARGEST_STRENGTH = 0.8
+_MAX_STRENGTH = 0.8
 # With less prior mass on the best class, sums that are measured from it could underflow.
-_LEAST_PRIOR = 1e-20
+_MIN_PRIOR = 1e-20
 
 
 def suits(options: Options) -> bool:
@@ -34,13 +34,13 @@ def suits(options: Options) -> bool:
     prior, limit = options.prior, not isinstance(options.beta, Tensor) and options.beta == math.inf
     if options.value != "inner" or (prior is not None and prior.dim() == 2):
         return False
-    if prior is not None and not limit and not bool((prior >= _LEAST_PRIOR).all()):
+    if prior is not None and not limit and not bool((prior >= _MIN_PRIOR).all()):
         return False  # with the prior itself as label no sum of its exponentials is taken
     if isinstance(options.beta, Tensor):
-        return bool((options.beta * options.alpha <= LARGEST_FACTOR).all())
-    if options.beta == math.inf or options.beta <= LARGEST_FACTOR:  # alpha is at most 1
+        return bool((options.beta * options.alpha <= MAX_FACTOR).all())
+    if options.beta == math.inf or options.beta <= MAX_FACTOR:  # alpha is at most 1
         return True
-    return bool((torch.as_tensor(options.alpha) * options.beta <= LARGEST_FACTOR).all())
+    return bool((torch.as_tensor(options.alpha) * options.beta <= MAX_FACTOR).all())
 
 
 def solve(
@@ -111,7 +111,7 @@ def _is_plain(options: Options) -> bool:
     alpha, beta = options.alpha, options.beta
     if isinstance(alpha, Tensor) or isinstance(beta, Tensor) or options.prior is not None or options.value != "inner":
         return False
-    return alpha <= _LARGEST_STRENGTH and (beta == math.inf or alpha * beta <= LARGEST_FACTOR)
+    return alpha <= _MAX_STRENGTH and (beta == math.inf or alpha * beta <= MAX_FACTOR)
 
 
 def _at_once(

@@ -16,7 +16,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 CHUNK = 1024
-LEAST_EXPONENT = np.float32(-126.0)
+MIN_EXPONENT = np.float32(-126.0)
 LOG2_E = np.float32(1 / math.log(2))
 HALF, ONE, ZERO = np.float32(0.5), np.float32(1.0), np.float32(0.0)
 # Taylor coefficients of 2^x on [-1/2, 1/2]: the first one left out is below half a rounding of float32.
@@ -110,12 +110,12 @@ def _ordered(builder: Any, bits: Any) -> Any:
 @njit(inline="always")
 def _exp2(x):
     """2 to the x for x <= 0; 0 below the least normal exponent."""
-    held = max(x, LEAST_EXPONENT)
+    held = max(x, MIN_EXPONENT)
     whole = np.floor(held + HALF)
     rest = held - whole
     series = ((((C6 * rest + C5) * rest + C4) * rest + C3) * rest + C2) * rest + C1
     power = _times_power_of_2(series * rest + ONE, np.int32(whole))
-    return power if x >= LEAST_EXPONENT else ZERO
+    return power if x >= MIN_EXPONENT else ZERO
 
 
 @_part

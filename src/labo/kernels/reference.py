@@ -63,7 +63,7 @@ def solve(
         alpha = options.alpha
         strength = alpha.to(rows.dtype).unsqueeze(-1) if isinstance(alpha, Tensor) and alpha.dim() else alpha
         label = inner.labels_of_rows(rows, inner.over_rows("beta", options.beta, rows), options.prior)
-        grad_logits = total * inner.belief_of_rows(rows) - (1 - strength) * mass - strength * total * label
+        grad_logits = total * inner.masked_softmax(rows) - (1 - strength) * mass - strength * total * label
         # A row whose classes are all masked has no gradient, not even at its target.
         counts = counts & (rows != -math.inf).any(-1, keepdim=True)
         grad_logits = torch.where(counts, row_weights.unsqueeze(-1) * grad_logits, 0.0).to(logits.dtype)
@@ -78,7 +78,7 @@ def working_dtype(logits: Tensor) -> torch.dtype:
 
 def data_term(rows: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """CE(target, p) of each row, and the weighted mass of a probability target (None for class indices)."""
-    log_p = log_belief(rows)
+    log_p = masked_log_softmax(rows)
     if target.dim() == 1:
         return -log_p.gather(-1, target.unsqueeze(-1)).squeeze(-1), None
     mass = target_mass(rows, target, weight)
@@ -93,7 +93,7 @@ def target_mass(rows: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
     return mass if weight is None else mass * weight.to(rows.dtype)
 
 
-def log_belief(rows: Tensor) -> Tensor:
+def masked_log_softmax(rows: Tensor) -> Tensor:
     """The log softmax; -inf (not NaN) in a row whose classes are all masked."""
     masked_out = (rows == -math.inf).all(-1, keepdim=True)
     return torch.where(masked_out, -math.inf, torch.log_softmax(torch.where(masked_out, 0.0, rows), -1))
@@ -120,5 +120,5 @@ def _share(share: float | Tensor, term: Tensor) -> Tensor:
 def _plugin(rows: Tensor, beta: Tensor, prior: Tensor | None) -> Tensor:
     with torch.no_grad():
         q = inner.labels_of_rows(rows, beta, prior)
-    solved = cross_entropy(q, log_belief(rows))
+    solved = cross_entropy(q, masked_log_softmax(rows))
     return torch.where(q.sum(-1) > 0, solved, math.inf)

@@ -180,7 +180,7 @@ def _sums(shard: _Shard, measure: _Measure, plugin: bool) -> tuple[Tensor, ...]:
     log_label_sum = shard.scores.logsumexp(-1)
     label_sum = log_label_sum.double().exp()
     if plugin:
-        pull = (inner.belief_of_rows(shard.scores) * shard.distance).sum(-1).double() * label_sum
+        pull = (inner.masked_softmax(shard.scores) * shard.distance).sum(-1).double() * label_sum
     else:
         terms = torch.where(torch.isinf(measure.beta), shard.distance, torch.expm1(shard.u))
         pull = (measure.r * torch.where(shard.support, terms, 0.0)).sum(-1).double()

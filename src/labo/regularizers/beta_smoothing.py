@@ -92,7 +92,7 @@ class BetaSmoothing(SoftLabelRegularizer):
         logits = inner.working(rows.logits)
         past = passes.beside(self._average(), rows)
         averaged = passes.constant_logits(past, rows.given["inputs"], rows, "the moving average of the network")
-        p = reference.log_belief(averaged).exp()
+        p = reference.masked_log_softmax(averaged).exp()
         confidence = (reference.target_mass(p, rows.target, None) * p).sum(-1)
         at = torch.arange(len(p), device=p.device) if rows.kept is None else rows.kept.nonzero().squeeze(-1)
         # The inverse of the distribution function, b ** concentration; on the CPU, whose generator every machine has.

@@ -59,7 +59,7 @@ class Bootstrapping(Regularizer):
     @override
     def losses(self, rows: Rows) -> Tensor:
         data, factor = data_losses(rows)
-        log_p = reference.log_belief(inner.working(rows.logits))
+        log_p = reference.masked_log_softmax(inner.working(rows.logits))
         labels = self.labels(rows)
         own = entropy(log_p) if labels is None else reference.cross_entropy(labels, log_p)
         return reference.mix(data, factor * own, self.alpha)

@@ -50,4 +50,4 @@ class ConfidencePenalty(Regularizer):
         data, factor = data_losses(rows)
         logits = inner.working(rows.logits)
         share = self.strength / (logits.shape[-1] if self.convention == "class_mean" else 1)
-        return data - share * factor * entropy(reference.log_belief(logits))
+        return data - share * factor * entropy(reference.masked_log_softmax(logits))

@@ -68,7 +68,7 @@ class Distillation(Regularizer):
         if isinstance(teacher, (str, Path)):
             raise UserError(
                 f"Expected argument `teacher` to be a network, but got the path '{teacher}': "
-                "labo.regularizers.teachers.load(path) gives the network of a run."
+                "labo.experiment.saved_run.load(path).model is the network of a run."
             )
         if not isinstance(teacher, nn.Module):
             raise UserError(f"Expected argument `teacher` to be a network, but got {type(teacher).__name__}.")
@@ -85,7 +85,7 @@ class Distillation(Regularizer):
         if rows.given.get("inputs") is None:
             return None
         with torch.no_grad():
-            return reference.log_belief(self._taught(rows) / self.temperature).exp()
+            return reference.masked_log_softmax(self._taught(rows) / self.temperature).exp()
 
     def _scale(self, rows: Rows) -> float:
         """What the divergence is multiplied by: gradients shrink with the temperature squared."""

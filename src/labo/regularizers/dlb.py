@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from labo import checks, distributed, inner, networks, reduction
+from labo.checks import IGNORE_INDEX
 from labo.errors import UserError
 from labo.reduction import Rows
 from labo.regularizers import passes
 from labo.regularizers.base import Regularizer, data_losses
 
-IGNORED = -100
 _INPUT = "input"
 
 
@@ -86,7 +86,7 @@ class LastMiniBatch(Regularizer):
             last = Rows(now, target.reshape(now.shape), None, rows.weight, torch.Size([len(now)]))
         else:
             target = target.reshape(-1)
-            kept = target != IGNORED
+            kept = target != IGNORE_INDEX
             last = Rows(now, torch.where(kept, target, 0), kept, rows.weight, torch.Size([len(now)]))
         again, factor = data_losses(last)
         towards = passes.masked_as(before, last.logits)
@@ -100,7 +100,7 @@ class LastMiniBatch(Regularizer):
 
 
 class KeptBatch(nn.Module):
-    """The last batch of all processes, examples first: inputs, targets (`IGNORED` where ignored) and logits."""
+    """The last batch of all processes, examples first: inputs, targets (`IGNORE_INDEX` where ignored) and logits."""
 
     def keep(self, rows: Rows) -> None:
         """Keep this batch in place of the last one."""
@@ -113,7 +113,7 @@ class KeptBatch(nn.Module):
                 f"Expected `inputs` to have one entry for each of the examples that {len(rows.raw)} rows of logits are "
                 f"of, but got shape {shapes}."
             )
-        target = rows.target if rows.kept is None else torch.where(rows.kept, rows.target, IGNORED)
+        target = rows.target if rows.kept is None else torch.where(rows.kept, rows.target, IGNORE_INDEX)
         named["target"] = target.unflatten(0, (examples, -1))
         named["logits"] = inner.working(rows.logits).unflatten(0, (examples, -1))
         self._clear()

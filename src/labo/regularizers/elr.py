@@ -88,7 +88,7 @@ class EarlyLearningRegularization(Regularizer):
     @override
     def losses(self, rows: Rows) -> Tensor:
         smoothed = functional.labo_losses(rows, functional.row_options(rows, self.epsilon, math.inf, None))
-        p = inner.belief_of_rows(inner.working(rows.logits)).clamp(_MARGIN, 1 - _MARGIN)
+        p = inner.masked_softmax(inner.working(rows.logits)).clamp(_MARGIN, 1 - _MARGIN)
         penalty = torch.log1p(-(p * self._average(rows, p.detach())).sum(-1))
         if rows.has_probabilities and rows.weight is not None:
             penalty = penalty * reference.target_mass(p, rows.target, rows.weight).sum(-1)

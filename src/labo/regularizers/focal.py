@@ -43,7 +43,7 @@ class Focal(Regularizer):
 
     @override
     def losses(self, rows: Rows) -> Tensor:
-        mass, log_p = _target_and_log_belief(rows)
+        mass, log_p = _target_and_log_softmax(rows)
         # The least number in place of 0, whose power has no slope to multiply by 0.
         doubt = (-torch.expm1(log_p)).clamp(min=torch.finfo(log_p.dtype).tiny)
         return -(mass * doubt**self.gamma * log_p).sum(-1)
@@ -78,13 +78,13 @@ class Poly1(Regularizer):
 
     @override
     def losses(self, rows: Rows) -> Tensor:
-        mass, log_p = _target_and_log_belief(rows)
+        mass, log_p = _target_and_log_softmax(rows)
         return (mass * (-log_p - self.strength * torch.expm1(log_p))).sum(-1)
 
 
-def _target_and_log_belief(rows: Rows) -> tuple[Tensor, Tensor]:
+def _target_and_log_softmax(rows: Rows) -> tuple[Tensor, Tensor]:
     """The (weighted) target and log p, both (N, C), log p being 0 at masked classes that the target gives nothing."""
     logits = inner.working(rows.logits)
     mass = reference.target_mass(logits, rows.target, rows.weight if rows.has_probabilities else None)
-    log_p = reference.log_belief(logits)
+    log_p = reference.masked_log_softmax(logits)
     return mass, torch.where((mass == 0) & (log_p == -math.inf), 0.0, log_p)

@@ -68,7 +68,7 @@ class GeneralizedCrossEntropy(Regularizer):
     @override
     def losses(self, rows: Rows) -> Tensor:
         target = smoothed_target(rows, self.epsilon)
-        log_p = reference.log_belief(inner.working(rows.logits))
+        log_p = reference.masked_log_softmax(inner.working(rows.logits))
         if self.q < MIN_Q:
             return reference.cross_entropy(target, log_p)
         return -(target * torch.expm1(self.q * log_p)).sum(-1) / self.q

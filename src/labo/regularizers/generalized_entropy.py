@@ -64,7 +64,7 @@ class GeneralizedEntropy(Regularizer):
 
     def _divergence(self, logits: Tensor) -> Tensor:
         """J of each row, (N,), over the classes that are not masked."""
-        log_p, skew = reference.log_belief(logits), self.skew
+        log_p, skew = reference.masked_log_softmax(logits), self.skew
         unmasked = log_p != -math.inf
         log_u = -unmasked.sum(-1, keepdim=True).clamp(min=1).to(logits.dtype).log()
         p, u = log_p.exp(), torch.where(unmasked, log_u.exp(), 0.0)

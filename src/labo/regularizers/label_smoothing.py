@@ -97,7 +97,7 @@ class LabelSmoothing(SoftLabelRegularizer):
         with torch.no_grad():
             smoothed = (1 - self.strength) * _one_hot(rows, logits) + self.strength * self.labels(rows)
             entropy = -torch.special.xlogy(smoothed, smoothed).sum(-1)
-        losses = reference.cross_entropy(smoothed, reference.log_belief(logits)) - entropy
+        losses = reference.cross_entropy(smoothed, reference.masked_log_softmax(logits)) - entropy
         return torch.where(rows.target == padding, 0.0, losses)
 
 

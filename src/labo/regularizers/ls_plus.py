@@ -114,7 +114,7 @@ class LabelSmoothingPlusPlus(Regularizer):
             log_t = torch.where(gold, math.log1p(-self.alpha), math.log(self.alpha) + log_c)
         _, factor = data_losses(rows)
         towards = functional.soft_label_losses(rows, labels.detach(), self.alpha)
-        back = factor * reference.cross_entropy(reference.log_belief(logits).exp().detach(), log_t)
+        back = factor * reference.cross_entropy(reference.masked_log_softmax(logits).exp().detach(), log_t)
         return (towards + back) / 2
 
     def labels(self, rows: Rows) -> Tensor:

@@ -69,7 +69,7 @@ class MemoryPrior(nn.Module):
         losses = reference.mix(smoothed, regularized, rows.per_row("alpha", alpha))
         if training:
             with torch.no_grad():
-                self.memory.remember(places, m, inner.belief_of_rows(inner.working(rows.logits)), rows)
+                self.memory.remember(places, m, inner.masked_softmax(inner.working(rows.logits)), rows)
         return losses
 
     def solver(self, rows: Rows, examples: int, alpha: float, training: bool) -> MemorySolver:
@@ -158,7 +158,7 @@ class MemorySolver:
     def row_losses(self, logits: Tensor, weight: Tensor | None) -> Tensor:
         """The losses (N,) by the reference formulas, differentiable in the logits to any order."""
         z = inner.working(logits)
-        return reference.cross_entropy(self._label(z.detach(), weight)[0], reference.log_belief(z))
+        return reference.cross_entropy(self._label(z.detach(), weight)[0], reference.masked_log_softmax(z))
 
     def _whole(self, classes: int, dtype: torch.dtype) -> Tensor:
         return (spread(self.read, classes) if isinstance(self.read, Kept) else self.read).to(dtype)
@@ -179,7 +179,7 @@ class MemorySolver:
         solved = self._at_once(z) if z.device.type == "cpu" and not self.rows.has_probabilities else None
         if solved is None:  # probabilities, masked classes, or NaN
             label, mass = self._label(z, weight)
-            losses, p = reference.cross_entropy(label, reference.log_belief(z)), inner.belief_of_rows(z)
+            losses, p = reference.cross_entropy(label, reference.masked_log_softmax(z)), inner.masked_softmax(z)
         else:
             (losses, p, label), mass = solved, None
         made = None

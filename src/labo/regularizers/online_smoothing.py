@@ -120,7 +120,7 @@ class OnlineSmoothing(SoftLabelRegularizer):
         """Count the examples of all processes that this batch got right."""
         assert self.sums is not None
         assert self.counts is not None
-        p = reference.log_belief(inner.working(rows.logits)).exp()
+        p = reference.masked_log_softmax(inner.working(rows.logits)).exp()
         target = rows.target.argmax(-1) if rows.has_probabilities else rows.target
         right = p.argmax(-1) == target
         if rows.kept is not None:

@@ -50,9 +50,9 @@ def constant_logits(network: nn.Module, inputs: Any, rows: Rows, whose: str) -> 
 def divergence(logits: Tensor, towards: Tensor, temperature: float) -> Tensor:
     """KL(softmax(towards / temperature) || softmax(logits / temperature)) of each row, (N,); `towards` is constant."""
     z, t = logits / temperature, towards.detach() / temperature
-    log_q = reference.log_belief(t)
+    log_q = reference.masked_log_softmax(t)
     q = log_q.exp()
-    far = reference.cross_entropy(q, reference.log_belief(z)) + torch.special.xlogy(q, q).sum(-1)
+    far = reference.cross_entropy(q, reference.masked_log_softmax(z)) + torch.special.xlogy(q, q).sum(-1)
     # Where the two are close, as at high temperature, that is a small difference of two large numbers, and what is
     # lost is multiplied by temperature ** 2. With off = t - z, shifted to mean 0 under q, the divergence is
     # log(sum q exp(-off)) = log1p(sum q (exp(-off) - 1 + off)), whose terms are as small as it is.

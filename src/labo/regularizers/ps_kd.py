@@ -114,7 +114,7 @@ class ProgressiveDistillation(SoftLabelRegularizer):
     def _remember(self, rows: Rows) -> None:
         """Write the predictions of all processes; of an example that is there twice, the last one."""
         assert self.memory is not None
-        p = reference.log_belief(inner.working(rows.logits)).exp().to(self.memory)
+        p = reference.masked_log_softmax(inner.working(rows.logits)).exp().to(self.memory)
         places = self._places(rows).to(self.memory.device)
         if rows.kept is not None:
             kept = rows.kept.to(self.memory.device)

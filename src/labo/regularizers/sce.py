@@ -82,7 +82,7 @@ class SymmetricCrossEntropy(Regularizer):
     @override
     def losses(self, rows: Rows) -> Tensor:
         target = smoothed_target(rows, self.epsilon)
-        log_p = reference.log_belief(inner.working(rows.logits))
+        log_p = reference.masked_log_softmax(inner.working(rows.logits))
         reverse = self.reverse_strength * self._reverse(target, log_p)
         if self.forward_strength == 0:  # the cross-entropy may be infinite
             return reverse

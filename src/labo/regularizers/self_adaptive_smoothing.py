@@ -77,11 +77,11 @@ class SelfAdaptiveSmoothing(SoftLabelRegularizer):
         past = passes.beside(self.past, rows)
         with torch.no_grad():
             logits = passes.constant_logits(past, rows.given["inputs"], rows, "the past network")
-            return reference.log_belief(logits).exp()
+            return reference.masked_log_softmax(logits).exp()
 
     @torch.no_grad()
     def strength_of(self, rows: Rows) -> Tensor:
         """The strengths scale * (1 - H(p) / log C) of each row, (N,)."""
-        p = reference.log_belief(inner.working(rows.logits)).exp()
+        p = reference.masked_log_softmax(inner.working(rows.logits)).exp()
         entropy = -torch.special.xlogy(p, p).sum(-1)
         return self.strength * (1 - entropy / math.log(max(2, p.shape[-1]))).clamp(0, 1)

@@ -75,7 +75,7 @@ class TeacherFreeRegularization(Regularizer):
         data, factor = data_losses(rows)
         logits = inner.working(rows.logits)
         classes = logits.shape[-1] if self.convention == "class_mean" else 1
-        term = divergence(self.labels(rows), reference.log_belief(logits))
+        term = divergence(self.labels(rows), reference.masked_log_softmax(logits))
         return reference.mix(data, self.multiplier / classes * factor * term, self.alpha)
 
     def labels(self, rows: Rows) -> Tensor:
@@ -86,4 +86,4 @@ class TeacherFreeRegularization(Regularizer):
             target = reference.target_mass(logits, rows.target, None)
             others = (unmasked.sum(-1, keepdim=True) - 1).clamp(min=1)
             designed = GOLD * target + (1 - GOLD) / others * (1 - target)
-            return inner.belief_of_rows(torch.where(unmasked, designed / self.temperature, -math.inf))
+            return inner.masked_softmax(torch.where(unmasked, designed / self.temperature, -math.inf))

@@ -70,7 +70,7 @@ class ZipfSmoothing(Regularizer):
     def losses(self, rows: Rows) -> Tensor:
         data, factor = data_losses(rows)
         logits = inner.working(rows.logits)
-        log_q = reference.log_belief(torch.where(_wrong(rows, logits), logits, -math.inf))
+        log_q = reference.masked_log_softmax(torch.where(_wrong(rows, logits), logits, -math.inf))
         return data + self.strength * factor * divergence(self._zipf(rows, logits), log_q)
 
     def labels(self, rows: Rows) -> Tensor | None:

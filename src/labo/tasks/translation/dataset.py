@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from labo.checks import IGNORE_INDEX
 from labo.errors import UserError
 from labo.tasks.base import Examples, Origin
 from labo.tasks.translation.models import decoder_inputs
@@ -18,7 +19,6 @@ from labo.tasks.translation.text_files import Pairs
 from labo.tasks.translation.vocabulary import BEGIN, END, PAD, Side, Vocabulary
 
 # The label of padding, which the loss ignores.
-IGNORE_INDEX = -100
 # Lines encoded at a time: lists of Python integers are large.
 _LINES_AT_ONCE = 10_000
 # A part that the data lack gets a tenth of the training pairs, at most this many.
