@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TextIO
 
+from typing_extensions import override
+
 from labo.experiment.executor import WorkerDied
 from labo.records.trial import Job
 
@@ -40,7 +42,7 @@ class ProgressReporter(Protocol):
         ...
 
 
-class ConsoleProgress:
+class ConsoleProgress(ProgressReporter):
     """Shows progress on `out` (stderr), so that results on stdout can be piped; a context manager."""
 
     def __init__(self, out: TextIO | None = None) -> None:
@@ -66,12 +68,12 @@ class ConsoleProgress:
         if self._bar is not None:
             self._bar.stop()
 
+    @override
     def message(self, sentence: str) -> None:
-        """See `ProgressReporter.message`."""
         self.console.print(sentence, markup=False)
 
+    @override
     def begin(self, total: int, done: int) -> None:
-        """See `ProgressReporter.begin`."""
         self._done, self._total = done, total
         if done:
             self.message(f"{done} of {total} trials are recorded already.")
@@ -81,20 +83,20 @@ class ConsoleProgress:
         else:
             self._lines = _Lines(total, done)
 
+    @override
     def phase(self, name: str) -> None:
-        """See `ProgressReporter.phase`."""
         if self._bar is not None:
             self._bar.update(self._task, description=name)
         elif self._lines is not None:
             self._lines.name = name
 
+    @override
     def update(self, job: Job, fraction: float) -> None:
-        """See `ProgressReporter.update`."""
         self._fractions[job.folder] = fraction
         self._show()
 
+    @override
     def finished(self, job: Job, record: Mapping[str, Any] | WorkerDied) -> None:
-        """See `ProgressReporter.finished`."""
         self._fractions.pop(job.folder, None)
         self._done += 1
         if isinstance(record, WorkerDied):

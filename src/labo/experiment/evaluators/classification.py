@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from labo.errors import NonFiniteLogitsError
 from labo.experiment.evaluators.base import Evaluator
@@ -52,8 +53,9 @@ def predict(model: nn.Module, features: Any) -> Tensor:
 class ClassificationEvaluator(Evaluator):
     """One label per example; see `labo.metrics.scores`."""
 
+    @override
     def validate(self, model: nn.Module, examples: Any, *, best: bool) -> tuple[dict[str, float], float]:
-        """See `Evaluator.validate`: the best epoch has the lowest NLL after temperature scaling."""
+        """The best epoch has the lowest NLL after temperature scaling."""
         logits, target = predict(model, examples.features), examples.target
         metrics = classification_scores(logits, target)
         curve = {"validation_nll": metrics["nll"], "validation_accuracy": metrics["accuracy"]}
@@ -62,14 +64,14 @@ class ClassificationEvaluator(Evaluator):
         scaled = classification_scores(logits, target, temperature=search_temperature(logits, target))["nll"]
         return {**curve, "validation_nll_scaled": scaled}, scaled
 
+    @override
     def tuning_metrics(self, model: nn.Module, examples: Any) -> dict[str, float]:
-        """See `Evaluator.tuning_metrics`."""
         logits, target = _finite_logits(model, examples), examples.target
         scaled = classification_scores(logits, target, temperature=search_temperature(logits, target))
         return {**classification_scores(logits, target), "nll_scaled": scaled["nll"]}
 
+    @override
     def test_metrics(self, model: nn.Module, loss: Any, splits: Any, folder: Path) -> dict[str, Any]:
-        """See `Evaluator.test_metrics`."""
         validation = _finite_logits(model, splits.validation)
         logits = predict(model, splits.test.features)
         metrics = scores(validation, splits.validation.target, logits, splits.test.target)
@@ -82,8 +84,8 @@ class ClassificationEvaluator(Evaluator):
         write_object(folder / FIGURES, {**figures, "reliability": diagrams, "labels": labels})
         return {"metrics": metrics}
 
+    @override
     def scores(self, model: nn.Module, examples: Any, temperature: float) -> dict[str, float]:
-        """See `Evaluator.scores`."""
         return scores_at(temperature, predict(model, examples.features), examples.target)
 
 

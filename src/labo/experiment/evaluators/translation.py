@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from labo.errors import NonFiniteLogitsError
 from labo.experiment.evaluators.base import Evaluator
@@ -46,34 +47,39 @@ class TranslationEvaluator(Evaluator):
         """The vocabulary that the run was trained with."""
         return Vocabulary.from_bytes(self.files, self.preprocessing["vocabulary_digest"])
 
+    @override
     def examples(self, read: Any) -> Any:
-        """See `Evaluator.examples`: pairs of text, encoded."""
+        """Pairs of text, encoded."""
         return Sentences.of(read, self.vocabulary) if isinstance(read, Pairs) else read
 
+    @override
     def signatures(self) -> dict[str, str]:
-        """See `Evaluator.signatures`: sacreBLEU's."""
+        """SacreBLEU's."""
         return signatures()
 
+    @override
     def notes(self, model: Any, examples: Any, what: str) -> tuple[str, ...]:
-        """See `Evaluator.notes`: how many pairs are truncated."""
+        """How many pairs are truncated."""
         return truncation_notes(examples, _limits(model), what)
 
+    @override
     def validate(self, model: nn.Module, examples: Any, *, best: bool) -> tuple[dict[str, float], float]:
-        """See `Evaluator.validate`: the best epoch has the highest BLEU."""
+        """The best epoch has the highest BLEU."""
         tokens = self.tokens(model, examples, (1.0,))[0]
         score, _ = bleu(self.translations(model, examples, beam=1), examples.target_text)
         curve = {"validation_nll": tokens["nll"], "validation_perplexity": tokens["perplexity"]}
         return {**curve, "validation_bleu": score}, -score
 
+    @override
     def tuning_metrics(self, model: nn.Module, examples: Any) -> dict[str, float]:
-        """See `Evaluator.tuning_metrics`."""
         temperature = self.temperature(model, examples)
         plain, scaled = self.tokens(model, examples, (1.0, temperature))
         score, _ = bleu(self.translations(model, examples), examples.target_text)
         return {"bleu": score, "nll": plain["nll"], "nll_scaled": scaled["nll"], "ece": plain["ece"]}
 
+    @override
     def test_metrics(self, model: nn.Module, loss: Any, splits: Any, folder: Path) -> dict[str, Any]:
-        """See `Evaluator.test_metrics`: writes the translations of the test split and their references too."""
+        """Writes the translations of the test split and their references too."""
         temperature = self.temperature(model, splits.validation)
         hypotheses = self.translations(model, splits.test)
         metrics, diagrams = self._metrics(model, splits.test, hypotheses, temperature)
@@ -84,8 +90,8 @@ class TranslationEvaluator(Evaluator):
         write_object(folder / FIGURES, {**figures, "sentences": sentences})
         return {"metrics": metrics, "signatures": self.signatures()}
 
+    @override
     def scores(self, model: nn.Module, examples: Any, temperature: float) -> dict[str, float]:
-        """See `Evaluator.scores`."""
         return self._metrics(model, examples, self.translations(model, examples), temperature)[0]
 
     def _metrics(

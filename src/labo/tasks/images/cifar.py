@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from typing_extensions import override
 
 from labo.errors import UserError
 from labo.tasks import data_files
@@ -98,18 +99,19 @@ class Cifar10(ImageTask):
     size = 32
     edition: ClassVar[Edition] = CIFAR10
 
+    @override
     def may_be_on_hub(self, data: str) -> bool:
-        """See `ImageTask.may_be_on_hub`: other names are folders to download the archive to."""
+        """Other names are folders to download the archive to."""
         return data == self.edition.hub
 
+    @override
     def read(self) -> ImageSet:
-        """See `ImageTask.read`."""
         if self.on_hub:
             return read_hub(self.edition, sources.require_local(str(self.data), self.fetch))
         return read(self.edition, locate(self.edition, self.data, self.fetch))
 
+    @override
     def fingerprint(self) -> str:
-        """See `Task.fingerprint`."""
         if self.on_hub:
             return sources.fingerprint(str(self.data), self.fetch)
         files = locate(self.edition, self.data, self.fetch)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from typing_extensions import override
+
 from labo.errors import UserError
 from labo.tasks.images import sources
 from labo.tasks.images.dataset import ImageSet
@@ -28,16 +30,16 @@ class Image(ImageTask):
         self.target = target
         super().__init__(data=data, **options, target=target)
 
+    @override
     def may_be_on_hub(self, data: str) -> bool:
-        """See `ImageTask.may_be_on_hub`."""
         return True
 
+    @override
     def read(self) -> ImageSet:
-        """See `ImageTask.read`."""
         assert self.data is not None
         return sources.read(self.data, self.target, self.fetch)
 
+    @override
     def fingerprint(self) -> str:
-        """See `Task.fingerprint`."""
         assert self.data is not None
         return sources.fingerprint(self.data, self.fetch)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
+from typing_extensions import override
 
 from labo import machine
 from labo.errors import UserError, first_line
@@ -73,8 +74,8 @@ class ImageFiles(EncodedImages):
     def __len__(self) -> int:
         return len(self.paths)
 
+    @override
     def entry(self, index: int) -> tuple[str, Path | bytes]:
-        """See `EncodedImages.entry`."""
         return self.paths[index], Path(self.paths[index])
 
 
@@ -88,8 +89,8 @@ class EncodedSubset(EncodedImages):
     def __len__(self) -> int:
         return len(self.indices)
 
+    @override
     def entry(self, index: int) -> tuple[str, Path | bytes]:
-        """See `EncodedImages.entry`."""
         return self.images.entry(int(self.indices[index]))
 
 

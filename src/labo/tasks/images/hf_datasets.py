@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
 from labo.errors import UserError, unknown
 from labo.tasks.data_files import hf_fingerprint, load_hf_splits
@@ -24,8 +25,8 @@ class ColumnImages(EncodedImages):
     def __len__(self) -> int:
         return len(self.rows)
 
+    @override
     def entry(self, index: int) -> tuple[str, Path | bytes]:
-        """See `EncodedImages.entry`."""
         value = self.rows[index][self.column] or {}
         name = self.name(index)
         if value.get("bytes") is not None:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from typing_extensions import override
 
 from labo.errors import UserError
 from labo.tasks import data_files
@@ -39,12 +40,12 @@ class TinyImageNet(ImageTask):
         """Its folder."""
         return locate_tiny(self.data, self.fetch)
 
+    @override
     def read(self) -> ImageSet:
-        """See `ImageTask.read`."""
         return read(self.root())
 
+    @override
     def fingerprint(self) -> str:
-        """See `Task.fingerprint`."""
         root = self.root()
         return data_files.fingerprint(files_of(root), root)
 

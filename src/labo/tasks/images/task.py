@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from labo.errors import UserError
 from labo.splitting import stratified, stratified_sample
@@ -88,8 +89,9 @@ class ImageTask(Task):
     def read(self) -> ImageSet:
         """The data as they are."""
 
+    @override
     def splits(self, seed: int) -> Splits:
-        """See `Task.splits`.
+        """The splits, with images as they are on the disk or decoded.
 
         Raises:
             UserError: there are no data or unsuitable ones, or a size does not fit them.
@@ -113,20 +115,22 @@ class ImageTask(Task):
         preprocessing["mean"], preprocessing["deviation"] = dataset.channel_statistics(features)
         return Splits(train, validation, test, images.classes, preprocessing, (*images.notes, *notes))
 
+    @override
     def model(
         self, classes: tuple[str, ...], preprocessing: Mapping[str, Any], settings: Mapping[str, Any]
     ) -> nn.Module:
-        """See `Task.model`: the network of `settings`, behind `Normalized`."""
+        """The network of `settings`, behind `Normalized`."""
         network = models.build(settings["model"], len(classes), preprocessing["image_size"], settings)
         statistics = preprocessing["mean"], preprocessing["deviation"]
         return models.Normalized(network, *statistics, channels_last=settings.get("channels_last", False))
 
+    @override
     def augmentation(self, splits: Splits, settings: Mapping[str, Any]) -> Augmentation:
-        """See `Task.augmentation`."""
         return Augmentation(settings, splits.preprocessing["image_size"], len(splits.classes))
 
+    @override
     def default_settings(self, model: Any = None) -> dict[str, Any]:
-        """See `Task.default_settings`: SGD with Nesterov momentum, a short warm-up, then cosine decay.
+        """SGD with Nesterov momentum, a short warm-up, then cosine decay.
 
         Some models have their own (see `models.default_hyperparameters`).
         """
@@ -144,37 +148,42 @@ class ImageTask(Task):
             "augment": "standard",
         }
 
+    @override
     def optimizer_candidates(self, model: Any = None) -> tuple[dict[str, Any], ...]:
-        """See `Task.optimizer_candidates`."""
         defaults = self.default_settings(model)
         half, double = ({"learning_rate": defaults["learning_rate"] * factor} for factor in (0.5, 2))
         decay_2, decay_4 = ({"weight_decay": defaults["weight_decay"] * factor} for factor in (2, 4))
         return {}, half, decay_2, double, half | decay_2, decay_4
 
+    @override
     def read_inputs(self, path: Path, preprocessing: Mapping[str, Any]) -> Tensor:
-        """See `Task.read_inputs`: an image, all in a folder, or the array `images` of an .npz file; uint8."""
+        """An image, all in a folder, or the array `images` of an .npz file; uint8."""
         return self._read_features(sources.read_unlabelled(path), preprocessing)
 
+    @override
     def input_files(self, path: Path) -> list[str] | None:
-        """See `Task.input_files`: an image file is one input, an .npz file holds many."""
+        """An image file is one input, an .npz file holds many."""
         files = sources.image_files(path)
         return None if files is None else [str(file) for file in files]
 
+    @override
     def read_examples(
         self, path: Path, preprocessing: Mapping[str, Any], classes: Sequence[str], target: str | None
     ) -> ImageExamples:
-        """See `Task.read_examples`: class folders, an .npz file, or a data set on disk that `datasets` reads."""
+        """Class folders, an .npz file, or a data set on disk that `datasets` reads."""
         part = sources.read_labelled(path, target or self.options.get("target"), classes, preprocessing["folders"])
         return ImageExamples(self._read_features(part.images, preprocessing), torch.from_numpy(part.labels))
 
+    @override
     def samples(self, examples: Examples, preprocessing: Mapping[str, Any]) -> list[Sample]:
-        """See `Task.samples`: the images as the network receives them."""
+        """The images as the network receives them."""
         return list(examples.features[:].permute(0, 2, 3, 1).numpy())
 
+    @override
     def shifted(
         self, features: Any, kind: str, severity: int, seed: int, device: Any = None
     ) -> corruptions.CorruptedImages:
-        """See `Task.shifted`: images with noise, blur or less contrast, computed in chunks on `device`."""
+        """Images with noise, blur or less contrast, computed in chunks on `device`."""
         return corruptions.CorruptedImages(features, kind, severity, seed, device)
 
     def _decoded(self) -> tuple[ImageSet, int]:

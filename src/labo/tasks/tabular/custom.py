@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from labo.errors import UserError, unknown
 from labo.splitting import stratified, stratified_sample
@@ -56,8 +57,8 @@ class Table(TabularTask):
         super().__init__(data=self.path, target=target, split=split, train_size=train_size, label_noise=label_noise)
         self.target, self.split, self.train_size = target, split, train_size
 
+    @override
     def splits(self, seed: int) -> Splits:
-        """See `Task.splits`."""
         frame, target, classes, notes = self._read()
         generator = torch.Generator().manual_seed(seed)
         parts = self._split(frame, target, classes, generator, notes)
@@ -69,22 +70,24 @@ class Table(TabularTask):
         examples = self.make_parts(features.encode(inputs, columns), origin, target, parts, len(classes), generator)
         return Splits(*examples, classes, {"columns": columns}, (*notes, *column_notes))
 
+    @override
     def samples(self, examples: Examples, preprocessing: Mapping[str, Any]) -> list[Sample]:
-        """See `Task.samples`: the columns used as inputs, with the values of the file."""
+        """The columns used as inputs, with the values of the file."""
         assert examples.origin is not None
         names = [column["name"] for column in preprocessing["columns"]]
         rows = read_frame(self.path).loc[examples.origin.source_indices.numpy(), names]
         strings = rows.astype(object).where(rows.notna(), "").map(str)
         return [dict(zip(names, values, strict=True)) for values in strings.itertuples(index=False, name=None)]
 
+    @override
     def default_settings(self, model: Any = None) -> dict[str, Any]:
-        """See `Task.default_settings`: 60 epochs for a small table, fewer for a large one."""
+        """60 epochs for a small table, fewer for a large one."""
         rows = len(read_frame(self.path))
         epochs = max(10, round(60 * min(1.0, 5_000 / rows)))
         return super().default_settings(model) | {"epochs": epochs, "batch_size": 64 if rows <= 20_000 else 256}
 
+    @override
     def fingerprint(self) -> str:
-        """See `Task.fingerprint`."""
         read_frame(self.path)
         return digest(self.path)
 

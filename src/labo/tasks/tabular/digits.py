@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from labo.errors import UserError
 from labo.splitting import stratified, stratified_sample
@@ -43,8 +44,8 @@ class Digits(TabularTask):
         super().__init__(train_size=train_size, label_noise=label_noise)
         self.train_size = train_size
 
+    @override
     def splits(self, seed: int) -> Splits:
-        """See `Task.splits`."""
         pixels, target = _load()
         generator = torch.Generator().manual_seed(seed)
         train, validation, test = stratified(target, (len(target) - VALIDATION - TEST, VALIDATION, TEST), generator)
@@ -60,8 +61,9 @@ class Digits(TabularTask):
         parts = self.make_parts(features, origin, target, (train, validation, test), 10, generator)
         return Splits(*parts, tuple("0123456789"), {"columns": columns})
 
+    @override
     def samples(self, examples: Examples, preprocessing: Mapping[str, Any]) -> list[Sample]:
-        """See `Task.samples`: dark strokes on a light background, as written."""
+        """Dark strokes on a light background, as written."""
         mean = torch.tensor([column["mean"] for column in preprocessing["columns"]])
         intensity = (examples.features * MAX_INTENSITY + mean).round().clamp(0, MAX_INTENSITY)
         inverted = (255 - intensity * (255 / MAX_INTENSITY)).round().to(torch.uint8)

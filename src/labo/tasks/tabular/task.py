@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from labo.errors import UserError, unknown
 from labo.tasks.base import Examples, Origin, Task
@@ -42,19 +43,19 @@ class TabularTask(Task):
         train, validation, test = examples
         return train, validation, test
 
+    @override
     def model(
         self, classes: tuple[str, ...], preprocessing: Mapping[str, Any], settings: Mapping[str, Any]
     ) -> nn.Module:
-        """See `Task.model`."""
         return build_network(features.width(preprocessing["columns"]), len(classes), settings)
 
+    @override
     def default_settings(self, model: Any = None) -> dict[str, Any]:
-        """See `Task.default_settings`."""
         training = {"epochs": 60, "batch_size": 64, "learning_rate": 2e-3, "weight_decay": 1e-2}
         return {**training, "schedule": "constant", **MODEL_DEFAULTS}
 
+    @override
     def optimizer_candidates(self, model: Any = None) -> tuple[dict[str, Any], ...]:
-        """See `Task.optimizer_candidates`."""
         return (
             {},
             {"learning_rate": 1e-3},
@@ -64,10 +65,10 @@ class TabularTask(Task):
             {"weight_decay": 1.0},
         )
 
+    @override
     def read_examples(
         self, path: Path, preprocessing: Mapping[str, Any], classes: Sequence[str], target: str | None
     ) -> Examples:
-        """See `Task.read_examples`."""
         name = target or self.options.get("target", "target")
         frame = table_files.read_frame(path)
         if name not in frame.columns:
@@ -81,8 +82,8 @@ class TabularTask(Task):
             )
         return Examples(features.encode(frame, preprocessing["columns"]), torch.tensor(labels))
 
+    @override
     def read_inputs(self, path: Path, preprocessing: Mapping[str, Any]) -> Tensor:
-        """See `Task.read_inputs`."""
         return features.encode(table_files.read_frame(path), preprocessing["columns"])
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import override
+
 from labo.errors import UserError, not_here
 from labo.tasks.data_files import fingerprint, hf_fingerprint
 from labo.tasks.translation.corpora import HubDataset
@@ -70,18 +72,18 @@ class Translation(TranslationTask):
         super().__init__(data=data, fetch=on_hub, **options)
 
     @property
+    @override
     def languages(self) -> tuple[str, str]:
-        """See `TranslationTask.languages`."""
         return self._languages
 
+    @override
     def read(self, seed: int) -> dict[str, Pairs]:
-        """See `TranslationTask.read`."""
         if self.fetch:
             return read_hub(self._hub_dataset(), *self._languages)
         return self._locate().read(self._languages)
 
+    @override
     def fingerprint(self) -> str:
-        """See `Task.fingerprint`."""
         if self.fetch:
             return hf_fingerprint(load_hub(self._hub_dataset()))
         files = self._locate().files()

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from typing_extensions import override
 
 from labo.checks import IGNORE_INDEX
 from labo.errors import UserError
@@ -133,12 +134,13 @@ class Sentences(Examples):
         """Tokens of the longer side, end-of-sentence token included, int64 (N,); `TokenBatches` uses these."""
         return torch.maximum(self.features.lengths, self.target.lengths)
 
+    @override
     def class_counts(self, size: int) -> Tensor:
-        """See `Examples.class_counts`: counts of target tokens, end-of-sentence tokens included."""
+        """Counts of target tokens, end-of-sentence tokens included."""
         return torch.bincount(self.target.ids.long(), minlength=size)
 
+    @override
     def subset(self, indices: Tensor) -> Sentences:
-        """See `Examples.subset`."""
         rows = indices.tolist()
         source, target = ([text[row] for row in rows] for text in (self.source_text, self.target_text))
         origin = None if self.origin is None else self.origin.subset(indices)

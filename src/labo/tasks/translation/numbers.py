@@ -9,6 +9,7 @@ from importlib import metadata
 from typing import Any
 
 import torch
+from typing_extensions import override
 
 from labo.errors import UserError, unknown
 from labo.tasks.translation.task import TranslationTask
@@ -52,17 +53,18 @@ class Numbers(TranslationTask):
         super().__init__(train_size=train_size, **options)
 
     @property
+    @override
     def languages(self) -> tuple[str, str]:
-        """See `TranslationTask.languages`."""
         return self._languages
 
+    @override
     def read(self, seed: int) -> dict[str, Pairs]:
-        """See `TranslationTask.read`."""
         assert self.train_size is not None
         return draw(seed, self.train_size, *self.languages)
 
+    @override
     def fingerprint(self) -> str:
-        """See `Task.fingerprint`: the version of num2words, which determines the names."""
+        """The version of num2words, which determines the names."""
         return f"num2words-{metadata.version('num2words')}"
 
 

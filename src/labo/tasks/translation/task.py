@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from typing_extensions import override
 
 from labo.errors import UserError, unknown
 from labo.tasks.base import Sample, Splits, Task
@@ -101,8 +102,9 @@ class TranslationTask(Task):
     def read(self, seed: int) -> dict[str, Pairs]:
         """The pairs of each part; validation and test are drawn from train where they are missing."""
 
+    @override
     def splits(self, seed: int) -> Splits:
-        """See `Task.splits`; the parts are `Sentences`, and `files` are those of the vocabulary.
+        """The parts are `Sentences`, and `files` are those of the vocabulary.
 
         Raises:
             UserError: there are no data or unsuitable ones, or a size does not fit them.
@@ -120,10 +122,11 @@ class TranslationTask(Task):
         train, validation, test = (encoded[part] for part in PARTS)
         return Splits(train, validation, test, (), self._preprocessing(vocabulary), notes, vocabulary.to_bytes())
 
+    @override
     def model(
         self, classes: tuple[str, ...], preprocessing: Mapping[str, Any], settings: Mapping[str, Any]
     ) -> nn.Module:
-        """See `Task.model`: an encoder-decoder, forward(input_ids, attention_mask, labels) returns logits (N, T, V).
+        """An encoder-decoder, forward(input_ids, attention_mask, labels) returns logits (N, T, V).
 
         The classes are the pieces of the target vocabulary, whose number is in `preprocessing`.
         """
@@ -137,19 +140,21 @@ class TranslationTask(Task):
             )
         return model
 
+    @override
     def model_files(self, model: Any, settings: Mapping[str, Any]) -> dict[str, bytes]:
-        """See `Task.model_files`: the configuration of a network that is not a preset; its source may change or go."""
+        """The configuration of a network that is not a preset; its source may change or go."""
         external = settings["model"].startswith(models.TRANSFORMERS_PREFIX)
         return {CONFIGURATION: models.configuration(model)} if external else {}
 
+    @override
     def saved_settings(self, settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-        """See `Task.saved_settings`."""
         file = folder / CONFIGURATION
         external = str(settings["model"]).startswith(models.TRANSFORMERS_PREFIX) and file.is_file()
         return {**settings, "model": f"{models.TRANSFORMERS_PREFIX}{file.resolve()}"} if external else dict(settings)
 
+    @override
     def notes(self, splits: Splits, settings: Mapping[str, Any]) -> tuple[str, ...]:
-        """See `Task.notes`: pairs longer than a batch; validation and test pairs longer than the network takes."""
+        """Pairs longer than a batch; validation and test pairs longer than the network takes."""
         limits = models.limits(settings["model"])
         train: Any = splits.train
         parts: dict[str, Any] = {"validation": splits.validation, "test": splits.test}
@@ -157,8 +162,9 @@ class TranslationTask(Task):
         truncated = [note for name, part in parts.items() for note in truncation_notes(part, limits, name)]
         return (*splits.notes, *over_budget, *truncated)
 
+    @override
     def default_settings(self, model: Any = None) -> dict[str, Any]:
-        """See `Task.default_settings`: AdamW, warm-up, then a learning rate that falls with the square root of steps.
+        """AdamW, warm-up, then a learning rate that falls with the square root of steps.
 
         `tokens` is the budget of a batch, padding included (see `TokenBatches`); the betas are the Transformer's,
         learning rate and dropout the model's (see `models.default_hyperparameters`).
@@ -182,8 +188,8 @@ class TranslationTask(Task):
             "length_penalty": 1.0,
         }
 
+    @override
     def optimizer_candidates(self, model: Any = None) -> tuple[dict[str, Any], ...]:
-        """See `Task.optimizer_candidates`."""
         defaults = self.default_settings(model)
         double, half = ({"learning_rate": defaults["learning_rate"] * factor} for factor in (2, 0.5))
         dropout = {"dropout": 0.1 if defaults["dropout"] >= 0.3 else 0.3}
@@ -207,8 +213,9 @@ class TranslationTask(Task):
         languages = (preprocessing["source"], preprocessing["target"])
         return text_files.read_pairs(path, None if target is None else Path(target), languages)
 
+    @override
     def samples(self, examples: Any, preprocessing: Mapping[str, Any]) -> list[Sample]:
-        """See `Task.samples`: both sides, by language."""
+        """Both sides, by language."""
         names = (preprocessing["source"], preprocessing["target"])
         return [
             dict(zip(names, pair, strict=True)) for pair in zip(examples.source_text, examples.target_text, strict=True)
@@ -309,12 +316,12 @@ class CorpusTask(TranslationTask):
         super().__init__(data=data, fetch=fetch, **options)
 
     @property
+    @override
     def languages(self) -> tuple[str, str]:
-        """See `TranslationTask.languages`."""
         return self.corpus.source, self.corpus.target
 
+    @override
     def read(self, seed: int) -> dict[str, Pairs]:
-        """See `TranslationTask.read`."""
         source = self._locate()
         if isinstance(source, HubDataset):
             return corpus_files.read_hub(source, *self.languages)
@@ -323,8 +330,8 @@ class CorpusTask(TranslationTask):
             parts["train"], parts["validation"] = corpus_files.hold_out(parts["train"])
         return parts
 
+    @override
     def fingerprint(self) -> str:
-        """See `Task.fingerprint`."""
         source = self._locate()
         if isinstance(source, HubDataset):
             return hf_fingerprint(corpus_files.load_hub(source))
