@@ -80,8 +80,12 @@ def test_an_old_comparison_is_finished(tmp_path: Path):
     }  # fmt: skip
     (begun / trial.RUN).write_text(json.dumps(description))
     (begun / trial.CURVE).write_text('{"epoch": 1.0, "step": 7, "loss": 2.0, "learning_rate": 0.001}\n')
+    checkpoint = begun / trial.CHECKPOINTS / "checkpoint-7"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trainer_state.json").write_text('{"global_step": 7}')  # of the training loop before
     watcher = Watcher()
     assert compare.run(config, watcher) == 0
+    assert "1 trial that an earlier version interrupted start again." in watcher.said
     assert {(job.trial.method, job.trial.seed) for job in watcher.ran} == {("none", 2), ("label_smoothing", 5)}
     finished = lines(tmp_path / comparison.RESULTS)
     assert finished[: len(kept)] == kept

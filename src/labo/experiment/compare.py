@@ -21,8 +21,9 @@ from labo.experiment.progress import ProgressReporter
 from labo.metrics import significance
 from labo.records import lock
 from labo.records.comparison import ComparisonWriter
-from labo.records.trial import Job, Trial, read_record
+from labo.records.trial import CHECKPOINTS, Job, Trial, read_record
 from labo.tasks.base import Splits
+from labo.training import checkpoints
 
 # The user is told of a class that has at least this fraction of the test split.
 MAJORITY = 0.8
@@ -121,6 +122,7 @@ def max_concurrent_trials(config: ComparisonConfig) -> int:
 def _run_jobs(executor: TrialExecutor, records: ComparisonWriter, jobs: list[Job], reporter: ProgressReporter) -> int:
     """Run and record jobs; returns how many did not finish."""
     died = 0
+    _restart_outdated(jobs, reporter)
     for job, record in executor.run(jobs, reporter.update):
         if isinstance(record, WorkerDied):
             died += 1
@@ -132,9 +134,17 @@ def _run_jobs(executor: TrialExecutor, records: ComparisonWriter, jobs: list[Job
     return died
 
 
+def _restart_outdated(jobs: list[Job], reporter: ProgressReporter) -> None:
+    """Remove checkpoints that an earlier version wrote: its training loop was another."""
+    count = sum(checkpoints.remove_outdated(job.folder / CHECKPOINTS) for job in jobs)
+    if count:
+        reporter.message(f"{_plural(count, 'trial')} that an earlier version interrupted start again.")
+
+
 def _run_teachers(executor: TrialExecutor, jobs: list[Job], reporter: ProgressReporter) -> int:
     """Train the teachers, whose records stay in their folders; returns how many did not finish."""
     died = 0
+    _restart_outdated(jobs, reporter)
     for job, record in executor.run(jobs, reporter.update):
         died += isinstance(record, WorkerDied)
         reporter.finished(job, record)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -25,6 +27,8 @@ from labo.records.trial import ERROR, Job
 MAX_ATTEMPTS = 2
 # Trials that share an accelerator: one rarely fills it. A guess that has not been measured.
 TRIALS_PER_ACCELERATOR = 2
+# A step of a small network takes less than telling another process of it.
+SECONDS_BETWEEN_UPDATES = 0.1
 
 # Receives the fraction of a job that is done, 0 to 1.
 UpdateJob = Callable[[Job, float], None]
@@ -202,7 +206,15 @@ def _warm_up() -> None:
 
 def _run_in_worker(job: Job) -> Record:
     _use_one_thread()
-    return run_job(job, lambda fraction: _updates.put((job.folder, fraction)))
+    sent = -math.inf
+
+    def update(fraction: float) -> None:
+        nonlocal sent
+        if (now := time.monotonic()) - sent >= SECONDS_BETWEEN_UPDATES:
+            sent = now
+            _updates.put((job.folder, fraction))
+
+    return run_job(job, update)
 
 
 def run_job(job: Job, progress: Callable[[float], None]) -> Record:

@@ -149,7 +149,7 @@ def newest_complete(folder: Path, *, processes: int = 1) -> Path | None:
     """
     damaged: list[str] = []
     for path in reversed(checkpoints(folder)):
-        if (path / _TRAINER_STATE).is_file():
+        if _is_outdated(path):
             raise OutdatedCheckpointError(
                 f"The checkpoint '{path}' is of an earlier version of labo, with another training loop: delete it to "
                 "start the run again."
@@ -164,6 +164,18 @@ def newest_complete(folder: Path, *, processes: int = 1) -> Path | None:
     if damaged:
         raise UserError(f"{damaged[0]}; delete it to start the run again.")
     return None
+
+
+def remove_outdated(folder: Path) -> bool:
+    """Remove the checkpoints in `folder` if some are of an earlier version; returns whether they were."""
+    outdated = any(map(_is_outdated, checkpoints(folder)))
+    if outdated:
+        shutil.rmtree(folder)
+    return outdated
+
+
+def _is_outdated(checkpoint: Path) -> bool:
+    return (checkpoint / _TRAINER_STATE).is_file()
 
 
 def _damage(path: Path) -> str | None:
