@@ -123,7 +123,7 @@ def test_train_again_says_so_and_changes_nothing(labo: Run, trained: Path):
     before = (trained / "record.json").read_bytes()
     status, out, err = labo("train", "digits", "--epochs", "10", "--output", trained)
     assert status == 0
-    assert "is finished already" in err
+    assert "is already finished" in err
     assert "Accuracy" in out
     assert (trained / "record.json").read_bytes() == before
     status, _, err = labo("train", "digits", "--config", trained / "run.json", "--output", trained)
@@ -270,7 +270,7 @@ def test_a_missing_extra_is_named(labo: Run, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "yaml", None)
     status, _, err = labo("train", "--set", "model=linear")
     assert status == 2
-    assert err == "labo: This command needs yaml, which the extra 'train' brings: pip install -e '.[train]'.\n"
+    assert err == "labo: This command needs yaml, which the extra 'train' installs: pip install -e '.[train]'.\n"
 
 
 def test_every_trial_failed_is_status_1(labo: Run):

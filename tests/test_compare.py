@@ -346,7 +346,7 @@ def test_ctrl_c_ends_it_at_once_and_leaves_no_process(tmp_path):
     os.killpg(child.pid, signal.SIGINT)
     _, told = child.communicate(timeout=30)
     assert child.returncode == 130
-    assert "Interrupted; what is finished is recorded" in told
+    assert "Interrupted. Finished work is recorded" in told
     assert "Traceback" not in told
     deadline = time.monotonic() + 10
     while (left := members(child.pid)) and time.monotonic() < deadline:

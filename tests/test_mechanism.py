@@ -360,7 +360,7 @@ def labo(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, s
     [
         (["--method", "distillation"], "Method 'distillation' needs a teacher: name the folder of a finished run"),
         (["--method", "ps_kd", "--steps", "5"], "Method 'ps_kd' needs epochs, but this run is given by steps"),
-        (["--method", "none", "--teacher", "anywhere"], "Method 'none' takes no --teacher."),
+        (["--method", "none", "--teacher", "anywhere"], "Method 'none' has no teacher, so --teacher does not apply."),
         (["--method", "distillation", "--teacher", "nowhere"], "No run in 'nowhere'."),
     ],
 )

@@ -103,7 +103,7 @@ def test_other_commands_are_refused(tmp_path):
     found = together(run_command, tmp_path, {}, "compare", "digits")
     assert [each[0] for each in found] == [2, 2], found
     assert "".join(each[2] for each in found).count("\n") == 1
-    assert "labo compare is one process, which starts others where it needs them" in found[0][2]
+    assert "Run labo compare without torchrun" in found[0][2]
 
 
 def test_a_checkpoint_of_two_processes_is_not_for_one(tmp_path):
