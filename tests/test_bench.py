@@ -66,7 +66,7 @@ def test_what_every_method_costs_is_measured(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_a_cuda_device_it_says_so(capsys: pytest.CaptureFixture[str]):
     assert main(["bench", "--device", "cuda"]) == 2
-    assert "PyTorch sees none here" in capsys.readouterr().err
+    assert "PyTorch finds none" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -216,7 +216,7 @@ def test_a_method_of_ones_own_from_where_it_lies(labo: Run, tmp_path: Path):
         ("compare --set batch_size=nan", "`batch_size` to be a whole number"),
         ("compare --set hidden=[1,2]", "`hidden` to be a number"),
         ("compare --set hidden=null", "`hidden` to be a number"),
-        ("train --seed -1", "--seed from 0 to"),
+        ("train --seed -1", "--seed to be from 0 to"),
         ("compare --epochs 0", "`epochs` to be a finite number above 0"),
         ("compare --config none.yaml", "Cannot read the config 'none.yaml'"),
         ("compare --label-noise 2", "SHARE,KIND"),

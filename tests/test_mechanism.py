@@ -323,7 +323,7 @@ def stopped(folder: Path, name: str) -> str:
 def test_a_memory_of_other_examples_is_refused(tmp_path):
     checkpoint = stopped(tmp_path, "ps_kd")
     with pytest.raises(
-        UserError, match="remembers a prediction of 24 x 3, but this training needs one of 28 x 3"
+        UserError, match="has stored a prediction of 24 x 3, but this training needs one of 28 x 3"
     ) as told:
         trainer(tmp_path, member("ps_kd"), data=Data(28)).train(resume_from_checkpoint=checkpoint)
     assert "\n" not in str(told.value)

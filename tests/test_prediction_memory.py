@@ -319,8 +319,8 @@ def test_imagenets_classes_and_50_000_examples_take_less_than_150_mb():
         ({"decay": "much"}, r"`decay` to be a number in \[0, 1\), but got 'much'"),
         ({"epsilon": 1.5}, r"`epsilon` to be a number in \[0, 1\], but got 1\.5"),
         ({"top": 0}, "`top` to be a whole number of at least 1, but got 0"),
-        ({"prior": "unigram", "sharpness": 2.0}, 'Option `sharpness` belongs to prior="memory"'),
-        ({"prior": None, "decay": 0.5}, 'Option `decay` belongs to prior="memory"'),
+        ({"prior": "unigram", "sharpness": 2.0}, 'Option `sharpness` requires prior="memory"'),
+        ({"prior": None, "decay": 0.5}, 'Option `decay` requires prior="memory"'),
     ],
 )
 def test_options_out_of_range(options, told):
@@ -334,8 +334,8 @@ def test_options_out_of_range(options, told):
     [
         (6, torch.tensor([0, 1, 6, 3, 4, 5]), "of 6 training examples, but got 6: examples cannot be added later"),
         (6, torch.tensor([0, 1, -1, 3, 4, 5]), "`indices` of 6 training examples, but got -1"),
-        (6, torch.arange(5), r"`indices` to be 6 whole numbers, one for each target, but got shape \(5,\)"),
-        (6, torch.arange(6.0), r"`indices` to be whole numbers, but got torch\.float32"),
+        (6, torch.arange(5), r"`indices` to be 6 integers, one for each target, but got shape \(5,\)"),
+        (6, torch.arange(6.0), r"`indices` to be integers, but got torch\.float32"),
         (0, torch.arange(6), "`examples` to be a whole number of at least 1, but got 0"),
         (6.0, torch.arange(6), r"`examples` to be a whole number of at least 1, but got 6\.0"),
         (6, None, "needs indices: pass indices="),
@@ -350,20 +350,26 @@ def test_indices_that_do_not_fit(name, examples, indices, told):
 def test_a_memory_of_other_data(name):
     made = made_with(name, {"examples": 6})
     loss(made, rows(), indices=torch.arange(6))
-    with pytest.raises(UserError, match="remembers example 1 with label 3, but now it has label 0: its memory is of"):
+    with pytest.raises(
+        UserError, match="has stored example 1 with label 3, but now it has label 0: the memory belongs to"
+    ):
         loss(made, rows(), torch.tensor([0, 0, 1, 3, 2, 0]), indices=torch.arange(6))
     other = made_with(name, {"examples": 7})
     other.load_state_dict(made.state_dict())
-    with pytest.raises(UserError, match="remembers 6 examples with 4 entries each, but this training has 7 with 4"):
+    with pytest.raises(
+        UserError, match="has a memory of 6 examples with 4 entries each, but this training has 7 with 4"
+    ):
         loss(other, rows(), indices=torch.arange(6))
-    with pytest.raises(UserError, match="remembers 6 examples with 4 entries each, but this training has 6 with 5"):
+    with pytest.raises(
+        UserError, match="has a memory of 6 examples with 4 entries each, but this training has 6 with 5"
+    ):
         loss(made, rows(0, 5), indices=torch.arange(6))
 
 
 @pytest.mark.parametrize("name", ["labo[prior=memory]", "elr"])
 def test_functional_transforms_cannot_remember(name):
     made = made_with(name, {"examples": 6})
-    with pytest.raises(UserError, match=r"remembers predictions, which transforms of torch\.func do not allow"):
+    with pytest.raises(UserError, match=r"stores predictions, which transforms of torch\.func do not allow"):
         torch.func.grad(lambda z: loss(made, z, indices=torch.arange(6)).sum())(rows())
 
 
