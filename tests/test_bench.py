@@ -72,7 +72,7 @@ def test_without_a_cuda_device_it_says_so(capsys: pytest.CaptureFixture[str]):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--classes", "ten"], "--classes to be comma-separated integers"),
+        (["--classes", "ten"], "--classes to be comma-separated whole numbers"),
         (["--dtypes", "float31", "--allocator", "stock"], "nearest is 'float32'"),
         (["--allocator", "jemalloc"], "Unknown allocator"),
         (["--device", "cud"], "nearest is 'cuda'"),

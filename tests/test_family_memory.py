@@ -135,8 +135,8 @@ def test_ps_kd_neither_reads_nor_writes_for_ignored_rows():
     [
         ({"examples": 6}, torch.tensor([0, 1, 6, 3, 4, 5]), "`indices` of 6 training examples, but got 6"),
         ({"examples": 6}, torch.tensor([0, 1, -1, 3, 4, 5]), "`indices` of 6 training examples, but got -1"),
-        ({"examples": 6}, torch.arange(5), r"`indices` to be 6 integers.*shape \(5,\)"),
-        ({"examples": 6}, torch.arange(6.0), r"`indices` to be 6 integers.*float32"),
+        ({"examples": 6}, torch.arange(5), r"`indices` to be 6 whole numbers.*shape \(5,\)"),
+        ({"examples": 6}, torch.arange(6.0), r"`indices` to be 6 whole numbers.*float32"),
         ({"examples": 10**9}, torch.arange(6), r"a table of 1000000000 x 4 numbers, 16\.0 GB; allow_large=True"),
         ({"examples": 0}, torch.arange(6), "`examples` to be a whole number of at least 1, but got 0"),
         ({"epochs": 2.5}, torch.arange(6), r"`epochs` to be a whole number of at least 1, but got 2\.5"),

@@ -275,7 +275,9 @@ def test_the_loss_alone_says_who_tells_what_it_needs(name):
 
 @pytest.mark.parametrize("name", ["ps_kd", "online_smoothing", "self_adaptive_smoothing"])
 def test_epochs_are_not_to_be_had_of_steps(tmp_path, name):
-    with pytest.raises(UserError, match=rf"'{name}' needs epochs, but this run is given by steps \(max_steps=5\)"):
+    with pytest.raises(
+        UserError, match=rf"'{name}' needs epochs, but the length of this run is set in steps \(max_steps=5\)"
+    ):
         trainer(tmp_path, member(name), max_steps=5)
 
 
@@ -302,9 +304,9 @@ def test_a_member_belongs_to_one_network(tmp_path):
     regularizer = member("cs_kd")
     first = trainer(tmp_path, regularizer)
     trainer(tmp_path, regularizer, model=first.model)
-    with pytest.raises(UserError, match="'cs_kd' was given another network before"):
+    with pytest.raises(UserError, match="'cs_kd' was provided with another network before"):
         trainer(tmp_path, regularizer)
-    with pytest.raises(UserError, match="give `model`, not `model_init`"):
+    with pytest.raises(UserError, match="pass `model`, not `model_init`"):
         LabelRegularizedTrainer(
             model_init=lambda: Classifier(),
             args=first.args,
@@ -342,7 +344,7 @@ def test_a_memory_of_other_classes_is_refused(tmp_path, name):
 @pytest.mark.parametrize(("saved", "now"), [("beta_smoothing", "none"), ("online_smoothing", "beta_smoothing")])
 def test_a_memory_of_another_method_is_refused(tmp_path, saved, now):
     checkpoint = stopped(tmp_path, saved)
-    with pytest.raises(UserError, match=f"is not what method '{now}' remembers of this network") as told:
+    with pytest.raises(UserError, match=f"does not fit method '{now}' and this network") as told:
         trainer(tmp_path, member(now)).train(resume_from_checkpoint=checkpoint)
     assert "\n" not in str(told.value)
 
@@ -359,7 +361,10 @@ def labo(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, s
     ("arguments", "told"),
     [
         (["--method", "distillation"], "Method 'distillation' needs a teacher: name the folder of a finished run"),
-        (["--method", "ps_kd", "--steps", "5"], "Method 'ps_kd' needs epochs, but this run is given by steps"),
+        (
+            ["--method", "ps_kd", "--steps", "5"],
+            "Method 'ps_kd' needs epochs, but the length of this run is set in steps",
+        ),
         (["--method", "none", "--teacher", "anywhere"], "Method 'none' has no teacher, so --teacher does not apply."),
         (["--method", "distillation", "--teacher", "nowhere"], "No run in 'nowhere'."),
     ],

@@ -159,7 +159,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(UserError, match=r"as many processes as there are GPUs here \(1\)"), distributed.process_group():
+    with pytest.raises(UserError, match=r"one process per GPU \(1 on this machine\)"), distributed.process_group():
         pass
 
 

@@ -95,7 +95,7 @@ def test_widths_that_are_none_are_told_before_anything_is_measured(
     tmp_path: Path, widths: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["report", str(write(tmp_path)), f"--beams={widths}"]) == 2
-    assert "Expected --beams to be comma-separated integers above 0" in capsys.readouterr().err
+    assert "Expected --beams to be comma-separated whole numbers above 0" in capsys.readouterr().err
     assert not (tmp_path / BEAMS).exists()
 
 

@@ -155,7 +155,7 @@ def test_class_weights_are_right_undivided_and_refused_divided():
         (lambda: TrainerLoss(LabelRegularizedLoss(regularizers.create("none"), reduction="sum")), "reduction 'mean'"),
         (lambda: TrainerLoss(LabelRegularizedLoss(regularizers.create("none"), ignore_index=0)), "ignore_index -100"),
         (lambda: TrainerLoss(loss())(torch.zeros(1, 2), None), "`labels`"),
-        (lambda: TrainerLoss(loss())({"hidden": torch.zeros(1, 2)}, torch.tensor([0])), "to give logits"),
+        (lambda: TrainerLoss(loss())({"hidden": torch.zeros(1, 2)}, torch.tensor([0])), "to return logits"),
     ],
 )
 def test_what_it_cannot_do_is_refused(make, told):

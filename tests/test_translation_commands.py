@@ -132,9 +132,9 @@ def test_who_waits_for_a_translation_gets_it_and_may_leave(trained):
         (["predict", "RUN", "x.csv"], "see labo translate"),
         (["labels", "RUN"], "see labo translate"),
         (["evaluate", "RUN", "--per-class"], "has no classes"),
-        (["evaluate", "RUN", "--beams", "1,x"], "Expected --beams to be comma-separated integers above 0"),
+        (["evaluate", "RUN", "--beams", "1,x"], "Expected --beams to be comma-separated whole numbers above 0"),
         (["evaluate", "RUN", "--shift", "noise"], "has no shifts"),
-        (["translate", "RUN", "--beam", "0"], "Expected --beam to be an integer above 0"),
+        (["translate", "RUN", "--beam", "0"], "Expected --beam to be a whole number above 0"),
     ],
     ids=" ".join,
 )

@@ -78,7 +78,7 @@ def _parse_classes(text: str) -> list[int]:
     except ValueError:
         counts = []
     if not counts or min(counts) < 2:
-        raise UserError(f"Expected --classes to be comma-separated integers of at least 2, but got '{text}'.")
+        raise UserError(f"Expected --classes to be comma-separated whole numbers of at least 2, but got '{text}'.")
     return counts
 
 

@@ -155,7 +155,7 @@ def beams(tasks: Sequence[str], text: str | None) -> list[int]:
         raise UserError(f"Task '{tasks[0]}' is not a translation task, so --beams does not apply.")
     widths = [part.strip() for part in text.split(",") if part.strip()]
     if not widths or not all(width.isdecimal() and int(width) > 0 for width in widths):
-        raise UserError(f"Expected --beams to be comma-separated integers above 0, but got '{text}'.")
+        raise UserError(f"Expected --beams to be comma-separated whole numbers above 0, but got '{text}'.")
     return list(dict.fromkeys(map(int, widths)))
 
 

@@ -38,7 +38,7 @@ def translate(
 
     for name, value in (("beam", beam), ("together", together)):
         if value is not None and value < 1:
-            raise UserError(f"Expected --{name} to be an integer above 0, but got {value}.")
+            raise UserError(f"Expected --{name} to be a whole number above 0, but got {value}.")
     loaded = saved_run.load(run)
     loaded.require_kind("translation", "translate")
     decoding = {} if length_penalty is None else {"length_penalty": length_penalty}

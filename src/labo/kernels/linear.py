@@ -100,7 +100,7 @@ def solve_linear(
     It never synchronizes with a device. The logits of all chunks share one buffer, which their gradient overwrites.
     """
     step = min(chunks.rows_of(hidden, head.weight.shape[0]), max(1, len(hidden)))
-    on_cpu = row_weights.device.type == "cpu"
+    on_cpu = _on_cpu(row_weights)
     drops = on_cpu and not bool(row_weights.all())
     losses = torch.zeros_like(row_weights) if drops else torch.empty_like(row_weights)
     one_chunk = step >= len(hidden)
@@ -119,6 +119,10 @@ def solve_linear(
         if grad_logits is not None:
             grads.add(part, chunk, grad_logits, head.weight)
     return losses, grads.finished(head)
+
+
+def _on_cpu(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu"
 
 
 def _parts(row_weights: Tensor, step: int, drops: bool) -> Iterator[slice | Tensor]:

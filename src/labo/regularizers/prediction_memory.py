@@ -104,10 +104,10 @@ class PredictionMemory(LateBuffers):
         """
         places = torch.as_tensor(rows.given["indices"])
         if places.dtype.is_floating_point or places.dtype in (torch.bool, torch.complex64, torch.complex128):
-            raise UserError(f"Expected `indices` to be integers, but got {places.dtype}.")
+            raise UserError(f"Expected `indices` to be whole numbers, but got {places.dtype}.")
         if places.numel() != len(rows.raw) or (places.dim() > 1 and places.shape != rows.shape):
             raise UserError(
-                f"Expected `indices` to be {len(rows.raw)} integers, one for each target, but got shape "
+                f"Expected `indices` to be {len(rows.raw)} whole numbers, one for each target, but got shape "
                 f"{tuple(places.shape)}."
             )
         places = places.reshape(-1).to(rows.raw.device).long()

@@ -98,7 +98,7 @@ class ProgressiveDistillation(SoftLabelRegularizer):
         places = torch.as_tensor(rows.given["indices"])
         if places.dtype.is_floating_point or places.shape != rows.raw.shape[:1]:
             raise UserError(
-                f"Expected `indices` to be {len(rows.raw)} integers, one for each row, but got {places.dtype} of "
+                f"Expected `indices` to be {len(rows.raw)} whole numbers, one for each row, but got {places.dtype} of "
                 f"shape {tuple(places.shape)}."
             )
         if rows.kept is not None:
