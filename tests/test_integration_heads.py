@@ -303,6 +303,6 @@ def test_plain_networks_pass_in_any_precision(name, dtype):
 def test_what_has_no_linear_form_is_refused_before_training(tmp_path):
     with pytest.raises(UserError, match=r"'confidence_penalty' .* needs the full logits.*linear=False"):
         trained("llama", tmp_path, linear=True, method="confidence_penalty")
-    with pytest.raises(UserError, match=r"an output embedding for linear=True, but got Linear: give linear=False"):
+    with pytest.raises(UserError, match=r"an output embedding for linear=True, but got Linear: use linear=False"):
         head_of(nn.Linear(2, 2))
     trained("llama", tmp_path, linear=False, method="confidence_penalty")

@@ -248,7 +248,10 @@ def test_measuring_in_between_changes_nothing(tmp_path, name):
 def test_examples_are_told_their_places_whatever_the_data_loader_does(tmp_path):
     class Seen(regularizers.Regularizer):
         name = "seen"
-        needs = ("indices", "inputs")  # type: ignore[assignment] (a property of its base)
+
+        @property
+        def needs(self) -> tuple[str, ...]:
+            return ("indices", "inputs")
 
         def losses(self, rows: Any) -> Tensor:
             torch.testing.assert_close(Data().features[rows.given["indices"]], rows.given["inputs"]["features"])

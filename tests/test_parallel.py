@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from labo.errors import UserError
 from labo.experiment import run_trial
 from labo.records import trial as trials
 from labo.training import data_loading
+from launch import TESTS_IMPORTABLE, run_python
 from processes import COUNT, EXAMPLES, plain_trial, run_command, together, train_several
 
 
@@ -166,11 +165,10 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("guilty", ["", "1"])
 def test_torchrun(tmp_path, guilty):
-    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "labo", "train", "digits"]
-    asked = ["--method", "processes:Stopping", "--epochs", "2", "--output", str(tmp_path / "run")]
-    environment = {**os.environ, "PYTHONPATH": path, "LABO_TEST_STOP": guilty}
-    done = subprocess.run([*command, *asked], env=environment, capture_output=True, text=True, timeout=120)
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", 2]
+    command = ["-m", "labo", "train", "digits", "--method", "processes:Stopping", "--epochs", 2]
+    environment = {**TESTS_IMPORTABLE, "LABO_TEST_STOP": guilty}
+    done = run_python(*torchrun, *command, "--output", tmp_path / "run", check=False, **environment)
     assert done.returncode == (1 if guilty else 0)
     assert done.stdout.count("Accuracy") == (0 if guilty else 1)
     assert done.stderr.count("labo: Stopped at step 5.") == (1 if guilty else 0)

@@ -414,12 +414,12 @@ def test_the_module_reports_plain_cross_entropy_in_evaluation_and_never_writes()
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"prior": "memory"}, "Expected argument `examples` with prior="),
+        ({"prior": "memory"}, "Expected argument `examples`, the number of training examples, with prior="),
         ({"prior": "memory", "examples": 6.5}, "`examples` to be a whole number of at least 1, but got 6.5"),
         ({"prior": "memory", "examples": 6, "impl": "blocked"}, "impl='blocked' does not support prior="),
         ({"prior": "uniform"}, "Unknown prior 'uniform'"),
-        ({"examples": 6}, "Expected argument `examples` with prior="),
-        ({"sharpness": 2.0}, "Expected argument `sharpness` with prior="),
+        ({"examples": 6}, "Expected argument `examples` only with prior="),
+        ({"sharpness": 2.0}, "Expected argument `sharpness` only with prior="),
     ],
 )
 def test_the_module_refuses(options, told):
@@ -430,7 +430,7 @@ def test_the_module_refuses(options, told):
 def test_the_module_asks_for_indices_with_a_memory_alone():
     with pytest.raises(UserError, match="needs indices: pass indices="):
         LABOLoss(prior="memory", examples=6)(rows(), TARGET)
-    with pytest.raises(TypeError, match="Argument `indices` requires"):
+    with pytest.raises(TypeError, match="Expected no argument `indices` without"):
         LABOLoss()(rows(), TARGET, indices=torch.arange(6))
 
 

@@ -6,10 +6,10 @@ import io
 import json
 import os
 import shutil
-import subprocess
 import sys
 import threading
 from pathlib import Path
+from subprocess import PIPE
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +23,7 @@ from labo.experiment.evaluators.translation import TranslationEvaluator
 from labo.metrics.translation import signatures
 from labo.records import trial as trials
 from labo.tasks.translation import decoding, numbers
+from launch import start_labo
 from test_translation_models import saved
 from translators import PAIRS, text_trial, trained_in, two_files
 
@@ -107,8 +108,7 @@ def test_lines_are_taken_as_they_come():
 
 @pytest.mark.skipif(sys.platform == "win32", reason="whether a pipe can be read is not told there")
 def test_who_waits_for_a_translation_gets_it_and_may_leave(trained):
-    command = [sys.executable, "-m", "labo", "translate", str(trained)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with start_labo("translate", trained, stdin=PIPE, stdout=PIPE, stderr=PIPE) as process:
         assert process.stdin
         assert process.stdout
         assert process.stderr

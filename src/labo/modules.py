@@ -132,7 +132,7 @@ class LABOLoss(_LABOOptions):
         else:
             distribution = prior
             for name in (*memory_options, *([] if examples is None else ["examples"])):
-                raise ValueError(f'Argument `{name}` requires prior="memory".')
+                raise ValueError(f'Expected argument `{name}` only with prior="memory".')
         defaults = LABO.defaults({} if member is None else {"prior": "memory"})
         super().__init__(
             weight,
@@ -155,7 +155,7 @@ class LABOLoss(_LABOOptions):
         """
         if self.member is None:
             if indices is not None:
-                raise TypeError('Argument `indices` requires prior="memory".')
+                raise TypeError('Expected no argument `indices` without prior="memory".')
             return functional.labo_cross_entropy(input, target, **self.options())
         batch = {} if indices is None else {"indices": indices}
         rows = rows_with(self.member, input, target, self.weight, self.ignore_index, batch, training=self.training)

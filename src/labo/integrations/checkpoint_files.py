@@ -44,7 +44,7 @@ def write_error(folder: Path, error: BaseException) -> UserError:
         first_line = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         reason = getattr(error, "strerror", None) or first_line
     return UserError(
-        f"Cannot write a checkpoint into '{folder}' ({reason}). The previous checkpoint, if there is one, is complete, "
+        f"Cannot write a checkpoint into '{folder}' ({reason}); the previous checkpoint, if there is one, is complete, "
         "and training can resume from it."
     )
 

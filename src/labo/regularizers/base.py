@@ -105,7 +105,7 @@ class Regularizer(LateBuffers, ABC):
         """The batch inputs among `needs` that this batch lacks."""
         return tuple(need for need in self.needs if need in BATCH_INPUTS and batch.get(need) is None)
 
-    def provide(self, **given: Any) -> None:
+    def provide(self, **inputs: Any) -> None:
         """Provide setup inputs by name; `provided(name)` returns them.
 
         They are not part of the module: a network provided here is not in its state_dict.
@@ -113,7 +113,7 @@ class Regularizer(LateBuffers, ABC):
         Raises:
             UserError: an input is not among `needs`.
         """
-        for name, value in given.items():
+        for name, value in inputs.items():
             if name not in SETUP_INPUTS or name not in self.needs:
                 raise UserError(f"Method '{self.name}' with these options takes no `{name}`.")
             self._provided[name] = value

@@ -65,11 +65,11 @@ class BetaSmoothing(SoftLabelRegularizer):
         """The network; with each batch, its inputs and the step."""
         return ("model", "inputs", "step")
 
-    def provide(self, **given: Any) -> None:
+    def provide(self, **inputs: Any) -> None:
         """Take the network, and start its moving average."""
-        super().provide(**given)
-        if "model" in given:
-            self.past = FrozenCopy(given["model"])
+        super().provide(**inputs)
+        if "model" in inputs:
+            self.past = FrozenCopy(inputs["model"])
 
     @override
     def losses(self, rows: Rows) -> Tensor:

@@ -60,9 +60,9 @@ class Distillation(Regularizer):
         """The teacher, and the inputs of each batch."""
         return ("teacher", "inputs")
 
-    def provide(self, *, teacher: Any = None, **given: Any) -> None:
+    def provide(self, *, teacher: Any = None, **inputs: Any) -> None:
         """Take the teacher, a network."""
-        super().provide(**given)
+        super().provide(**inputs)
         if teacher is None:
             return
         if isinstance(teacher, (str, Path)):

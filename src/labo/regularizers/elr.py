@@ -81,10 +81,10 @@ class EarlyLearningRegularization(Regularizer):
         """The decay of the memory."""
         return self.memory.decay
 
-    def provide(self, **given: Any) -> None:
+    def provide(self, **inputs: Any) -> None:
         """Take the number of training examples."""
-        checks.integer("examples", given.get("examples", 1))
-        super().provide(**given)
+        checks.integer("examples", inputs.get("examples", 1))
+        super().provide(**inputs)
 
     @override
     def losses(self, rows: Rows) -> Tensor:

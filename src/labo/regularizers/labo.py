@@ -154,11 +154,11 @@ class LABO(Regularizer):
             return super().missing
         return () if self.prior is not None else self.needs
 
-    def provide(self, *, class_counts: Tensor | None = None, **given: Any) -> None:
+    def provide(self, *, class_counts: Tensor | None = None, **inputs: Any) -> None:
         """Take the (C,) counts of the training targets, or the number of examples."""
-        if "examples" in given:
-            checks.integer("examples", given["examples"])
-        super().provide(**given)
+        if "examples" in inputs:
+            checks.integer("examples", inputs["examples"])
+        super().provide(**inputs)
         if class_counts is not None:
             self.prior = counts_to_prior(class_counts)
 

@@ -62,15 +62,15 @@ class LABOAuto(Regularizer):
     def missing(self) -> tuple[str, ...]:
         return ("decision",) if self.chosen is None else self.chosen.missing
 
-    def provide(self, *, decision: Decision | None = None, **given: Any) -> None:
+    def provide(self, *, decision: Decision | None = None, **inputs: Any) -> None:
         """Take the decision, or the inputs of the chosen method."""
         if decision is not None:
             self.chosen = registry.create(decision.method, **decision.options)
-        if given:
+        if inputs:
             if self.chosen is None:
-                super().provide(**given)
+                super().provide(**inputs)
             else:
-                self.chosen.provide(**given)
+                self.chosen.provide(**inputs)
 
     def get_extra_state(self) -> Tensor:
         """The decision as JSON bytes in a tensor, which every checkpoint format can hold."""

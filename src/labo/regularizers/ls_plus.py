@@ -65,9 +65,9 @@ class LabelSmoothingPlusPlus(Regularizer):
         """The class counts, then the optimizer."""
         return ("class_counts", "optimizer")
 
-    def provide(self, *, class_counts: Any = None, optimizer: Any = None, **given: Any) -> None:
+    def provide(self, *, class_counts: Any = None, optimizer: Any = None, **inputs: Any) -> None:
         """Take the (C,) class counts, which set the size of the table, and the optimizer that updates it."""
-        super().provide(**given)
+        super().provide(**inputs)
         if class_counts is not None:
             self._create_table(len(torch.as_tensor(class_counts)))
             super().provide(class_counts=class_counts)

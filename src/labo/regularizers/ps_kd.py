@@ -58,11 +58,11 @@ class ProgressiveDistillation(SoftLabelRegularizer):
         """The numbers of examples and epochs; with each batch, the indices and the epoch."""
         return ("examples", "epochs", "indices", "epoch")
 
-    def provide(self, **given: Any) -> None:
+    def provide(self, **inputs: Any) -> None:
         """Take the numbers of training examples and of epochs."""
         for name in ("examples", "epochs"):
-            checks.integer(name, given.get(name, 1))
-        super().provide(**given)
+            checks.integer(name, inputs.get(name, 1))
+        super().provide(**inputs)
 
     @override
     def losses(self, rows: Rows) -> Tensor:

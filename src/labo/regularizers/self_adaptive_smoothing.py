@@ -57,11 +57,11 @@ class SelfAdaptiveSmoothing(SoftLabelRegularizer):
         """The network; with each batch, its inputs and the epoch."""
         return ("model", "inputs", "epoch")
 
-    def provide(self, **given: Any) -> None:
+    def provide(self, **inputs: Any) -> None:
         """Take the network, and keep a frozen copy of it."""
-        super().provide(**given)
-        if "model" in given:
-            self.past = FrozenCopy(given["model"])
+        super().provide(**inputs)
+        if "model" in inputs:
+            self.past = FrozenCopy(inputs["model"])
 
     @override
     def losses(self, rows: Rows) -> Tensor:

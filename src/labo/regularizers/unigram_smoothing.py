@@ -57,9 +57,9 @@ class UnigramSmoothing(SoftLabelRegularizer):
         """The class counts until they were provided."""
         return () if self.prior is not None else self.needs
 
-    def provide(self, *, class_counts: Tensor | None = None, **given: Any) -> None:
+    def provide(self, *, class_counts: Tensor | None = None, **inputs: Any) -> None:
         """Take the (C,) counts of the training targets."""
-        super().provide(**given)
+        super().provide(**inputs)
         if class_counts is not None:
             self.prior = counts_to_prior(class_counts, self.temperature)
 
