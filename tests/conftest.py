@@ -27,6 +27,6 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
     try:
         return (yield)
     except UserError as error:
-        if pyfuncitem.funcargs.get("impl") not in ("numba", "triton") or "; take impl=" not in str(error):
+        if pyfuncitem.funcargs.get("impl") not in ("numba", "triton") or "; use impl=" not in str(error):
             raise
         pytest.skip(str(error))

@@ -116,7 +116,7 @@ def train_several(folder: Path, pictures: str) -> dict[str, Any]:
 def run_command(folder: Path, environment: dict[str, str], *arguments: str) -> tuple[int, str, str]:
     """The command line in each process: (status, stdout, stderr)."""
     os.environ.update(environment)
-    cli._HEARD = 0.0  # nothing ends these processes before they have spoken
+    cli._REPORT_SECONDS = 0.0  # no launcher ends these processes early
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = cli.main(list(arguments))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 from pathlib import Path
 
 import labo
 from labo.records import comparison, trial
+from launch import run_python
 
 ROOT = Path(labo.__file__).parent
 MODULES = {".".join(path.relative_to(ROOT.parent).with_suffix("").parts): path for path in ROOT.rglob("*.py")}
@@ -68,5 +67,4 @@ def test_records_are_read_without_torch_and_pandas():
         "print([name for name in ('torch', 'pandas', 'numpy') if name in sys.modules])"
     )
     demo = Path(__file__).parents[1] / "results" / "demo"
-    told = subprocess.run([sys.executable, "-c", code, str(demo)], capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == "[]"
+    assert run_python("-c", code, demo).stdout.strip() == "[]"

@@ -60,23 +60,23 @@ def test_what_every_method_costs_is_measured(
     assert lines["none"]["state_bytes"] == lines["labo"]["state_bytes"] == "0"
     assert int(lines["ps_kd"]["state_bytes"]) >= 8 * 4 * 2  # a prediction for every example
     assert main(["methods", "--output", str(path)]) == 2
-    assert "--output goes with --measure" in capsys.readouterr().err
+    assert "Option --output requires --measure" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_a_cuda_device_it_says_so(capsys: pytest.CaptureFixture[str]):
     assert main(["bench", "--device", "cuda"]) == 2
-    assert "PyTorch sees none here" in capsys.readouterr().err
+    assert "PyTorch finds none" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--classes", "ten"], "--classes as whole numbers"),
+        (["--classes", "ten"], "--classes to be comma-separated whole numbers"),
         (["--dtypes", "float31", "--allocator", "stock"], "nearest is 'float32'"),
         (["--allocator", "jemalloc"], "Unknown allocator"),
         (["--device", "cud"], "nearest is 'cuda'"),
-        (["--device", "cuda", "--allocator", "stock"], "no --allocator with --device cuda"),
+        (["--device", "cuda", "--allocator", "stock"], "--allocator does not apply to --device cuda"),
     ],
 )
 def test_bad_options_get_one_sentence(options: list[str], told: str, capsys: pytest.CaptureFixture[str]):

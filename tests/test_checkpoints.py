@@ -90,7 +90,7 @@ def test_a_save_that_fails_leaves_the_checkpoint_before_it(tmp_path, monkeypatch
     with pytest.raises(UserError) as caught:
         run_trial.run(asked(save_seconds=0.0), tmp_path)
     home = tmp_path / trials.CHECKPOINTS
-    one_sentence(caught.value, f"A checkpoint could not be written into '{home}'", "is whole")
+    one_sentence(caught.value, f"Cannot write a checkpoint into '{home}'", "is complete")
     assert [path.name for path in home.iterdir()] == ["checkpoint-1"]
     monkeypatch.undo()
     run_trial.run(asked(), tmp_path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import torch
 
 from labo import regularizers, tasks
 from labo.cli import main
+from launch import run_labo, run_python
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -57,9 +57,8 @@ def test_help_answers_within_a_second(arguments: list[str]):
     times = []
     for _ in range(3):
         began = time.perf_counter()
-        done = subprocess.run([sys.executable, "-m", "labo", *arguments, "--help"], capture_output=True, text=True)
+        done = run_labo(*arguments, "--help")
         times.append(time.perf_counter() - began)
-        assert done.returncode == 0
         assert "Usage: labo" in done.stdout
     assert min(times) < 1.0
 
@@ -70,8 +69,7 @@ def test_help_imports_nothing_heavy():
         "main(['labels', '--help']);"
         "print([m for m in ('torch', 'transformers', 'sklearn', 'matplotlib', 'pandas', 'rich') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
+    assert run_python("-c", code).stdout.splitlines()[-1] == "[]"
 
 
 def test_lists(labo: Run):
@@ -123,7 +121,7 @@ def test_train_again_says_so_and_changes_nothing(labo: Run, trained: Path):
     before = (trained / "record.json").read_bytes()
     status, out, err = labo("train", "digits", "--epochs", "10", "--output", trained)
     assert status == 0
-    assert "is finished already" in err
+    assert "is already finished" in err
     assert "Accuracy" in out
     assert (trained / "record.json").read_bytes() == before
     status, _, err = labo("train", "digits", "--config", trained / "run.json", "--output", trained)
@@ -216,7 +214,7 @@ def test_a_method_of_ones_own_from_where_it_lies(labo: Run, tmp_path: Path):
         ("compare --set batch_size=nan", "`batch_size` to be a whole number"),
         ("compare --set hidden=[1,2]", "`hidden` to be a number"),
         ("compare --set hidden=null", "`hidden` to be a number"),
-        ("train --seed -1", "--seed from 0 to"),
+        ("train --seed -1", "--seed to be from 0 to"),
         ("compare --epochs 0", "`epochs` to be a finite number above 0"),
         ("compare --config none.yaml", "Cannot read the config 'none.yaml'"),
         ("compare --label-noise 2", "SHARE,KIND"),
@@ -270,7 +268,7 @@ def test_a_missing_extra_is_named(labo: Run, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "yaml", None)
     status, _, err = labo("train", "--set", "model=linear")
     assert status == 2
-    assert err == "labo: This command needs yaml, which the extra 'train' brings: pip install -e '.[train]'.\n"
+    assert err == "labo: This command needs yaml, which the extra 'train' installs: pip install -e '.[train]'.\n"
 
 
 def test_every_trial_failed_is_status_1(labo: Run):

@@ -7,11 +7,10 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from subprocess import DEVNULL, PIPE
 from typing import Any
 
 import psutil
@@ -25,6 +24,7 @@ from labo.experiment.compare import ComparisonConfig
 from labo.experiment.executor import WorkerDied
 from labo.records import lock
 from labo.records.trial import Job, read_record
+from launch import start_labo, wait_until
 
 METHODS = ("none", "label_smoothing", "labo")
 
@@ -304,16 +304,12 @@ def test_a_process_that_dies_costs_no_other_trial(tmp_path, monkeypatch, deaths,
 
 
 def test_a_comparison_killed_in_the_middle_goes_on_as_if_it_was_not(finished, tmp_path):
-    command = [
-        sys.executable, "-m", "labo", "compare", "--methods", ",".join(METHODS), "--seeds", "2",
-        "--settings-per-method", "2", "--tuning-seeds", "2", "--jobs", "2", "--epochs", "1", "--output", str(tmp_path),
-    ]  # fmt: skip
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and child.poll() is None:
-        if (tmp_path / "tuning.jsonl").exists() and len((tmp_path / "tuning.jsonl").read_text().splitlines()) >= 5:
-            break
-        time.sleep(0.01)
+    child = start_labo(
+        "compare", "--methods", ",".join(METHODS), "--seeds", 2, "--settings-per-method", 2, "--tuning-seeds", 2,
+        "--jobs", 2, "--epochs", 1, "--output", tmp_path, stdout=DEVNULL, stderr=DEVNULL,
+    )  # fmt: skip
+    tuning = tmp_path / "tuning.jsonl"
+    wait_until(lambda: tuning.exists() and len(tuning.read_text().splitlines()) >= 5, child)
     child.send_signal(signal.SIGKILL)
     child.wait()
     kept = lines(tmp_path / "tuning.jsonl")
@@ -338,15 +334,15 @@ def members(group: int) -> list[str]:
 
 
 def test_ctrl_c_ends_it_at_once_and_leaves_no_process(tmp_path):
-    command = [sys.executable, "-m", "labo", "compare", "--jobs", "2", "--output", str(tmp_path / "out")]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "out" / "tuning.jsonl").exists() and time.monotonic() < deadline and child.poll() is None:
-        time.sleep(0.01)
+    output = tmp_path / "out"
+    child = start_labo(
+        "compare", "--jobs", 2, "--output", output, stdout=PIPE, stderr=PIPE, text=True, start_new_session=True
+    )
+    wait_until((output / "tuning.jsonl").exists, child)
     os.killpg(child.pid, signal.SIGINT)
     _, told = child.communicate(timeout=30)
     assert child.returncode == 130
-    assert "Interrupted; what is finished is recorded" in told
+    assert "Interrupted. Finished work is recorded" in told
     assert "Traceback" not in told
     deadline = time.monotonic() + 10
     while (left := members(child.pid)) and time.monotonic() < deadline:

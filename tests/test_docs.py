@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from launch import run_labo, run_python
 
 HOME = Path(__file__).parents[1]
 PAGES = sorted([*HOME.glob("*.md"), *(HOME / "docs").glob("*.md")])
@@ -36,8 +35,7 @@ COMMANDS = sorted(
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.name)
 def test_python_blocks_run_as_written(page: Path):
     code = "\n".join(blocks(page, "python"))
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=HOME)
-    assert done.returncode == 0, done.stderr
+    run_python("-W", "error", "-c", code, cwd=HOME)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -45,11 +43,7 @@ def test_commands_and_their_options_exist(command: str):
     _, name, *rest = shlex.split(command)
     if not name.islower():
         return  # labo COMMAND --help
-    environment = {**os.environ, "COLUMNS": "200"}
-    done = subprocess.run(
-        [sys.executable, "-m", "labo", name, "--help"], capture_output=True, text=True, env=environment
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_labo(name, "--help", COLUMNS="200")
     for option in rest:
         if option.startswith("--"):
             assert re.search(rf"{re.escape(option)}\b", done.stdout), f"{name} has no {option}"

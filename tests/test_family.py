@@ -277,7 +277,7 @@ def test_zipf_with_probabilities_ranks_what_the_target_gives_nothing():
 
 def test_zipf_refuses_dense_logits_of_another_shape():
     logits, target = random_batch()
-    with pytest.raises(ValueError, match=r"`dense_logits` to have shape \(6, places, 5\), but got \(6, 5\)"):
+    with pytest.raises(ValueError, match=r"`dense_logits` to have shape \(6, positions, 5\), but got \(6, 5\)"):
         losses("zipf_smoothing", logits, target, ranking="dense", told={"dense_logits": logits})
 
 
@@ -453,7 +453,7 @@ def test_hard_bootstrapping_is_labo_at_beta_to_0():
         ("tf_kd_reg", {"convention": "mean"}, "Unknown convention 'mean'"),
         ("zipf_smoothing", {"strength": True}, "`strength`"),
         ("zipf_smoothing", {"ranking": "votes"}, "Unknown ranking 'votes'"),
-        ("zipf_smoothing", {"gold_ranked": 1}, "`gold_ranked` to be true or false, but got 1"),
+        ("zipf_smoothing", {"gold_ranked": 1}, "`gold_ranked` to be True or False, but got 1"),
         ("maxsup", {"strength": "cosine"}, "`strength` to be a number or 'linear', but got 'cosine'"),
         ("maxsup", {"strength": -0.1}, "`strength`"),
         ("margin_smoothing", {"margin": -1}, "`margin`"),

@@ -75,14 +75,14 @@ def test_online_smoothing_refuses_what_does_not_fit():
         loss(regularizers.create("online_smoothing"), many, torch.tensor([0]), epoch=0)
     made, other = regularizers.create("online_smoothing"), regularizers.create("online_smoothing")
     loss(made, rows(), epoch=0)
-    with pytest.raises(UserError, match="remembers a table of 4 x 4, but this training needs one of 7 x 7"):
+    with pytest.raises(UserError, match="has stored a table of 4 x 4, but this training needs one of 7 x 7"):
         loss(made, rows(0, 7), epoch=0)
     loss(other, rows(0, 7), epoch=0)
-    with pytest.raises(UserError, match=r"saved `table` of .* the shape \(7, 7\), but here it has \(4, 4\)"):
+    with pytest.raises(UserError, match=r"saved `table` of .* shape \(7, 7\), but this one has \(4, 4\)"):
         made.load_state_dict(other.state_dict())
     fresh = regularizers.create("online_smoothing")
     fresh.load_state_dict(other.state_dict())
-    with pytest.raises(UserError, match="remembers a table of 7 x 7"):
+    with pytest.raises(UserError, match="has stored a table of 7 x 7"):
         loss(fresh, rows(), epoch=0)
 
 
@@ -151,7 +151,7 @@ def test_ps_kd_refuses_a_memory_of_other_examples():
     made, other = progressive(), progressive(examples=8)
     loss(other, rows(), indices=torch.arange(6), epoch=0)
     made.load_state_dict(other.state_dict())
-    with pytest.raises(UserError, match="remembers a prediction of 8 x 4, but this training needs one of 6 x 4"):
+    with pytest.raises(UserError, match="has stored a prediction of 8 x 4, but this training needs one of 6 x 4"):
         loss(made, rows(), indices=torch.arange(6), epoch=1)
 
 
@@ -204,7 +204,7 @@ def test_dlb_with_probability_targets():
     [
         ([1, 2], "`inputs` to be a tensor or a mapping of tensors, but got list"),
         ({"input": rows(2, 3), "mask": None}, r"`inputs\['mask'\]` to be a tensor, but got NoneType"),
-        (rows(2, 3)[:4], r"one entry for each of the examples that 6 rows of logits are of, but got shape \(4, 3\)"),
+        (rows(2, 3)[:4], r"one entry per example of the 6 rows of logits, but got shape \(4, 3\)"),
     ],
 )
 def test_dlb_refuses_inputs_that_it_cannot_keep(inputs, told):
@@ -285,7 +285,7 @@ def test_ls_plus_refuses():
         fresh.provide(class_counts=torch.ones(20_000))
     with pytest.raises(UserError, match="table of 7 x 6, but this training needs one of 4 x 3"):
         loss(plus(7), rows())
-    with pytest.raises(UserError, match=r"saved `table` of .* the shape \(7, 6\), but here it has \(4, 3\)"):
+    with pytest.raises(UserError, match=r"saved `table` of .* shape \(7, 6\), but this one has \(4, 3\)"):
         plus().load_state_dict(plus(7).state_dict())
     for alpha in (0.0, 1.0, True, math.nan):
         with pytest.raises(UserError, match=r"`alpha` to be a number in \(0, 1\)"):

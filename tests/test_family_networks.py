@@ -93,7 +93,9 @@ def test_teachers_that_will_not_do_are_refused(tmp_path):
     with pytest.raises(UserError, match="the teacher to have 4 classes, as the logits, but it has 7"):
         loss(made, rows(), inputs=INPUTS)
     made.provide(teacher=network())
-    with pytest.raises(UserError, match=r"the teacher to give logits of 6 rows of 4 classes, but got shape \(3, 4\)"):
+    with pytest.raises(
+        UserError, match=r"the teacher to return logits for 6 rows of 4 classes, but got shape \(3, 4\)"
+    ):
         loss(made, rows(), inputs=INPUTS[:3])
     with pytest.raises(UserError, match="No run in"):
         saved_run.load(tmp_path)
@@ -133,7 +135,7 @@ def test_cs_kd_by_hand():
     torch.testing.assert_close(found, expected)
     found.sum().backward()
     assert model.weight.grad is None
-    with pytest.raises(UserError, match="the network on `partners` to give logits of 6 rows"):
+    with pytest.raises(UserError, match="the network on `partners` to return logits for 6 rows"):
         loss(made, logits, partners=partners[:2])
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import csv
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from launch import run_python
 
 triton = pytest.importorskip("triton")
 
@@ -21,11 +20,8 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     if not (Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm").exists():
         pytest.skip("this triton has no disassembler")
     path = tmp_path_factory.mktemp("static") / "static.csv"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    environment.pop("TRITON_INTERPRET", None)
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_static.py"), "--quick", "--output", str(path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    script, source = ROOT / "benchmarks" / "gpu_static.py", str(ROOT / "src")
+    run_python(script, "--quick", "--output", path, PYTHONPATH=source, TRITON_INTERPRET=None)
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 

@@ -173,6 +173,6 @@ def test_the_command_line(tmp_path, data, capsys, monkeypatch):
     assert main(["predict", "run", data]) == 0
     capsys.readouterr()
     assert main([*asked, "--option", "train_size=30"]) == 2
-    assert "Give --train-size 30 in place of --option train_size=30" in capsys.readouterr().err
+    assert "Use --train-size 30 instead of --option train_size=30" in capsys.readouterr().err
     assert main([*asked, "--option", "parts=a"]) == 2
     assert "Task 'image' takes no `parts`" in capsys.readouterr().err

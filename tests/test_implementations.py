@@ -76,7 +76,7 @@ def test_triton_trains_as_the_reference_does():
 )
 def test_what_triton_cannot_do_names_what_can(dtype, options, told):
     logits = torch.zeros(2, 3, dtype=dtype)
-    with pytest.raises(UserError, match=rf"impl='triton' .*{told}; take impl='reference'"):
+    with pytest.raises(UserError, match=rf"impl='triton' .*{told}; use impl='reference'"):
         labo.labo_cross_entropy(logits, impl="triton", **{"target": TARGET, **options})
 
 

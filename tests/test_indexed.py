@@ -39,7 +39,7 @@ def test_iterable_datasets_are_refused():
         def __iter__(self):
             return iter([1, 2])
 
-    with pytest.raises(TypeError, match="an iterable one: its examples have no indices that stay the same"):
+    with pytest.raises(TypeError, match="an iterable one, whose examples have no fixed indices"):
         IndexedDataset(Stream())
     with pytest.raises(TypeError, match="a training dataset with a length, but got generator"):
         IndexedDataset(x for x in range(3))
@@ -80,7 +80,7 @@ def test_places_of_labels_whatever_the_padding():
     assert left[1, 1:].tolist() == [0, 1]
     assert right[0, :2].tolist() == [0, 1]
     assert right[1, :3].tolist() == [2, 3, 4]
-    with pytest.raises(ValueError, match="as many as before training, but got more"):
+    with pytest.raises(ValueError, match="as many labels as before training, but got more"):
         places.of(torch.tensor([0]), torch.tensor([[5, 6, 7]]))
 
 

@@ -228,7 +228,7 @@ def test_the_linear_loss_refuses():
     hidden, weight, target = torch.randn(2, 4), torch.randn(7, 4), torch.tensor([0, 1])
     with pytest.raises(UserError, match="'unigram_smoothing' needs class_counts"):
         LabelRegularizedLoss(regularizers.create("unigram_smoothing")).linear(hidden, weight, target)
-    with pytest.raises(UserError, match=r"'focal' .* has to see the logits whole.*linear=False"):
+    with pytest.raises(UserError, match=r"'focal' .* needs the full logits.*linear=False"):
         LabelRegularizedLoss(regularizers.create("focal")).linear(hidden, weight, target)
     weighed = LabelRegularizedLoss(regularizers.create("none"), weight=torch.ones(7))
     with pytest.raises(ValueError, match="no class weights with a count"):
@@ -283,9 +283,9 @@ class OfWeights(Masked):
 @pytest.mark.parametrize("make", [soft_capped, scaled_head, Masked, OfWeights])
 def test_networks_that_do_more_are_refused(tmp_path, make):
     model = make()
-    with pytest.raises(UserError, match=rf"but {type(model).__name__} does more to them .* linear=False"):
+    with pytest.raises(UserError, match=rf"but {type(model).__name__} transforms them .* linear=False"):
         require_plain_head(model, {"input_ids": torch.arange(8).reshape(2, 4)})
-    with pytest.raises(UserError, match="does more to them"):
+    with pytest.raises(UserError, match="transforms them"):
         trained("llama", tmp_path, linear=True, model=model)
     assert model.training
 
@@ -301,8 +301,8 @@ def test_plain_networks_pass_in_any_precision(name, dtype):
 
 
 def test_what_has_no_linear_form_is_refused_before_training(tmp_path):
-    with pytest.raises(UserError, match=r"'confidence_penalty' .* has to see the logits whole.*linear=False"):
+    with pytest.raises(UserError, match=r"'confidence_penalty' .* needs the full logits.*linear=False"):
         trained("llama", tmp_path, linear=True, method="confidence_penalty")
-    with pytest.raises(UserError, match=r"an output embedding for linear=True, but got Linear: give linear=False"):
+    with pytest.raises(UserError, match=r"an output embedding for linear=True, but got Linear: use linear=False"):
         head_of(nn.Linear(2, 2))
     trained("llama", tmp_path, linear=False, method="confidence_penalty")

@@ -226,7 +226,7 @@ def test_as_on_a_device_it_waits_for_nothing_and_copies_nothing(rows, with_bias,
     def solve(logits, *_, out, **__):  # what a kernel does, in no operation of PyTorch
         return row_weights.new_zeros(len(logits)), out
 
-    monkeypatch.setattr(linear, "_may_look", lambda tensor: False)
+    monkeypatch.setattr(linear, "_on_cpu", lambda tensor: False)
     with Counted() as mode:
         linear.solve_linear(solve, *given)
     chunks = -(-14 // rows)

@@ -248,7 +248,10 @@ def test_measuring_in_between_changes_nothing(tmp_path, name):
 def test_examples_are_told_their_places_whatever_the_data_loader_does(tmp_path):
     class Seen(regularizers.Regularizer):
         name = "seen"
-        needs = ("indices", "inputs")  # type: ignore[assignment] (a property of its base)
+
+        @property
+        def needs(self) -> tuple[str, ...]:
+            return ("indices", "inputs")
 
         def losses(self, rows: Any) -> Tensor:
             torch.testing.assert_close(Data().features[rows.given["indices"]], rows.given["inputs"]["features"])
@@ -275,7 +278,9 @@ def test_the_loss_alone_says_who_tells_what_it_needs(name):
 
 @pytest.mark.parametrize("name", ["ps_kd", "online_smoothing", "self_adaptive_smoothing"])
 def test_epochs_are_not_to_be_had_of_steps(tmp_path, name):
-    with pytest.raises(UserError, match=rf"'{name}' needs epochs, but this run is given by steps \(max_steps=5\)"):
+    with pytest.raises(
+        UserError, match=rf"'{name}' needs epochs, but the length of this run is set in steps \(max_steps=5\)"
+    ):
         trainer(tmp_path, member(name), max_steps=5)
 
 
@@ -302,9 +307,9 @@ def test_a_member_belongs_to_one_network(tmp_path):
     regularizer = member("cs_kd")
     first = trainer(tmp_path, regularizer)
     trainer(tmp_path, regularizer, model=first.model)
-    with pytest.raises(UserError, match="'cs_kd' was given another network before"):
+    with pytest.raises(UserError, match="'cs_kd' was provided with another network before"):
         trainer(tmp_path, regularizer)
-    with pytest.raises(UserError, match="give `model`, not `model_init`"):
+    with pytest.raises(UserError, match="pass `model`, not `model_init`"):
         LabelRegularizedTrainer(
             model_init=lambda: Classifier(),
             args=first.args,
@@ -323,7 +328,7 @@ def stopped(folder: Path, name: str) -> str:
 def test_a_memory_of_other_examples_is_refused(tmp_path):
     checkpoint = stopped(tmp_path, "ps_kd")
     with pytest.raises(
-        UserError, match="remembers a prediction of 24 x 3, but this training needs one of 28 x 3"
+        UserError, match="has stored a prediction of 24 x 3, but this training needs one of 28 x 3"
     ) as told:
         trainer(tmp_path, member("ps_kd"), data=Data(28)).train(resume_from_checkpoint=checkpoint)
     assert "\n" not in str(told.value)
@@ -342,7 +347,7 @@ def test_a_memory_of_other_classes_is_refused(tmp_path, name):
 @pytest.mark.parametrize(("saved", "now"), [("beta_smoothing", "none"), ("online_smoothing", "beta_smoothing")])
 def test_a_memory_of_another_method_is_refused(tmp_path, saved, now):
     checkpoint = stopped(tmp_path, saved)
-    with pytest.raises(UserError, match=f"is not what method '{now}' remembers of this network") as told:
+    with pytest.raises(UserError, match=f"does not fit method '{now}' and this network") as told:
         trainer(tmp_path, member(now)).train(resume_from_checkpoint=checkpoint)
     assert "\n" not in str(told.value)
 
@@ -359,8 +364,11 @@ def labo(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, s
     ("arguments", "told"),
     [
         (["--method", "distillation"], "Method 'distillation' needs a teacher: name the folder of a finished run"),
-        (["--method", "ps_kd", "--steps", "5"], "Method 'ps_kd' needs epochs, but this run is given by steps"),
-        (["--method", "none", "--teacher", "anywhere"], "Method 'none' takes no --teacher."),
+        (
+            ["--method", "ps_kd", "--steps", "5"],
+            "Method 'ps_kd' needs epochs, but the length of this run is set in steps",
+        ),
+        (["--method", "none", "--teacher", "anywhere"], "Method 'none' has no teacher, so --teacher does not apply."),
         (["--method", "distillation", "--teacher", "nowhere"], "No run in 'nowhere'."),
     ],
 )

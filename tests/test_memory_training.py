@@ -93,6 +93,6 @@ def test_iterable_datasets_are_refused(tmp_path):
 def test_the_trainer_alone_tells_no_indices():
     regularizer = regularizers.create("labo[prior=memory]")
     regularizer.provide(examples=4)
-    told = "needs indices, which LabelRegularizedTrainer passes and compute_loss_func alone cannot"
+    told = "needs indices, which LabelRegularizedTrainer passes but compute_loss_func alone cannot"
     with pytest.raises(ValueError, match=told):
         TrainerLoss(LabelRegularizedLoss(regularizer))({"logits": torch.zeros(2, 4)}, torch.tensor([0, 3]))

@@ -110,9 +110,13 @@ def test_temperature_is_where_an_optimiser_finds_it(batch):
 
 
 def test_temperature_without_a_minimum_is_the_end_of_the_range_and_is_said():
-    with pytest.warns(UserWarning, match=r"temperature is 0\.05, the end of the range .* all predictions are right"):
+    with pytest.warns(
+        UserWarning, match=r"temperature is 0\.05, an end of the search range: all predictions are right"
+    ):
         assert fit_temperature(torch.eye(3), torch.arange(3)) == MIN_TEMPERATURE == 0.05
-    with pytest.warns(UserWarning, match=r"temperature is 1e\+06, the end of the range .* the predictions say nothing"):
+    with pytest.warns(
+        UserWarning, match=r"temperature is 1e\+06, an end of the search range: the predictions carry no information"
+    ):
         assert fit_temperature(-torch.eye(3), torch.arange(3)) == MAX_TEMPERATURE
     assert fit_temperature(torch.empty(0, 3), torch.empty(0, dtype=torch.long)) == 1
 

@@ -112,7 +112,7 @@ def test_threads_change_nothing(monkeypatch):
     options = {"alpha": torch.linspace(0, 1, 53), "beta": 2.0, "reduction": "none"}
     one = labo_cross_entropy(logits, target, impl="numba", **options)
     (alone,) = torch.autograd.grad(one.sum(), logits)
-    monkeypatch.setattr(numba, "SHARE_OF_THREAD", 100)
+    monkeypatch.setattr(numba, "MIN_LOGITS_PER_THREAD", 100)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     several = labo_cross_entropy(logits, target, impl="numba", **options)
     assert torch.equal(one, several)
@@ -176,7 +176,7 @@ def test_the_last_layer(bias):
 def test_what_it_cannot_do_names_what_can(options, told):
     logits = torch.zeros(2, 3, dtype=options.pop("dtype", torch.float32))
     options = {"target": torch.tensor([0, 1]), **options}
-    with pytest.raises(UserError, match=rf"impl='numba' .*{told}.*; take impl='blocked'"):
+    with pytest.raises(UserError, match=rf"impl='numba' .*{told}.*; use impl='blocked'"):
         labo_cross_entropy(logits, impl="numba", **options)
     labo_cross_entropy(logits, **options)
 

@@ -123,7 +123,10 @@ def test_learnt_options_and_transforms_stay_with_the_reference():
     assert not names
     expected = labo_cross_entropy(logits, TARGET, beta=beta)
     torch.testing.assert_close(*(torch.autograd.grad(x, beta)[0] for x in (found, expected)))
-    loss = lambda z: labo_cross_entropy(z, TARGET)  # noqa: E731
+
+    def loss(z: torch.Tensor) -> torch.Tensor:
+        return labo_cross_entropy(z, TARGET)
+
     slopes, names = compiled(torch.func.grad(loss), logits)
     assert not names
     torch.testing.assert_close(slopes, torch.func.grad(loss)(logits))
@@ -131,7 +134,10 @@ def test_learnt_options_and_transforms_stay_with_the_reference():
 
 def test_the_reference_is_traced_as_it_is():
     logits = torch.randn(4, 5, requires_grad=True)
-    loss = lambda z: labo_cross_entropy(z, TARGET, beta=3.0, impl="reference")  # noqa: E731
+
+    def loss(z: torch.Tensor) -> torch.Tensor:
+        return labo_cross_entropy(z, TARGET, beta=3.0, impl="reference")
+
     found, names = compiled(loss, logits)
     assert not names
     torch.testing.assert_close(*(torch.autograd.grad(x, logits)[0] for x in (found, loss(logits))))

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import torch
 
 import labo
+from launch import run_python
 
 
 def test_importing_labo_imports_nothing_heavy():
     code = (
         "import labo, sys; print([m for m in ('torch', 'transformers', 'sklearn', 'matplotlib') if m in sys.modules])"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert run_python("-c", code).stdout == "[]\n"
 
 
 def test_every_public_name_is_there():

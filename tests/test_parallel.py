@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from labo.errors import UserError
 from labo.experiment import run_trial
 from labo.records import trial as trials
 from labo.training import data_loading
+from launch import TESTS_IMPORTABLE, run_python
 from processes import COUNT, EXAMPLES, plain_trial, run_command, together, train_several
 
 
@@ -103,7 +102,7 @@ def test_other_commands_are_refused(tmp_path):
     found = together(run_command, tmp_path, {}, "compare", "digits")
     assert [each[0] for each in found] == [2, 2], found
     assert "".join(each[2] for each in found).count("\n") == 1
-    assert "labo compare is one process, which starts others where it needs them" in found[0][2]
+    assert "Run labo compare without torchrun" in found[0][2]
 
 
 def test_a_checkpoint_of_two_processes_is_not_for_one(tmp_path):
@@ -159,18 +158,17 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(UserError, match=r"as many processes as there are GPUs here \(1\)"), distributed.process_group():
+    with pytest.raises(UserError, match=r"one process per GPU \(1 on this machine\)"), distributed.process_group():
         pass
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("guilty", ["", "1"])
 def test_torchrun(tmp_path, guilty):
-    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "labo", "train", "digits"]
-    asked = ["--method", "processes:Stopping", "--epochs", "2", "--output", str(tmp_path / "run")]
-    environment = {**os.environ, "PYTHONPATH": path, "LABO_TEST_STOP": guilty}
-    done = subprocess.run([*command, *asked], env=environment, capture_output=True, text=True, timeout=120)
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", 2]
+    command = ["-m", "labo", "train", "digits", "--method", "processes:Stopping", "--epochs", 2]
+    environment = {**TESTS_IMPORTABLE, "LABO_TEST_STOP": guilty}
+    done = run_python(*torchrun, *command, "--output", tmp_path / "run", check=False, **environment)
     assert done.returncode == (1 if guilty else 0)
     assert done.stdout.count("Accuracy") == (0 if guilty else 1)
     assert done.stderr.count("labo: Stopped at step 5.") == (1 if guilty else 0)

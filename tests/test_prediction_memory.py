@@ -277,7 +277,7 @@ def test_hidden_states_give_what_logits_give(classes, reduction, monkeypatch):
 
 def test_at_a_finite_beta_there_is_no_form_of_hidden_states():
     made = LabelRegularizedLoss(memory(12, beta=4.0))
-    with pytest.raises(UserError, match="has to see the logits whole"):
+    with pytest.raises(UserError, match="needs the full logits"):
         made.linear(torch.randn(2, 5), torch.randn(9, 5), torch.tensor([0, 1]), indices=torch.tensor([0, 1]))
 
 
@@ -319,8 +319,8 @@ def test_imagenets_classes_and_50_000_examples_take_less_than_150_mb():
         ({"decay": "much"}, r"`decay` to be a number in \[0, 1\), but got 'much'"),
         ({"epsilon": 1.5}, r"`epsilon` to be a number in \[0, 1\], but got 1\.5"),
         ({"top": 0}, "`top` to be a whole number of at least 1, but got 0"),
-        ({"prior": "unigram", "sharpness": 2.0}, 'Option `sharpness` belongs to prior="memory"'),
-        ({"prior": None, "decay": 0.5}, 'Option `decay` belongs to prior="memory"'),
+        ({"prior": "unigram", "sharpness": 2.0}, 'Option `sharpness` requires prior="memory"'),
+        ({"prior": None, "decay": 0.5}, 'Option `decay` requires prior="memory"'),
     ],
 )
 def test_options_out_of_range(options, told):
@@ -350,20 +350,26 @@ def test_indices_that_do_not_fit(name, examples, indices, told):
 def test_a_memory_of_other_data(name):
     made = made_with(name, {"examples": 6})
     loss(made, rows(), indices=torch.arange(6))
-    with pytest.raises(UserError, match="remembers example 1 with label 3, but now it has label 0: its memory is of"):
+    with pytest.raises(
+        UserError, match="has stored example 1 with label 3, but now it has label 0: the memory belongs to"
+    ):
         loss(made, rows(), torch.tensor([0, 0, 1, 3, 2, 0]), indices=torch.arange(6))
     other = made_with(name, {"examples": 7})
     other.load_state_dict(made.state_dict())
-    with pytest.raises(UserError, match="remembers 6 examples with 4 entries each, but this training has 7 with 4"):
+    with pytest.raises(
+        UserError, match="has a memory of 6 examples with 4 entries each, but this training has 7 with 4"
+    ):
         loss(other, rows(), indices=torch.arange(6))
-    with pytest.raises(UserError, match="remembers 6 examples with 4 entries each, but this training has 6 with 5"):
+    with pytest.raises(
+        UserError, match="has a memory of 6 examples with 4 entries each, but this training has 6 with 5"
+    ):
         loss(made, rows(0, 5), indices=torch.arange(6))
 
 
 @pytest.mark.parametrize("name", ["labo[prior=memory]", "elr"])
 def test_functional_transforms_cannot_remember(name):
     made = made_with(name, {"examples": 6})
-    with pytest.raises(UserError, match=r"remembers predictions, which transforms of torch\.func do not allow"):
+    with pytest.raises(UserError, match=r"stores predictions, which transforms of torch\.func do not allow"):
         torch.func.grad(lambda z: loss(made, z, indices=torch.arange(6)).sum())(rows())
 
 
@@ -408,12 +414,12 @@ def test_the_module_reports_plain_cross_entropy_in_evaluation_and_never_writes()
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"prior": "memory"}, "Expected argument `examples` with prior="),
+        ({"prior": "memory"}, "Expected argument `examples`, the number of training examples, with prior="),
         ({"prior": "memory", "examples": 6.5}, "`examples` to be a whole number of at least 1, but got 6.5"),
-        ({"prior": "memory", "examples": 6, "impl": "blocked"}, "impl='blocked' has no prior="),
+        ({"prior": "memory", "examples": 6, "impl": "blocked"}, "impl='blocked' does not support prior="),
         ({"prior": "uniform"}, "Unknown prior 'uniform'"),
-        ({"examples": 6}, "Expected argument `examples` with prior="),
-        ({"sharpness": 2.0}, "Expected argument `sharpness` with prior="),
+        ({"examples": 6}, "Expected argument `examples` only with prior="),
+        ({"sharpness": 2.0}, "Expected argument `sharpness` only with prior="),
     ],
 )
 def test_the_module_refuses(options, told):
@@ -424,7 +430,7 @@ def test_the_module_refuses(options, told):
 def test_the_module_asks_for_indices_with_a_memory_alone():
     with pytest.raises(UserError, match="needs indices: pass indices="):
         LABOLoss(prior="memory", examples=6)(rows(), TARGET)
-    with pytest.raises(TypeError, match="Expected no `indices` without"):
+    with pytest.raises(TypeError, match="Expected no argument `indices` without"):
         LABOLoss()(rows(), TARGET, indices=torch.arange(6))
 
 

@@ -467,5 +467,5 @@ def test_an_option_without_an_attribute_of_its_name_is_an_error_of_one_sentence(
         def labels(self, rows: Any) -> Tensor:
             return torch.full_like(rows.logits, 1 / rows.logits.shape[-1])
 
-    with pytest.raises(UserError, match="Expected Forgetful to keep its option `top` as an attribute of that name"):
+    with pytest.raises(UserError, match="Expected Forgetful to store its option `top` as an attribute of that name"):
         Forgetful().options()

@@ -95,7 +95,7 @@ def test_widths_that_are_none_are_told_before_anything_is_measured(
     tmp_path: Path, widths: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["report", str(write(tmp_path)), f"--beams={widths}"]) == 2
-    assert "Expected --beams to be whole numbers above 0" in capsys.readouterr().err
+    assert "Expected --beams to be comma-separated whole numbers above 0" in capsys.readouterr().err
     assert not (tmp_path / BEAMS).exists()
 
 
@@ -103,4 +103,4 @@ def test_only_translators_have_beams(tmp_path: Path, capsys: pytest.CaptureFixtu
     digits = {**record("none", 0, 1.0, "digits"), "metrics": {"accuracy": 0.5}}
     (tmp_path / "results.jsonl").write_text(json.dumps(digits) + "\n")
     assert cli.main(["report", str(tmp_path), "--beams", "1"]) == 2
-    assert capsys.readouterr().err == "labo: Task 'digits' is no translation: leave --beams out.\n"
+    assert capsys.readouterr().err == "labo: Task 'digits' is not a translation task, so --beams does not apply.\n"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from labo.report.verdict import (
     finding,
     summarize_records,
 )
+from launch import run_python
 
 
 def record(method: str, seed: int, accuracy: float | None, task: str = "digits", **more: float) -> dict:
@@ -342,8 +341,7 @@ def test_the_terminals_table_breaks_no_word_where_trials_failed() -> None:
 def test_importing_the_report_brings_in_no_plotting() -> None:
     heavy = "('matplotlib', 'rich', 'torch', 'scipy')"
     code = f"import sys, labo.report; print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert run_python("-c", code).stdout.strip() == "[]"
 
 
 def accuracies(by_method: dict[str, float], seeds: int = 8) -> list[dict[str, Any]]:

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +23,7 @@ from labo.records.trial import CHECKPOINTS, RECORD, RUN, WEIGHTS
 from labo.training import checkpoints as kept
 from labo.training import loop
 from labo.training.loop import TrainingLoop
+from launch import TESTS_IMPORTABLE, run_python, start_python, wait_until
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -190,16 +187,9 @@ run_trial.run(trial("unigram_smoothing", epochs=30, set={"dropout": 0.2}, checkp
 def test_a_run_killed_in_the_middle_ends_as_if_it_was_not(tmp_path, checkpoint):
     options: dict[str, Any] = {"epochs": 30, "set": {"dropout": 0.2}, "checkpoint": checkpoint}
     whole = run_trial.run(trial("unigram_smoothing", **options), tmp_path / "whole")
-    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(tmp_path / "cut"), checkpoint], env={**os.environ, "PYTHONPATH": path}
-    )
+    child = start_python("-c", CHILD, tmp_path / "cut", checkpoint, environment=TESTS_IMPORTABLE)
     saved = tmp_path / "cut" / CHECKPOINTS
-    deadline = time.monotonic() + 60
-    while not (saved / "checkpoint-10").exists() and time.monotonic() < deadline and child.poll() is None:
-        if any(int(p.name.partition("-")[2]) >= 10 for p in saved.glob("checkpoint-*")):
-            break
-        time.sleep(0.005)
+    wait_until(lambda: any(int(p.name.partition("-")[2]) >= 10 for p in saved.glob("checkpoint-*")), child)
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert not (tmp_path / "cut" / RECORD).exists()
@@ -299,9 +289,8 @@ def test_steps_on_a_gpu_wait_for_nothing(tmp_path, monkeypatch):
 
 def test_a_run_without_text_imports_no_transformers(tmp_path):
     code = "import sys; from labo.cli import main; main(sys.argv[1:]); print(*sys.modules)"
-    arguments = ["train", "digits", "--epochs", "1", "--output", str(tmp_path / "run")]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
-    imported = done.stdout.split()
+    arguments = ["train", "digits", "--epochs", "1", "--output", tmp_path / "run"]
+    imported = run_python("-c", code, *arguments).stdout.split()
     assert "labo.training.loop" in imported
     assert not {"transformers", "accelerate"} & set(imported)
 

@@ -148,14 +148,17 @@ def test_class_weights_are_right_undivided_and_refused_divided():
         TrainerLoss(criterion)(logits, target, num_items_in_batch=torch.tensor(7))
 
 
+OTHER_LOSS: Any = labo.LABOLoss()
+
+
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (lambda: TrainerLoss(labo.LABOLoss()), "to be a LabelRegularizedLoss, but got LABOLoss"),  # type: ignore[arg-type] (meant)
+        (lambda: TrainerLoss(OTHER_LOSS), "to be a LabelRegularizedLoss, but got LABOLoss"),
         (lambda: TrainerLoss(LabelRegularizedLoss(regularizers.create("none"), reduction="sum")), "reduction 'mean'"),
         (lambda: TrainerLoss(LabelRegularizedLoss(regularizers.create("none"), ignore_index=0)), "ignore_index -100"),
         (lambda: TrainerLoss(loss())(torch.zeros(1, 2), None), "`labels`"),
-        (lambda: TrainerLoss(loss())({"hidden": torch.zeros(1, 2)}, torch.tensor([0])), "to give logits"),
+        (lambda: TrainerLoss(loss())({"hidden": torch.zeros(1, 2)}, torch.tensor([0])), "to return logits"),
     ],
 )
 def test_what_it_cannot_do_is_refused(make, told):
@@ -182,7 +185,7 @@ def test_what_a_regularizer_remembers_is_resumed(tmp_path, step):
     (newest,) = checkpoints(tmp_path / "cut")
     again = LabelRegularizedLoss(Remembering())
     resumed = train(tmp_path / "cut", again, num_train_epochs=2, resume=str(newest))
-    assert torch.equal(again.regularizer.mean, whole.regularizer.mean)  # type: ignore[arg-type]
+    torch.testing.assert_close(again.regularizer.mean, whole.regularizer.mean, rtol=0, atol=0)
     for ours, theirs in zip(resumed.model.parameters(), expected.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 

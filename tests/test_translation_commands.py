@@ -6,10 +6,10 @@ import io
 import json
 import os
 import shutil
-import subprocess
 import sys
 import threading
 from pathlib import Path
+from subprocess import PIPE
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +23,7 @@ from labo.experiment.evaluators.translation import TranslationEvaluator
 from labo.metrics.translation import signatures
 from labo.records import trial as trials
 from labo.tasks.translation import decoding, numbers
+from launch import start_labo
 from test_translation_models import saved
 from translators import PAIRS, text_trial, trained_in, two_files
 
@@ -63,7 +64,7 @@ def test_translate_keeps_the_numbers_of_lines(trained, monkeypatch, capsys):
     assert len(lines) == 6
     assert lines[1] == ""
     assert "Line 3 is not UTF-8 (byte 8)" in found.err
-    assert "Line 4 is longer than the 1,024 pieces that are read, and was cut." in found.err
+    assert "Line 4 is longer than the limit of 1,024 tokens, and was truncated." in found.err
     one_by_one = translate(monkeypatch, capsys, trained, content, "--together", "1", "--beam", "2")
     assert one_by_one.out == found.out
     assert translate(monkeypatch, capsys, trained, b"").out == ""
@@ -75,8 +76,8 @@ def test_the_first_of_many_lines_that_are_cut_is_told(trained, monkeypatch, caps
         monkeypatch, capsys, trained, b"sieben\n" * 2 + b"sieben sieben sieben sieben\n" * 3, "--together", "2"
     )
     assert found.err.splitlines() == [
-        "2 lines are longer than the 4 pieces that are read, and were cut; the first is line 3.",
-        "Line 5 is longer than the 4 pieces that are read, and was cut.",
+        "2 lines are longer than the limit of 4 tokens, and were truncated; the first is line 3.",
+        "Line 5 is longer than the limit of 4 tokens, and was truncated.",
     ]
 
 
@@ -107,8 +108,7 @@ def test_lines_are_taken_as_they_come():
 
 @pytest.mark.skipif(sys.platform == "win32", reason="whether a pipe can be read is not told there")
 def test_who_waits_for_a_translation_gets_it_and_may_leave(trained):
-    command = [sys.executable, "-m", "labo", "translate", str(trained)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with start_labo("translate", trained, stdin=PIPE, stdout=PIPE, stderr=PIPE) as process:
         assert process.stdin
         assert process.stdout
         assert process.stderr
@@ -132,7 +132,7 @@ def test_who_waits_for_a_translation_gets_it_and_may_leave(trained):
         (["predict", "RUN", "x.csv"], "see labo translate"),
         (["labels", "RUN"], "see labo translate"),
         (["evaluate", "RUN", "--per-class"], "has no classes"),
-        (["evaluate", "RUN", "--beams", "1,x"], "Expected --beams to be whole numbers above 0"),
+        (["evaluate", "RUN", "--beams", "1,x"], "Expected --beams to be comma-separated whole numbers above 0"),
         (["evaluate", "RUN", "--shift", "noise"], "has no shifts"),
         (["translate", "RUN", "--beam", "0"], "Expected --beam to be a whole number above 0"),
     ],

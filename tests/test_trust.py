@@ -170,7 +170,7 @@ def test_the_decision_is_told(tmp_path, capsys):
     assert main(command) == 0
     told = capsys.readouterr().out
     assert "labo_auto trained with" in told
-    assert "plain trainings" in told
+    assert "plain runs" in told
 
 
 def test_a_comparison_runs_it_untuned(tmp_path, capsys):
@@ -223,9 +223,9 @@ def test_signs_of_a_memory_that_goes_wrong():
     one = torch.full((100, 4), 0.1)
     one[:, 2] = 0.7
     (told,) = health.signs(one, labels, "abcd", [])
-    assert told.startswith("The memory has moved to class 'c': 70.0% of its mass, but 25.0% of the labels; take")
+    assert told.startswith("The memory has moved to class 'c': 70.0% of its mass, but 25.0% of the labels; use")
     turned = nn.functional.one_hot((labels + 1) % 4, 4).float()
-    assert health.signs(turned, labels, "abcd", [])[0].startswith("The memory agrees with 0.0% of the labels only")
+    assert health.signs(turned, labels, "abcd", [])[0].startswith("The memory agrees with only 0.0% of the labels")
     curve = [{"validation_accuracy": accuracy} for accuracy in (0.1, 0.2, 0.3, 0.4, 0.5, 0.45)]
     m = nn.functional.one_hot(labels, 4).float()
     (told,) = health.signs(m, labels, "abcd", curve)

@@ -143,7 +143,7 @@ def test_a_group_of_some_ranks(ranks):
     for result in ranks[-2:]:
         assert_equal(result["group"], loss, 1e-6)
     for result in ranks[:-2]:
-        assert "`group` to hold this process" in result["group"]
+        assert "`group` to include this process" in result["group"]
 
 
 def test_without_a_process_group():

@@ -1,7 +1,7 @@
-"""What arguments of the losses must be. Each check names the argument, what was expected and what came.
+"""Argument checks of the losses. Each error names the argument, what was expected and what came.
 
-Checks of values cost a synchronisation on an accelerator: they run eagerly on CPU tensors, become asynchronous
-assertions on other devices, and are left out while a graph is being traced or transformed.
+Checks of values would synchronize with an accelerator. They run eagerly on CPU tensors, become asynchronous assertions
+on other devices, and are skipped while a graph is traced or transformed.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch.autograd import forward_ad
 
 from labo.errors import UserError
 
-# Names that torch keeps private and has no public ones for.
+# Private names of torch without a public equivalent.
 _functorch: Any = vars(torch._C)["_functorch"]
 _transforms_active: Any = vars(torch._C)["_are_functorch_transforms_active"]
 _assert_async: Any = vars(torch)["_assert_async"]
 
-# The class index of targets that count for nothing, as PyTorch and Transformers have it.
+# The class index of ignored targets in PyTorch and Transformers.
 IGNORE_INDEX = -100
 
 _PRIOR_SLACK = {torch.float64: 1e-6, torch.float32: 1e-4}
@@ -34,7 +34,7 @@ def transformed() -> bool:
 
 
 def traced(*tensors: Tensor) -> bool:
-    """Whether a graph is being traced or transformed, so that no value can be looked at."""
+    """Whether a graph is being traced or transformed, so that values are not available."""
     if torch.compiler.is_compiling():
         return True
     return any(
@@ -44,12 +44,12 @@ def traced(*tensors: Tensor) -> bool:
 
 
 def plain(tensor: Tensor) -> bool:
-    """Whether a tensor's values can be looked at and nothing but backward differentiation is asked for."""
+    """Whether the values of a tensor are available and only reverse-mode differentiation is in use."""
     return not traced(tensor) and not transformed() and forward_ad.unpack_dual(tensor).tangent is None
 
 
 def require(condition: Tensor, message: str, *sources: Tensor) -> None:
-    """Refuse where `condition` (a bool tensor made from `sources`) is not true everywhere."""
+    """Raise an error unless `condition` (a bool tensor computed from `sources`) is true everywhere."""
     if condition.device.type == "cpu":
         if not bool(condition.all()):
             raise ValueError(message)
@@ -57,7 +57,7 @@ def require(condition: Tensor, message: str, *sources: Tensor) -> None:
         _assert_async(condition.all(), message)
 
 
-def _seen(tensor: Tensor) -> str:
+def _value_range(tensor: Tensor) -> str:
     return "NaN" if bool(tensor.isnan().any()) else f"{tensor.min().item():g} to {tensor.max().item():g}"
 
 
@@ -74,22 +74,22 @@ def _in_range(name: str, value: float | Tensor, expected: str, low: float, high:
         return
     fixed = value.detach()
     fits = ((fixed > low) if open_low else (fixed >= low)) & (fixed <= high)
-    came = _seen(fixed) if fixed.device.type == "cpu" else "a value outside"
-    require(fits, f"Expected argument `{name}` to be {expected}, but got {came}.")
+    actual = _value_range(fixed) if fixed.device.type == "cpu" else "a value outside"
+    require(fits, f"Expected argument `{name}` to be {expected}, but got {actual}.")
 
 
 def share(name: str, value: float | Tensor) -> None:
-    """A strength in [0, 1]."""
+    """Check that `value` is in [0, 1]."""
     _in_range(name, value, "in [0, 1]", 0.0, 1.0, open_low=False)
 
 
 def positive(name: str, value: float | Tensor) -> None:
-    """A number above 0, inf included."""
+    """Check that `value` is above 0; inf is allowed."""
     _in_range(name, value, "above 0 (inf allowed)", 0.0, math.inf, open_low=True)
 
 
 def number(name: str, value: float, interval: str) -> None:
-    """A real number, no tensor, in an interval as it is written: "[0, 1]", "[0, inf)" for finite ones, "(0, inf)"."""
+    """Check that `value` is a real number (not a tensor) in an interval such as "[0, 1]" or "(0, inf)"."""
     low, high = (float(bound) for bound in interval[1:-1].split(","))
     if isinstance(value, Real) and not isinstance(value, bool):
         above = value >= low if interval[0] == "[" else value > low
@@ -100,7 +100,7 @@ def number(name: str, value: float, interval: str) -> None:
 
 
 def integer(name: str, value: int, minimum: int = 1, maximum: int | None = None) -> None:
-    """An integer from `minimum` to `maximum`, both included."""
+    """Check that `value` is an integer from `minimum` to `maximum`, inclusive."""
     whole = isinstance(value, Integral) and not isinstance(value, bool)
     if whole and minimum <= value and (maximum is None or value <= maximum):
         return
@@ -109,7 +109,7 @@ def integer(name: str, value: int, minimum: int = 1, maximum: int | None = None)
 
 
 def floating(name: str, value: Tensor) -> None:
-    """A floating point tensor."""
+    """Check that `value` is a floating point tensor with at least one dimension."""
     if not isinstance(value, Tensor):
         raise TypeError(f"Expected argument `{name}` to be a tensor, but got {type(value).__name__}.")
     if not value.dtype.is_floating_point:
@@ -119,7 +119,7 @@ def floating(name: str, value: Tensor) -> None:
 
 
 def probabilities(name: str, value: Tensor | None, classes: int) -> None:
-    """Probabilities over `classes` in the last dimension: none negative, summing to 1."""
+    """Check that `value` is None or probabilities over `classes` in the last dimension."""
     if value is None:
         return
     floating(name, value)
@@ -133,27 +133,27 @@ def probabilities(name: str, value: Tensor | None, classes: int) -> None:
 
 
 def distribution(name: str, value: Tensor, dim: int) -> None:
-    """Refuse where `value` is negative or does not sum to 1 along `dim`."""
+    """Check that `value` is not negative and sums to 1 along `dim`."""
     if traced(value) or value.numel() == 0:
         return
     fixed = value.detach()
     fixed = fixed.float() if fixed.dtype in (torch.bfloat16, torch.float16) else fixed
-    require(fixed >= 0, f"Expected argument `{name}` to have no negative or NaN entries, but got {_least(fixed)}.")
+    require(fixed >= 0, f"Expected argument `{name}` to have no negative or NaN entries, but got {_minimum(fixed)}.")
     total = fixed.sum(dim, dtype=None if fixed.dtype == torch.float64 else torch.float32)
     slack = _PRIOR_SLACK.get(value.dtype, 2e-2)
-    off = (total - 1).abs()
-    came = f"{total.flatten()[off.argmax()].item():g}" if total.device.type == "cpu" else "another sum"
-    require(off <= slack, f"Expected argument `{name}` to sum to 1 over the classes, but got {came}.")
+    error = (total - 1).abs()
+    actual = f"{total.flatten()[error.argmax()].item():g}" if total.device.type == "cpu" else "another sum"
+    require(error <= slack, f"Expected argument `{name}` to sum to 1 over the classes, but got {actual}.")
 
 
-def _least(tensor: Tensor) -> str:
+def _minimum(tensor: Tensor) -> str:
     if tensor.device.type != "cpu":
         return "such a value"
     return "NaN" if bool(tensor.isnan().any()) else f"{tensor.min().item():g}"
 
 
 def class_indices(name: str, value: Tensor, classes: int, ignore_index: int | None) -> bool:
-    """Refuse integer targets outside [0, classes) that are not `ignore_index`; whether some may be that."""
+    """Check that integer targets are in [0, classes) or `ignore_index`; returns whether some may be ignored."""
     if traced(value) or value.numel() == 0:
         return True
     if value.device.type == "cpu" and (ignore_index is None or not 0 <= ignore_index < classes):
@@ -165,15 +165,15 @@ def class_indices(name: str, value: Tensor, classes: int, ignore_index: int | No
     if ignore_index is not None:
         fits = fits | (value == ignore_index)
         allowed += f" or ignore_index {ignore_index}"
-    came = "an index outside"
+    actual = "an index outside"
     if value.device.type == "cpu" and not bool(fits.all()):
-        came = str(value[~fits][0].item())
-    require(fits, f"Expected argument `{name}` to be class indices in {allowed}, but got {came}.")
+        actual = str(value[~fits][0].item())
+    require(fits, f"Expected argument `{name}` to be class indices in {allowed}, but got {actual}.")
     return True
 
 
 def predictions(name: str, value: Tensor, target: Tensor) -> None:
-    """Predictions (N, C) without NaN or inf, N at least 1, beside class indices (N,); for what is measured by them."""
+    """Check predictions (N, C) without NaN or inf, N at least 1, and class indices (N,), for metrics."""
     floating(name, value)
     if value.dim() != 2 or target.shape != value.shape[:1] or not len(value):
         raise ValueError(
@@ -187,7 +187,7 @@ def predictions(name: str, value: Tensor, target: Tensor) -> None:
 
 
 def may_be_overwritten(name: str, value: Tensor) -> None:
-    """Refuse a tensor that is known to have another user than the operation that overwrites it."""
+    """Raise an error for a tensor that must not be overwritten: a leaf that requires grad, or an expanded tensor."""
     base = value._base if value._is_view() else value
     if base is not None and base.is_leaf and base.requires_grad:
         raise UserError(
@@ -202,13 +202,13 @@ def may_be_overwritten(name: str, value: Tensor) -> None:
 
 
 def same_device(name: str, value: Tensor, other: Tensor) -> None:
-    """A scalar tensor may lie on the CPU; anything larger must lie beside the logits."""
+    """Check that `value` is on the device of `other`; a scalar may be on the CPU."""
     if value.device != other.device and value.dim() > 0:
         raise ValueError(f"Expected argument `{name}` on {other.device}, where the logits are, but got {value.device}.")
 
 
 def broadcasts(name: str, value: Tensor, shape: torch.Size) -> None:
-    """`value` broadcasts to `shape` without widening it."""
+    """Check that `value` broadcasts to `shape`."""
     try:
         fits = torch.broadcast_shapes(value.shape, shape) == shape
     except RuntimeError:
@@ -220,6 +220,6 @@ def broadcasts(name: str, value: Tensor, shape: torch.Size) -> None:
 
 
 def result_dtype(logits: Tensor) -> torch.dtype:
-    """The dtype of a loss of `logits`: theirs, but float32 for half precision under autocast, as torch has it."""
+    """The dtype of a loss of `logits`: theirs, but float32 for half precision under autocast, as in torch."""
     half = logits.dtype in (torch.bfloat16, torch.float16)
     return torch.float32 if half and torch.is_autocast_enabled(logits.device.type) else logits.dtype

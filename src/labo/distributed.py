@@ -1,4 +1,4 @@
-"""Communication between the processes of one run, so that what a regularizer remembers is the same in all of them."""
+"""Communication between the processes of a run, which keeps the state of a regularizer identical in all of them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from labo import machine
 from labo.errors import UserError
 
 T = TypeVar("T")
-# Parts of the messages of a collective whose other side has ended.
+# Substrings of the errors of a collective whose peer has exited.
 _PEER_FAILURES = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited")
-# The store that this process joined, and whether it reports failures.
+# "store": the store that this process joined; "reports": whether this process reports failures.
 _state: dict[str, Any] = {}
 
 
@@ -46,7 +46,7 @@ def device() -> torch.device:
 
 
 def barrier() -> None:
-    """Wait until all processes are here."""
+    """Wait for all processes."""
     if world_size() > 1:
         dist.barrier()
 
@@ -54,7 +54,7 @@ def barrier() -> None:
 def broadcast_from_main(function: Callable[[], T], errors: tuple[type[Exception], ...] = ()) -> T:
     """Call `function` in the main process alone, and return its result in all of them, or raise its error of `errors`.
 
-    Another error ends the main process; the others then fail as its peers.
+    Any other error ends the main process, and the others fail because their peer has exited.
     """
     if world_size() == 1:
         return function()
@@ -71,7 +71,7 @@ def broadcast_from_main(function: Callable[[], T], errors: tuple[type[Exception]
 
 
 def main_process_first(function: Callable[[], T]) -> T:
-    """Call `function` in every process: first in the main one, then in the others, which find its files."""
+    """Call `function` in every process: first in the main one, then in the others, which can read its files."""
     if not is_main_process():
         barrier()
         return function()
@@ -82,10 +82,10 @@ def main_process_first(function: Callable[[], T]) -> T:
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Within, the processes that torchrun started are joined; nothing to do for a single process.
+    """Within this context, the processes started by torchrun form a process group; a single process needs none.
 
     Raises:
-        UserError: another process has ended, or there are more processes than GPUs.
+        UserError: another process has exited, or there are more processes than GPUs.
     """
     if machine.launched() == 1 or world_size() > 1:
         yield
@@ -105,7 +105,7 @@ def process_group() -> Iterator[None]:
         should_report_failure()
         if is_peer_failure(error):
             raise UserError(
-                "Another process of this run has ended; the same command goes on from the last checkpoint."
+                "Another process of this run has exited; the same command resumes from the last checkpoint."
             ) from error
         raise
     finally:
@@ -114,26 +114,26 @@ def process_group() -> Iterator[None]:
 
 
 def _select_gpu(local_rank: int) -> None:
-    """Use the GPU of this number on this machine."""
+    """Select the GPU with index `local_rank`."""
     count = torch.cuda.device_count()
     if local_rank >= count:
-        raise UserError(f"Expected at most as many processes as there are GPUs here ({count}), but got more.")
+        raise UserError(f"Expected at most one process per GPU ({count} on this machine), but got more.")
     torch.cuda.set_device(local_rank)
 
 
 def is_peer_failure(error: BaseException) -> bool:
-    """Whether an error means that another process, which this one waited for, has ended."""
+    """Whether an error means that another process, which this one was waiting for, has exited."""
     return world_size() > 1 and isinstance(error, RuntimeError) and any(text in str(error) for text in _PEER_FAILURES)
 
 
 def should_report_failure() -> bool:
-    """Whether this process reports the failure: the first that fails does, the others fail because it did."""
+    """Whether this process reports the failure: only the first process that fails does."""
     if machine.launched() == 1:
         return True
     if "reports" not in _state:
         try:
             _state["reports"] = _state["store"].add("labo/failures", 1) == 1
-        except (KeyError, RuntimeError):  # never joined, or the store has gone with its process
+        except (KeyError, RuntimeError):  # never joined, or the process of the store has exited
             _state["reports"] = os.environ["RANK"] == "0"
     return _state["reports"]
 

@@ -7,23 +7,23 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Something the user can mend; its message is one clear sentence, which the command line prints as it is."""
+    """An error that the user can fix; the command line prints its message, one sentence, unchanged."""
 
 
 class NonFiniteLogitsError(Exception):
-    """A network whose logits are NaN or infinite."""
+    """The logits of a network are NaN or infinite."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for a name that nothing has, with the nearest one and the whole list.
+    """The error for an unknown name, with the closest match and the list of known names.
 
     Example:
         >>> print(unknown("method", "lab", ["labo", "none"]))
         Unknown method 'lab'; the nearest is 'labo'. Known methods: labo, none.
     """
     names = sorted(known)
-    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
-    hint = f"; the nearest is '{near[0]}'" if near else ""
+    closest = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
+    hint = f"; the nearest is '{closest[0]}'" if closest else ""
     return UserError(f"Unknown {kind} '{name}'{hint}. Known {kind}s: {', '.join(names)}.")
 
 
@@ -37,8 +37,8 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()).rstrip(" .:") or type(error).__name__
 
 
-def not_here(data: object) -> UserError:
-    """Data that do not lie on this disk, where the name of a data set on the Hugging Face hub may be meant."""
+def not_found(data: object) -> UserError:
+    """The error for data that are not on the disk, and may be the name of a data set on the Hugging Face hub."""
     return UserError(
         f"No such file or folder: '{data}'; a Hugging Face data set of this name is read with the option fetch."
     )

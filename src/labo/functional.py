@@ -45,7 +45,7 @@ def labo_cross_entropy(
 
     V(z) = min_q CE(q, p) + beta * KL(q || prior) = lse(z) - beta * lse(z / beta + log prior), whose minimiser
     q* = softmax(z / beta + log prior) is the label. The gradient in the logits is
-    p - (1 - alpha) * onehot(target) - alpha * q*; nothing has to be detached.
+    p - (1 - alpha) * onehot(target) - alpha * q*; nothing needs to be detached.
 
     Args:
         input: logits (C), (N, C) or (N, C, d1, …), floating point; -inf masks a class.
@@ -55,18 +55,18 @@ def labo_cross_entropy(
             prior) leaves (1 - alpha) * CE; below 1 sharpens.
         prior: None for uniform, or probabilities (C,) or (…, C), classes last.
         weight: (C,) class weights. With indices, weight[target] multiplies the example's whole loss.
-        ignore_index: indices of this value are left out; not used with probabilities.
+        ignore_index: targets of this value are ignored; not used with probabilities.
         reduction: "mean" (over the kept examples' weights; over all rows for probabilities), "sum" or "none".
         value: "inner" reports V; "plugin" reports CE(q*, p) with q* constant: the same gradient in the logits.
         impl: "auto", or one of `labo.implementations()`.
-        inplace_backward: let the gradient take the memory of `input`, which the caller must not read after this call.
-            One backward pass only. An operation that kept `input` for its own backward (a softmax, say) raises there.
-            The reference implementation, and a compiled graph, do not make use of it.
+        inplace_backward: let the gradient overwrite `input`, which must not be read after this call. Allows only one
+            backward pass. An operation that saved `input` for its own backward (such as a softmax) raises an error
+            there. The reference implementation and compiled graphs ignore it.
 
     Returns:
-        The loss, of `input`'s dtype (float32 for half precision under autocast). 0 where no row is kept; +inf where
-        a target is masked, or where the prior has no mass on an unmasked class.
-        alpha, beta and prior get their gradients where they ask for one ("plugin": alpha alone).
+        The loss, of `input`'s dtype (float32 for half precision under autocast). 0 if no row is kept; +inf if a
+        target is masked, or if the prior has no mass on an unmasked class.
+        alpha, beta and prior get gradients if they require them ("plugin": only alpha).
 
     Raises:
         ValueError, TypeError: an argument is out of range or does not fit; the message names it.
@@ -106,10 +106,10 @@ def linear_labo_cross_entropy(
     chunk_rows: int | None = None,
     accumulate: str = "float32",
 ) -> Tensor:
-    """`labo_cross_entropy` of the logits input @ linear_weight.T + linear_bias, which are never held whole.
+    """`labo_cross_entropy` of the logits input @ linear_weight.T + linear_bias, which are never materialized.
 
-    Rows go through in chunks whose logits are made again in the backward pass. Under torch.func transforms, which
-    cannot recompute, the chunks' logits are kept.
+    Rows are processed in chunks. The reference implementation recomputes the logits in the backward pass, except under
+    torch.func transforms, which cannot recompute.
 
     Args:
         input: hidden states (…, D).
@@ -117,10 +117,10 @@ def linear_labo_cross_entropy(
         target: class indices (…), or probabilities (…, V).
         linear_bias: (V,) or None.
         alpha, beta, prior, weight, ignore_index, reduction, value, impl: as in `labo_cross_entropy`; rows are (…).
-        chunk_rows: rows whose logits are held at a time; by default so many that they lie in the caches of a CPU, or
-            fill the products of a GPU, as its free memory allows.
-        accumulate: dtype in which the head's gradient is summed over chunks, "float32" or "input". In half precision
-            "input" takes half the memory, and rounds once a chunk.
+        chunk_rows: number of rows per chunk of logits; by default as many as fit in the caches of a CPU, or as make
+            efficient products on a GPU, within its free memory.
+        accumulate: dtype in which the gradient of the head is summed over chunks, "float32" or "input". In half
+            precision "input" takes half the memory, and rounds once per chunk.
 
     Returns:
         The loss, as `labo_cross_entropy` returns it.
@@ -155,11 +155,11 @@ def label_regularized_cross_entropy(
     ignore_index: int = -100,
     reduction: str = "mean",
 ) -> Tensor:
-    """Cross-entropy towards labels of your own: (1 - alpha) * CE(target, p) + alpha * CE(labels, p).
+    """Cross-entropy with your own labels: (1 - alpha) * CE(target, p) + alpha * CE(labels, p).
 
     Args:
         input: logits as in `labo_cross_entropy`.
-        target: class indices or probabilities as there.
+        target: class indices or probabilities as in `labo_cross_entropy`.
         labels: probabilities of `input`'s shape, constant for the gradient (they are detached).
         alpha: strength in [0, 1]; float, or a tensor that broadcasts over the rows.
         weight, ignore_index, reduction: as in `labo_cross_entropy`.
@@ -200,7 +200,7 @@ def soft_label_losses(rows: Rows, labels: Tensor, alpha: float | Tensor) -> Tens
 def row_options(
     rows: Rows, alpha: float | Tensor, beta: float | Tensor, prior: Tensor | None, value: str = "inner"
 ) -> Options:
-    """The options of the loss beside rows: what broadcasts over the rows as (N,)."""
+    """The options of the loss for `rows`; values that broadcast over the rows become (N,)."""
     prior = rows.distribution("prior", prior)
     weight = rows.weight if rows.has_probabilities else None
     beta = inner.clamp_beta(beta)
@@ -222,9 +222,9 @@ def reduced(
     count: Tensor | None = None,
     inplace: bool = False,
 ) -> Tensor:
-    """The loss of `rows`, by the implementation that `impl` names; `count` replaces what "mean" divides by.
+    """The reduced loss of `rows` with implementation `impl`; `count` replaces the denominator of "mean".
 
-    With `inplace` the gradient may be written over the logits.
+    With `inplace` the gradient may overwrite the logits.
     """
     operator = kernels.as_operator(impl, options)
     solve = None if operator else kernels.choose(impl, (rows.raw,), rows.target, options)
@@ -232,19 +232,19 @@ def reduced(
         return _reduction.reduce(labo_losses(rows, options), rows, reduction, dtype, count)
     row_weights = _reduction.final_row_weights(rows, reduction, reference.working_dtype(rows.raw), count)
     total = reduction != "none"
-    given = (rows.raw, rows.target, row_weights, options.normalised())
+    arguments = (rows.raw, rows.target, row_weights, options.normalised())
     if solve is None:
-        loss = operators.loss(*given, impl, total=total)
+        loss = operators.loss(*arguments, impl, total=total)
     else:
         apply = autograd.total if total else autograd.rows
-        loss = apply(solve, *given, inplace=inplace)
+        loss = apply(solve, *arguments, inplace=inplace)
     return (loss if total else loss.reshape(rows.shape)).to(dtype)
 
 
 def solved(
     solve: autograd.Solve, rows: Rows, reduction: str, dtype: torch.dtype, *, count: Tensor | None = None
 ) -> Tensor:
-    """The loss of `rows` by an implementation at hand, as `reduced` gives it."""
+    """Like `reduced`, with the given implementation."""
     options = Options(1.0, math.inf, weight=rows.weight if rows.has_probabilities else None)
     row_weights = _reduction.final_row_weights(rows, reduction, reference.working_dtype(rows.raw), count)
     if reduction == "none":
@@ -255,7 +255,7 @@ def solved(
 def check_options(
     alpha: float | Tensor, beta: float | Tensor, prior: Tensor | None, reduction: str, value: str, impl: str
 ) -> None:
-    """Refuse options of the losses that are out of range, before any tensor is looked at."""
+    """Check the options of the losses, before any tensor of the batch."""
     checks.share("alpha", alpha)
     checks.positive("beta", beta)
     _reduction.check_reduction(reduction)
@@ -264,7 +264,7 @@ def check_options(
     for name, option in (("beta", beta), ("prior", prior)):
         if value == "plugin" and isinstance(option, Tensor) and option.requires_grad:
             raise ValueError(
-                f"Expected argument `{name}` not to require grad with value='plugin', where q* is constant and gives "
-                "none; take value='inner'."
+                f"Expected argument `{name}` not to require grad with value='plugin', where q* is constant and has "
+                "no gradient; use value='inner'."
             )
     kernels.check(impl)

@@ -1,4 +1,4 @@
-"""A dataset whose examples tell their indices, and whose other examples of a class can be asked for."""
+"""A dataset that returns the index of each example, and the places of labels in a memory."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _LABELS = ("labels", "label", "label_ids")
 
 
 class IndexedDataset(Dataset):
-    """`dataset` with the index of each example beside it, for losses that remember examples.
+    """Wraps `dataset` so that each example includes its index, for losses with state per example.
 
-    An example that is a tuple or list gets its index as the last entry, a mapping gets it under `key`, and anything
-    else becomes the pair (example, index).
+    A tuple or list gets the index as its last entry, a mapping gets it under `key`, and anything else becomes the pair
+    (example, index).
 
     Args:
         dataset: a map-style dataset with a length.
         key: the name of the index in examples that are mappings.
 
     Raises:
-        TypeError: `dataset` is iterable, whose examples have no indices that stay, or has no length.
+        TypeError: `dataset` is iterable, so its examples have no fixed indices, or has no length.
 
     Example:
         >>> from torch.utils.data import DataLoader, TensorDataset
@@ -36,8 +36,7 @@ class IndexedDataset(Dataset):
     def __init__(self, dataset: Any, *, key: str = "indices") -> None:
         if isinstance(dataset, IterableDataset):
             raise TypeError(
-                "Expected a map-style dataset, but got an iterable one: its examples have no indices that stay the "
-                "same from epoch to epoch."
+                "Expected a map-style dataset, but got an iterable one, whose examples have no fixed indices."
             )
         if not hasattr(dataset, "__len__") or not (hasattr(dataset, "__getitem__") or _fetches_batches(dataset)):
             raise TypeError(f"Expected a training dataset with a length, but got {type(dataset).__name__}.")
@@ -47,16 +46,16 @@ class IndexedDataset(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
-        return self._beside(self.dataset[index], index)
+        return self._with_index(self.dataset[index], index)
 
     def __getitems__(self, indices: list[int]) -> Any:
-        """Examples of several indices, as torch's data loader asks for them."""
+        """The examples of several indices, as torch's data loader fetches them."""
         batch = _fetch(self.dataset, indices)
         if isinstance(batch, Mapping):
             return {**batch, self.key: torch.tensor(indices)}
-        return [self._beside(example, index) for example, index in zip(batch, indices, strict=True)]
+        return [self._with_index(example, index) for example, index in zip(batch, indices, strict=True)]
 
-    def _beside(self, example: Any, index: int) -> Any:
+    def _with_index(self, example: Any, index: int) -> Any:
         if isinstance(example, Mapping):
             return {**example, self.key: index}
         return (*example, index) if isinstance(example, (tuple, list)) else (example, index)
@@ -69,7 +68,7 @@ class IndexedDataset(Dataset):
         """The class of every example, (N,) int64.
 
         Raises:
-            TypeError: the examples have no class index each.
+            TypeError: an example has no class index as its label.
         """
         try:
             targets = torch.as_tensor(self._labels())
@@ -80,7 +79,7 @@ class IndexedDataset(Dataset):
         return targets.long().cpu()
 
     def label_counts(self, ignore_index: int) -> Tensor | None:
-        """How many labels each example has, (N,) int64, as sentences have; None where each has one."""
+        """The number of labels of each example, (N,) int64, as in sentences; None if each has one label."""
         lengths = getattr(getattr(self.dataset, "target", None), "lengths", None)
         if lengths is not None:
             return lengths
@@ -88,28 +87,27 @@ class IndexedDataset(Dataset):
         first = torch.as_tensor(labels[0]) if len(labels) and labels[0] is not None else torch.empty(())
         if first.dim() == 0 or first.dtype.is_floating_point:  # one class index, or one distribution
             return None
-        return torch.tensor([int((torch.as_tensor(some) != ignore_index).sum()) for some in labels])
+        return torch.tensor([int((torch.as_tensor(label) != ignore_index).sum()) for label in labels])
 
     def _labels(self) -> Any:
-        """The labels of all examples; None in the place of each that has none."""
-        known = getattr(self.dataset, "target", None)
-        if known is None and hasattr(self.dataset, "column_names"):
-            known = next((self.dataset[name] for name in _LABELS if name in self.dataset.column_names), None)
-        if known is None:
+        """The labels of all examples, with None for examples without."""
+        labels = getattr(self.dataset, "target", None)
+        if labels is None and hasattr(self.dataset, "column_names"):
+            labels = next((self.dataset[name] for name in _LABELS if name in self.dataset.column_names), None)
+        if labels is None:
             examples = (self.dataset[index] for index in range(len(self)))
-            known = [next((example[name] for name in _LABELS if name in example), None) for example in examples]
-        return known
+            labels = [next((example[name] for name in _LABELS if name in example), None) for example in examples]
+        return labels
 
 
 class LabelPlaces:
-    """The places in a memory of the labels of examples that have several each, as sentences have.
+    """Maps the labels of examples with several labels each, such as sentences, to places in a memory.
 
-    The labels of all examples lie end to end. Of an example's labels the ones that are ignored have no place, so
-    padding may stand on either side.
+    The labels of all examples are concatenated. Ignored labels have no place, so padding may be on either side.
 
     Args:
-        counts: (N,), how many labels each example has.
-        ignore_index: the label of what is left out.
+        counts: (N,), the number of labels of each example.
+        ignore_index: the value of ignored labels.
 
     Example:
         >>> places = LabelPlaces(torch.tensor([2, 3]), ignore_index=-100)
@@ -124,18 +122,18 @@ class LabelPlaces:
         self.total = int(counts.sum())
 
     def of(self, indices: Tensor, labels: Tensor) -> Tensor:
-        """The place of each label of a batch, of the shape (B, d1, …) of `labels`; any place for ignored ones.
+        """The place of each label of a batch, of the shape (B, d1, …) of `labels`; arbitrary for ignored labels.
 
         Raises:
-            ValueError: an example has more labels than when they were counted.
+            ValueError: an example has more labels than were counted.
         """
         if self.starts.device != labels.device:
             self.starts, self.counts = self.starts.to(labels.device), self.counts.to(labels.device)
         kept = (labels != self.ignore_index).flatten(1)
         if labels.device.type == "cpu" and bool((kept.sum(1) > self.counts[indices]).any()):
             raise ValueError(
-                "Expected the labels of an example to be as many as before training, but got more: a memory needs "
-                "labels that stay where they are (no random cropping or packing)."
+                "Expected an example to have as many labels as before training, but got more: a memory needs "
+                "fixed label positions (no random cropping or packing)."
             )
         within = (kept.cumsum(1) - 1).clamp(min=0)
         return (self.starts[indices].unsqueeze(1) + within).view(labels.shape)

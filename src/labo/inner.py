@@ -1,4 +1,4 @@
-"""The inner problem: which label would the model and a prior agree on?
+"""The inner problem: the optimal label, between the prediction of the model and a prior.
 
 For one row of logits z with prediction p = softmax(z), a prior r on the simplex and beta > 0,
 
@@ -6,7 +6,7 @@ For one row of logits z with prediction p = softmax(z), a prior r on the simplex
     V(z)  = the minimum                                     =  lse(z) - beta * lse(z / beta + log r)
 
 with gradients dV/dz = p - q*, dV/dbeta = KL(q* || r) and dV/dr_k = -beta * (q*_k / r_k - 1) along the simplex.
-They are written by hand, because differentiating the closed form of V cancels in floating point when beta is large.
+They are implemented by hand, because automatic differentiation of V suffers from cancellation when beta is large.
 
 Source of the method: Lu et al., *LABO*, Findings of ACL 2023 (arXiv 2305.04971).
 The algebra is derived in docs/math.md.
@@ -25,12 +25,12 @@ from labo.oracle import solve
 
 __all__ = ["inner_value", "optimal_labels", "solve"]
 
-# A smaller beta is taken for this one: q* is the largest class's either way, and logits divided by it stay finite.
+# Smaller values of beta are replaced by this: q* is one-hot either way, and logits divided by it stay finite.
 MIN_BETA = 1e-30
 
 
 def optimal_labels(logits: Tensor, *, beta: float | Tensor, prior: Tensor | None = None, dim: int = -1) -> Tensor:
-    """The label q* = softmax(logits / beta + log prior) that solves the inner problem.
+    """The optimal label q* = softmax(logits / beta + log prior) of the inner problem.
 
     Args:
         logits: floating point, any shape with classes along `dim`; -inf masks a class.
@@ -63,13 +63,13 @@ def inner_value(logits: Tensor, *, beta: float | Tensor, prior: Tensor | None = 
 
     Returns:
         V, of the shape of `logits` without `dim`; differentiable to any order in logits, beta and prior.
-        +inf where the prior has no mass on an unmasked class.
+        +inf if the prior has no mass on an unmasked class.
 
     Raises:
         ValueError, TypeError: an argument is out of range or does not fit; the message names it.
 
     Example:
-        >>> inner_value(torch.zeros(3), beta=2.0)  # the prediction is the prior already: V = log C
+        >>> inner_value(torch.zeros(3), beta=2.0)  # the prediction equals the prior: V = log C
         tensor(1.0986)
     """
     rows, beta_rows, prior_rows, dtype = _as_rows(logits, beta, prior, dim)
@@ -89,12 +89,12 @@ def _as_rows(
 
 
 def working(tensor: Tensor) -> Tensor:
-    """`tensor` in the precision that sums are made in: float64 stays, everything else becomes float32."""
+    """`tensor` in working precision: float64 stays, everything else becomes float32."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def over_rows(name: str, value: float | Tensor, rows: Tensor) -> Tensor:
-    """`value` as a (…, 1) tensor beside `rows` (…, C)."""
+    """`value` as a (…, 1) tensor that broadcasts with `rows` (…, C)."""
     value = clamp_beta(value)
     if not isinstance(value, Tensor):
         return torch.full((1,) * rows.dim(), value, dtype=rows.dtype, device=rows.device)
@@ -112,24 +112,24 @@ def value_of_rows(rows: Tensor, beta: Tensor, prior: Tensor | None) -> Tensor:
     """V of `rows` (…, C) in working precision; `beta` broadcasts to (…, 1), `prior` to (…, C); result (…)."""
     r = _prior_of_rows(rows, prior)
     beta = beta.expand(*rows.shape[:-1], 1)
-    # torch.compile traces no Function that has a forward-mode rule.
+    # torch.compile cannot trace a Function with a forward-mode rule.
     function = _InnerValue if torch.compiler.is_compiling() else _InnerValueBothModes
     return function.apply(rows, beta, r)
 
 
 def labels_of_rows(rows: Tensor, beta: Tensor, prior: Tensor | None) -> Tensor:
-    """q* of `rows` (…, C), as `value_of_rows` takes them; differentiable (detach it where it is a target)."""
+    """q* of `rows` (…, C), with arguments as in `value_of_rows`; differentiable, so detach it if it is a target."""
     return _labels(_Scaled(rows, beta), _prior_of_rows(rows, prior))
 
 
 def masked_softmax(rows: Tensor) -> Tensor:
-    """Softmax over the last dimension that is 0, not NaN, where every class is masked."""
+    """Softmax over the last dimension; 0 instead of NaN if every class is masked."""
     masked_out = (rows == -math.inf).all(-1, keepdim=True)
     return torch.where(masked_out, 0.0, torch.softmax(torch.where(masked_out, 0.0, rows), -1))
 
 
 def _prior_of_rows(rows: Tensor, prior: Tensor | None) -> Tensor:
-    """The prior renormalised over the classes that each row leaves unmasked; zero where no mass is left."""
+    """The prior renormalised over the unmasked classes of each row; zero if no mass is left."""
     finite = rows != -math.inf
     if prior is None:
         return finite.to(rows.dtype) / finite.sum(-1, keepdim=True).clamp(min=1).to(rows.dtype)
@@ -141,9 +141,9 @@ def _prior_of_rows(rows: Tensor, prior: Tensor | None) -> Tensor:
 
 
 class _Scaled:
-    """The logits of a row measured from two maxima: over all classes (z), and over the prior's support (u = z / beta).
+    """The logits of a row relative to two maxima: over all classes (z), and over the prior's support (u = z / beta).
 
-    Two, because a prior may exclude the largest logit; then one maximum would send the second sum to log 0.
+    Two maxima, because a prior may exclude the largest logit; with one, the second sum would underflow to 0.
     """
 
     def __init__(self, rows: Tensor, beta: Tensor, r: Tensor | None = None) -> None:
@@ -152,7 +152,7 @@ class _Scaled:
         self.support = self.finite if r is None else self.finite & (r > 0)
         self.feasible = self.support.any(-1, keepdim=True)
         self.support_top = _maximum(rows, self.support)
-        # 0 in masked places keeps every later product finite; they carry no prior mass.
+        # 0 at masked classes keeps later products finite; they have no prior mass.
         self.distance = torch.where(self.finite, rows - self.support_top, 0.0)
         self.beta = beta
         self.u = self.distance / beta
@@ -177,8 +177,8 @@ def _labels(scaled: _Scaled, r: Tensor) -> Tensor:
 def _log_mean(scaled: _Scaled, r: Tensor) -> Tensor:
     """The log of sum_k r_k exp(u_k), shape (…, 1), accurate for every beta.
 
-    Where the sum is near 1 it is 1 + S with S = sum r expm1(u), all of one sign: nothing cancels. Where S falls
-    below -1/2 that form would cancel instead, and the result is large enough for a plain log-sum-exp.
+    If the sum is near 1, it is computed as 1 + S with S = sum r expm1(u), whose terms have one sign: nothing cancels.
+    If S is below -1/2, that form would cancel, and a plain log-sum-exp is accurate.
     """
     near = (r * torch.expm1(torch.where(scaled.support, scaled.u, 0.0))).sum(-1, keepdim=True)
     scores = torch.where(scaled.support, scaled.u + _log(r), -math.inf)
@@ -193,7 +193,7 @@ def _divergence(log_ratio: Tensor, r: Tensor) -> Tensor:
     small = w.abs() < 0.1
     s = torch.where(small, w, 0.0)
     series = s * s * (1 / 2 + s * (1 / 3 + s * (1 / 8 + s * (1 / 30 + s * (1 / 144 + s * (1 / 840 + s / 5760))))))
-    # Far above, exp(w) alone would overflow where q = r * exp(w) does not, and r * phi is q * (w - 1) + r.
+    # For large w, exp(w) would overflow although q = r * exp(w) does not; there r * phi = q * (w - 1) + r.
     large = w > 10.0
     above = torch.where(large, w, 0.0)
     v = torch.where(small | large, 1.0, w)
@@ -205,7 +205,7 @@ def _divergence(log_ratio: Tensor, r: Tensor) -> Tensor:
 
 
 class _InnerValue(torch.autograd.Function):
-    """V with its hand-written gradient; the gradient is made of differentiable pieces, so any order works."""
+    """V with a hand-written gradient of differentiable operations, so that it is differentiable to any order."""
 
     generate_vmap_rule = True
 
@@ -214,7 +214,7 @@ class _InnerValue(torch.autograd.Function):
         scaled = _Scaled(rows, beta, r)
         shifted = torch.where(scaled.finite, rows - scaled.top, -math.inf)
         lse = shifted.exp().sum(-1, keepdim=True).log()
-        gap = scaled.top - scaled.support_top  # what an excluding prior gives away
+        gap = scaled.top - scaled.support_top  # 0 unless the prior excludes the largest logit
         mean = (r * scaled.distance).sum(-1, keepdim=True)
         limit = torch.isinf(beta)
         pull = torch.where(limit, mean, torch.where(limit, 1.0, beta) * _log_mean(scaled, r))
@@ -238,7 +238,7 @@ class _InnerValue(torch.autograd.Function):
 
 
 class _InnerValueBothModes(_InnerValue):
-    """V with a rule for forward-mode differentiation beside the one for reverse mode."""
+    """V with rules for reverse-mode and forward-mode differentiation."""
 
     generate_vmap_rule = True
 
@@ -274,8 +274,8 @@ def _grad_beta(scaled: _Scaled, r: Tensor) -> Tensor:
 def _grad_prior(scaled: _Scaled, r: Tensor) -> Tensor:
     limit = torch.isinf(scaled.beta)
     beta = torch.where(limit, 1.0, scaled.beta)
-    # Off the support u can exceed 0 (an excluded best class): the ratio is the limit of q*_k / r_k as r_k -> 0.
+    # Off the support u can exceed 0 (if the best class is excluded): the ratio is the limit of q*_k / r_k as r_k -> 0.
     ratio = torch.where(scaled.finite, scaled.u - _log_mean(scaled, r), 0.0)
     mean = (r * scaled.distance).sum(-1, keepdim=True)
-    slope = torch.where(limit, scaled.distance - mean, beta * torch.expm1(ratio))
-    return torch.where(scaled.finite & scaled.feasible, -slope, 0.0)
+    gradient = torch.where(limit, scaled.distance - mean, beta * torch.expm1(ratio))
+    return torch.where(scaled.finite & scaled.feasible, -gradient, 0.0)

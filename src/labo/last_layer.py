@@ -1,4 +1,4 @@
-"""The loss through the last linear layer: hidden states in, and logits only ever a few rows at a time."""
+"""The loss through the last linear layer, with only a few rows of logits in memory at a time."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from labo.kernels.linear import DEFAULT_CHUNKS, Chunks, Head
 from labo.kernels.options import Options
 from labo.reduction import Rows
 
-# Elements of logits that the reference implementation holds at a time.
+# The number of logits per chunk of the reference implementation.
 CHUNK_ELEMENTS = 2**22
 
 
 def rows_of(input: Tensor, head: Head, target: Tensor, weight: Tensor | None, ignore_index: int) -> Rows:
-    """The rows of hidden states (…, D) under `head`, whose logits are a shape and hold nothing."""
+    """The rows of hidden states (…, D) under `head`; their logits have a shape but no memory."""
     _check(input, head.weight, head.bias)
-    # A view of the right shape lets one check serve both forms; it holds no memory.
+    # An expanded view has the right shape for the checks, and needs no memory.
     shape = (*input.shape[:-1], head.weight.shape[0])
     return _reduction.as_rows(input.new_empty(()).expand(shape), target, weight, ignore_index, class_dim=-1)
 
@@ -41,7 +41,7 @@ def reduced(
     count: Tensor | None = None,
     chunks: Chunks = DEFAULT_CHUNKS,
 ) -> Tensor:
-    """The loss of hidden states (…, D) under `head`, by their `rows_of`; `count` replaces what "mean" divides by."""
+    """The reduced loss of hidden states (…, D) under `head`; `count` replaces the denominator of "mean"."""
     hidden = input.reshape(-1, input.shape[-1])
     dtype = checks.result_dtype(input)
     operator = kernels.as_operator(impl, options)
@@ -52,29 +52,29 @@ def reduced(
     hidden, head = _under_autocast(hidden, head.weight, head.bias)
     row_weights = _reduction.final_row_weights(rows, reduction, reference.working_dtype(hidden), count)
     total = reduction != "none"
-    given = (hidden, head, rows.target, row_weights, options.normalised())
+    arguments = (hidden, head, rows.target, row_weights, options.normalised())
     if solve is None:
-        loss = operators.linear_loss(*given, chunks, impl, total=total)
+        loss = operators.linear_loss(*arguments, chunks, impl, total=total)
     else:
-        loss = (fused.total if total else fused.rows)(solve, *given, chunks)
+        loss = (fused.total if total else fused.rows)(solve, *arguments, chunks)
     return (loss if total else loss.reshape(rows.shape)).to(dtype)
 
 
 def solved(
     solve: Solve, input: Tensor, head: Head, rows: Rows, reduction: str, *, count: Tensor | None = None
 ) -> Tensor:
-    """The loss of hidden states (…, D) by an implementation at hand, as `reduced` gives it."""
+    """Like `reduced`, with the given implementation."""
     hidden, head = _under_autocast(input.reshape(-1, input.shape[-1]), head.weight, head.bias)
     row_weights = _reduction.final_row_weights(rows, reduction, reference.working_dtype(hidden), count)
     options = Options(1.0, math.inf, weight=rows.weight if rows.has_probabilities else None)
-    given = (hidden, head, rows.target, row_weights, options)
+    arguments = (hidden, head, rows.target, row_weights, options)
     if reduction == "none":
-        return fused.rows(solve, *given, DEFAULT_CHUNKS).reshape(rows.shape).to(checks.result_dtype(input))
-    return fused.total(solve, *given, DEFAULT_CHUNKS).to(checks.result_dtype(input))
+        return fused.rows(solve, *arguments, DEFAULT_CHUNKS).reshape(rows.shape).to(checks.result_dtype(input))
+    return fused.total(solve, *arguments, DEFAULT_CHUNKS).to(checks.result_dtype(input))
 
 
 def _under_autocast(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Head]:
-    """The layer in the precision that autocast would run it in."""
+    """Hidden states and head in the precision of autocast."""
     kind = hidden.device.type
     if not torch.is_autocast_enabled(kind):
         return hidden, Head(weight, bias)
@@ -85,7 +85,7 @@ def _under_autocast(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tupl
 def _chunked(
     hidden: Tensor, head: tuple[Tensor, Tensor | None], rows: Rows, options: Options, step: int | None
 ) -> Tensor:
-    """The row losses (N,) by the reference implementation, whose logits are made again in the backward pass."""
+    """The row losses (N,) by the reference implementation, which recomputes the logits in the backward pass."""
     step = step or max(1, CHUNK_ELEMENTS // max(1, head[0].shape[0]))
     parts = []
     for start in range(0, hidden.shape[0], step):
@@ -105,7 +105,7 @@ def _chunk(
 
 
 def _keeps_graph(tensor: Tensor) -> bool:
-    """Whether recomputing is of no use, or refused (saved-tensor hooks do not work under torch.func)."""
+    """Whether recomputation is useless, or impossible (saved-tensor hooks do not work under torch.func)."""
     return not torch.is_grad_enabled() or checks.transformed()
 
 

@@ -1,4 +1,4 @@
-"""What this machine is and has: versions, processor, cores. Imports none of what it reports on."""
+"""Versions, processor and cores of this machine, without importing the packages reported on."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 from labo import __version__
 
 DISTRIBUTION = "torch-labo"
-# Imports that are called otherwise than the distribution that brings them.
-_OTHER_NAMES = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
-# What a record tells of, beside labo and Python.
+# Distributions whose import name differs, by that name.
+_DISTRIBUTION_OF_IMPORT = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+# Distributions whose versions a record has, beside labo and Python.
 RECORDED = ("torch", "transformers", "numba", "triton")
 
 
@@ -27,32 +27,32 @@ def package_version(distribution: str) -> str | None:
 
 
 def extras() -> dict[str, list[str]]:
-    """The extras of this package, "dev" and collections aside, and the distributions that each brings."""
-    found: dict[str, list[str]] = {}
+    """The distributions of each extra of this package, except "all" and "dev"."""
+    distributions: dict[str, list[str]] = {}
     for line in importlib.metadata.requires(DISTRIBUTION) or []:
         requirement, _, marker = line.partition(";")
         extra = re.search(r"extra\s*==\s*['\"]([\w-]+)['\"]", marker)
         name = re.match(r"[\w.-]+", requirement)
         if extra and name and extra[1] not in ("all", "dev"):
-            found.setdefault(extra[1], []).append(name[0])
-    return found
+            distributions.setdefault(extra[1], []).append(name[0])
+    return distributions
 
 
 def extra_of(module: str) -> str | None:
-    """The extra that brings an import, or None."""
-    name = _OTHER_NAMES.get(module, module)
+    """The extra that installs an importable module, or None."""
+    name = _DISTRIBUTION_OF_IMPORT.get(module, module)
     return next((extra for extra, distributions in extras().items() if name in distributions), None)
 
 
 def versions() -> dict[str, str]:
-    """What a record says it was made with: versions, and the processor."""
-    found = {"labo": __version__, "python": platform.python_version()}
-    found |= {name: version for name in RECORDED if (version := package_version(name))}
-    return found | {"processor": processor()}
+    """Versions and the processor, as stored in records."""
+    installed = {"labo": __version__, "python": platform.python_version()}
+    installed |= {name: version for name in RECORDED if (version := package_version(name))}
+    return installed | {"processor": processor()}
 
 
 def processor() -> str:
-    """The processor's name as the system has it."""
+    """The name of the processor, as the operating system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -62,16 +62,16 @@ def processor() -> str:
 
 
 def launched() -> int:
-    """How many processes were started to train together, as torchrun tells each of them; 1 without it."""
+    """The number of processes that torchrun started; 1 without torchrun."""
     world_size = os.environ.get("WORLD_SIZE", "")
     return int(world_size) if "RANK" in os.environ and world_size.isdigit() else 1
 
 
 def cores() -> int:
-    """How many cores this process may use, a container's share of them included."""
+    """The number of cores that this process may use, within the limit of its container."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
         return max(1, min(count, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError):  # no such file, or "max": no limit
+    except (OSError, ValueError):  # no such file, or "max" for no limit
         return count

@@ -1,4 +1,4 @@
-"""The losses as modules, each a thin face of its function."""
+"""The losses as modules, thin wrappers of the functions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["LABOLoss", "LabelRegularizedLoss", "LinearLABOLoss"]
 
 
 class _LABOOptions(nn.Module):
-    """The options that both losses hold. Tensors among them are buffers: they move with the module."""
+    """The options of both losses. Tensors among them are buffers, which move with the module."""
 
     prior: Tensor | None
     weight: Tensor | None
@@ -41,21 +41,21 @@ class _LABOOptions(nn.Module):
         **unknown: Any,
     ) -> None:
         super().__init__()
-        _refuse(unknown)
+        _reject_unknown(unknown)
         functional.check_options(alpha, beta, prior, reduction, value, impl)
         self.register_buffer("weight", weight)
         if isinstance(prior, nn.Parameter):
             self.prior = prior
         else:
             self.register_buffer("prior", prior)
-        self._hold("alpha", alpha)
-        self._hold("beta", beta)
+        self._set_option("alpha", alpha)
+        self._set_option("beta", beta)
         self.ignore_index = ignore_index
         self.reduction = reduction
         self.value = value
         self.impl = impl
 
-    def _hold(self, name: str, value: float | Tensor) -> None:
+    def _set_option(self, name: str, value: float | Tensor) -> None:
         if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and not value.requires_grad:
             self.register_buffer(name, value)
         else:
@@ -67,11 +67,11 @@ class _LABOOptions(nn.Module):
         return {name: getattr(self, name) for name in names}
 
     def extra_repr(self) -> str:
-        """alpha, beta and whatever differs from the defaults."""
+        """alpha, beta and the reduction."""
         return f"alpha={self.alpha}, beta={self.beta}, reduction={self.reduction!r}"
 
 
-def _refuse(unknown: dict[str, Any]) -> None:
+def _reject_unknown(unknown: dict[str, Any]) -> None:
     for name in unknown:
         if name == "label_smoothing":
             raise TypeError(
@@ -81,18 +81,19 @@ def _refuse(unknown: dict[str, Any]) -> None:
 
 
 class LABOLoss(_LABOOptions):
-    """`labo.labo_cross_entropy` as a module; stands where `nn.CrossEntropyLoss` stood.
+    """`labo.labo_cross_entropy` as a module; replaces `nn.CrossEntropyLoss`.
 
     Args:
         weight: (C,) class weights, first as in `nn.CrossEntropyLoss`.
         alpha, beta, prior, ignore_index, reduction, value, impl: as in `labo.labo_cross_entropy`. With prior="memory"
-            each example's label is learnt in the run: alpha is 0.8 and beta inf unless given, and the loss is called
-            with the `indices` of the batch's examples in the training data.
-        examples: how many training examples there are, with prior="memory".
-        sharpness, decay, epsilon, top: of the memory, as in `labo.regularizers.create("labo", prior="memory")`.
+            the label of each example is learnt during training: alpha defaults to 0.8 and beta to inf, and the loss is
+            called with the `indices` of the batch's examples in the training data.
+        examples: number of training examples; required with prior="memory".
+        sharpness, decay, epsilon, top: options of the memory, as in `labo.regularizers.create("labo", prior="memory")`.
 
     Raises:
-        ValueError, TypeError: an option is out of range; `label_smoothing` is refused with a word on beta.
+        ValueError, TypeError: an option is out of range; `label_smoothing` was passed; the message says how to express
+            it.
 
     Example:
         >>> import torch
@@ -121,21 +122,23 @@ class LABOLoss(_LABOOptions):
         top: int | None = None,
         **unknown: Any,
     ) -> None:
-        own = {"sharpness": sharpness, "decay": decay, "epsilon": epsilon, "top": top}
-        own = {name: option for name, option in own.items() if option is not None}
-        member, given = None, None
+        memory_options = {"sharpness": sharpness, "decay": decay, "epsilon": epsilon, "top": top}
+        memory_options = {name: option for name, option in memory_options.items() if option is not None}
+        member, distribution = None, None
         if isinstance(prior, str):
-            member = _with_memory(prior, impl, examples, {"alpha": alpha, "beta": beta, "value": value, **own})
+            member = _with_memory(
+                prior, impl, examples, {"alpha": alpha, "beta": beta, "value": value, **memory_options}
+            )
         else:
-            given = prior
-            for name in (*own, *([] if examples is None else ["examples"])):
-                raise ValueError(f'Expected argument `{name}` with prior="memory" alone.')
-        usual = LABO.defaults({} if member is None else {"prior": "memory"})
+            distribution = prior
+            for name in (*memory_options, *([] if examples is None else ["examples"])):
+                raise ValueError(f'Expected argument `{name}` only with prior="memory".')
+        defaults = LABO.defaults({} if member is None else {"prior": "memory"})
         super().__init__(
             weight,
-            alpha=usual["alpha"] if alpha is None else alpha,
-            beta=usual["beta"] if beta is None else beta,
-            prior=given,
+            alpha=defaults["alpha"] if alpha is None else alpha,
+            beta=defaults["beta"] if beta is None else beta,
+            prior=distribution,
             ignore_index=ignore_index,
             reduction=reduction,
             value=value,
@@ -147,37 +150,37 @@ class LABOLoss(_LABOOptions):
     def forward(self, input: Tensor, target: Tensor, *, indices: Tensor | None = None) -> Tensor:
         """The loss of logits (C), (N, C) or (N, C, d1, …).
 
-        With prior="memory" `indices` are the places in the training data of the targets, and of their shape; in
-        evaluation mode (`.eval()`) they may be left out, and then the loss is the plain cross-entropy.
+        With prior="memory", `indices` are the indices of the targets in the training data, of the shape of the targets.
+        In evaluation mode (`.eval()`) they may be omitted; then the loss is the plain cross-entropy.
         """
         if self.member is None:
             if indices is not None:
-                raise TypeError('Expected no `indices` without prior="memory".')
+                raise TypeError('Expected no argument `indices` without prior="memory".')
             return functional.labo_cross_entropy(input, target, **self.options())
-        known = {} if indices is None else {"indices": indices}
-        rows = rows_with(self.member, input, target, self.weight, self.ignore_index, known, training=self.training)
+        batch = {} if indices is None else {"indices": indices}
+        rows = rows_with(self.member, input, target, self.weight, self.ignore_index, batch, training=self.training)
         return reduced(self.member, rows, self.reduction, checks.result_dtype(input), training=self.training)
 
     def extra_repr(self) -> str:
-        """alpha, beta and whatever differs from the defaults."""
+        """alpha, beta and the reduction."""
         return super().extra_repr() if self.member is None else f"prior='memory', {super().extra_repr()}"
 
 
 def _with_memory(prior: str, impl: str, examples: int | None, options: dict[str, Any]) -> LABO:
-    """LABO with a memory of so many examples."""
+    """LABO with a memory of `examples` examples."""
     if prior != "memory":
         raise unknown_name("prior", prior, ("memory",))
     if impl not in ("auto", "reference"):
-        raise UserError(f'impl={impl!r} has no prior="memory": take impl="auto".')
+        raise UserError(f'impl={impl!r} does not support prior="memory"; use impl="auto".')
     if examples is None:
-        raise UserError('Expected argument `examples` with prior="memory": how many training examples there are.')
+        raise UserError('Expected argument `examples`, the number of training examples, with prior="memory".')
     member = LABO(prior=prior, **options)
     member.provide(examples=examples)
     return member
 
 
 class LinearLABOLoss(_LABOOptions):
-    """`labo.linear_labo_cross_entropy` as a module; the weight of the last layer comes with each call.
+    """`labo.linear_labo_cross_entropy` as a module; the weight of the last layer is an argument of each call.
 
     Args:
         weight, alpha, beta, prior, ignore_index, reduction, value, impl: as in `LABOLoss`.
@@ -197,20 +200,20 @@ class LinearLABOLoss(_LABOOptions):
 
 
 class LabelRegularizedLoss(nn.Module):
-    """The loss of any member of the family, for a plain loop and for a Trainer alike.
+    """The loss of any regularizer, for a plain training loop or a Trainer.
 
     Args:
         regularizer: a member, from `labo.regularizers.create` or a class of your own.
         weight: (C,) class weights, as in `nn.CrossEntropyLoss`.
         ignore_index, reduction: as in `labo.labo_cross_entropy`.
 
-    What the member needs of each batch (`regularizer.needs`) comes with the call, by name; what it needs once, before,
-    by `regularizer.provide`. In evaluation mode (`.eval()`) a member that needs something of each batch and does not
-    get it reports the plain cross-entropy.
+    Inputs that the regularizer needs with each batch (see `regularizer.needs`) are keyword arguments of the call; setup
+    inputs are passed to `regularizer.provide` before. In evaluation mode (`.eval()`), the loss is the plain
+    cross-entropy if a batch input is missing.
 
     Raises:
-        TypeError: `regularizer` is not one, or a batch has an input that no member needs.
-        ValueError: what the member needs from training was not provided; the message says how.
+        TypeError: `regularizer` is not a Regularizer, or a batch has an unknown input.
+        ValueError: an input that the regularizer needs is missing; the message says how to provide it.
 
     Example:
         >>> import torch, labo
@@ -232,8 +235,8 @@ class LabelRegularizedLoss(nn.Module):
         super().__init__()
         if not isinstance(regularizer, Regularizer):
             raise TypeError(
-                f"Expected argument `regularizer` to be a Regularizer, but got {type(regularizer).__name__}; make one "
-                "with labo.regularizers.create(name, …)."
+                f"Expected argument `regularizer` to be a Regularizer, but got {type(regularizer).__name__}; create "
+                "one with labo.regularizers.create(name, …)."
             )
         _reduction.check_reduction(reduction)
         self.regularizer = regularizer
@@ -247,16 +250,16 @@ class LabelRegularizedLoss(nn.Module):
         return reduced(self.regularizer, rows, self.reduction, checks.result_dtype(input), training=self.training)
 
     def total_and_count(self, input: Tensor, target: Tensor, **batch: Any) -> tuple[Tensor, Tensor]:
-        """The sum over the kept rows and what "mean" divides it by, for means over several batches or processes."""
+        """The sum over the kept rows and the denominator of "mean", for means over several batches or processes."""
         rows = self._rows(input, target, batch)
         return _reduction.total_and_count(self._losses(rows), rows)
 
     def mean_over(self, input: Tensor, target: Tensor, count: Tensor, **batch: Any) -> Tensor:
-        """The sum over the kept rows divided by `count`, (): a batch's part in the mean of several; 0 where it is 0.
+        """The sum over the kept rows divided by `count` (): a batch's part of a mean over several; 0 if it is 0.
 
-        Class weights are not in such a count, so there must be none.
+        Class weights are not supported, because `count` does not include them.
         """
-        self._refuse_weights()
+        self._reject_class_weights()
         rows = self._rows(input, target, batch)
         dtype = checks.result_dtype(input)
         return reduced(self.regularizer, rows, "mean", dtype, training=self.training, count=count)
@@ -271,19 +274,18 @@ class LabelRegularizedLoss(nn.Module):
         count: Tensor | None = None,
         **batch: Any,
     ) -> Tensor:
-        """The loss of the logits input @ linear_weight.T + linear_bias, which are never held whole.
+        """The loss of the logits input @ linear_weight.T + linear_bias, which are never materialized.
 
         Args:
             input: hidden states (…, D).
             linear_weight: (V, D).
             target: class indices (…), or probabilities (…, V).
             linear_bias: (V,) or None.
-            count: (), what the sum is divided by, as in `mean_over`; by default `reduction` is taken.
-            batch: what the member needs of this batch, by name.
+            count: (), the denominator, as in `mean_over`; by default `reduction` applies.
+            batch: the batch inputs that the regularizer needs, by name.
 
         Raises:
-            ValueError: the member's loss has no such form (it looks at the logits themselves), or an argument does not
-                fit.
+            ValueError: the loss of this regularizer needs the full logits, or an argument does not fit.
 
         Example:
             >>> import torch, labo
@@ -292,7 +294,7 @@ class LabelRegularizedLoss(nn.Module):
             tensor(1.3863)
         """
         if count is not None:
-            self._refuse_weights()
+            self._reject_class_weights()
         self.regularizer.require(batch if self.training else None)
         head = Head(linear_weight, linear_bias)
         rows = last_layer.rows_of(input, head, target, self.weight, self.ignore_index)
@@ -310,11 +312,11 @@ class LabelRegularizedLoss(nn.Module):
         return last_layer.solved(solve, input, head, rows, reduction, count=count)
 
     def _losses(self, rows: _reduction.Rows) -> Tensor:
-        remembers = self.regularizer.prediction_memory is not None
-        made = _row_losses_uncompiled if remembers and torch.compiler.is_compiling() else row_losses
-        return made(self.regularizer, rows, training=self.training)
+        has_memory = self.regularizer.prediction_memory is not None
+        function = _row_losses_uncompiled if has_memory and torch.compiler.is_compiling() else row_losses
+        return function(self.regularizer, rows, training=self.training)
 
-    def _refuse_weights(self) -> None:
+    def _reject_class_weights(self) -> None:
         if self.weight is not None:
             raise ValueError("Expected no class weights with a count of examples.")
 
@@ -332,7 +334,7 @@ def rows_with(
     *,
     training: bool,
 ) -> _reduction.Rows:
-    """The rows of a batch with its inputs, which in training must include all that the member needs."""
+    """The rows of a batch with its inputs, which in training must include all that the regularizer needs."""
     regularizer.require(batch if training else None)
     rows = _reduction.as_rows(input, target, weight, ignore_index)
     return replace(rows, given=batch) if batch else rows
@@ -347,9 +349,9 @@ def reduced(
     training: bool,
     count: Tensor | None = None,
 ) -> Tensor:
-    """A member's loss of a batch, by the fastest implementation it has; `count` replaces what "mean" divides by."""
+    """The reduced loss of a batch, by the fastest implementation; `count` replaces the denominator of "mean"."""
     if torch.compiler.is_compiling() and regularizer.prediction_memory is not None:
-        # A graph may read in its backward pass what is written in its forward pass.
+        # A compiled graph might read the memory in its backward pass after the forward pass has updated it.
         return _reduced_uncompiled(regularizer, rows, reduction, dtype, training=training, count=count)
     if training or not regularizer.missing_from(rows.given):
         options = regularizer.as_labo(rows)
@@ -362,10 +364,10 @@ def reduced(
 
 
 def row_losses(regularizer: Regularizer, rows: _reduction.Rows, *, training: bool) -> Tensor:
-    """A member's loss of each row, (N,); in evaluation plain cross-entropy where it lacks something of the batch."""
+    """The loss of each row, (N,); in evaluation the plain cross-entropy if a batch input is missing."""
     if not training and regularizer.missing_from(rows.given):
         return data_losses(rows)[0]
-    options = regularizer.as_labo(rows)  # one definition, masked classes included
+    options = regularizer.as_labo(rows)  # the one definition of the loss, which handles masked classes
     return regularizer.losses(rows) if options is None else functional.labo_losses(rows, options)
 
 
@@ -374,8 +376,8 @@ _row_losses_uncompiled: Any = torch.compiler.disable(row_losses)
 
 
 def no_linear_form(regularizer: Regularizer) -> UserError:
-    """The error for a member that has to see the logits whole."""
+    """The error for a regularizer that needs the full logits."""
     return UserError(
-        f"Method '{regularizer.name}' with these options has to see the logits whole: take its loss of logits "
-        "(linear=False)."
+        f"Method '{regularizer.name}' with these options needs the full logits, so its loss cannot be computed from "
+        "hidden states: use linear=False."
     )

@@ -19,12 +19,12 @@ def logits_of(outputs: Any) -> Tensor:
         return outputs
     if isinstance(outputs, Mapping) and "logits" in outputs:
         return outputs["logits"]
-    found = getattr(outputs, "logits", None)
-    if found is None and isinstance(outputs, tuple) and outputs and isinstance(outputs[0], Tensor):
-        found = outputs[0]
-    if found is None:
-        raise ValueError(f"Expected the model to give logits, but got {type(outputs).__name__} without them.")
-    return found
+    logits = getattr(outputs, "logits", None)
+    if logits is None and isinstance(outputs, tuple) and outputs and isinstance(outputs[0], Tensor):
+        logits = outputs[0]
+    if logits is None:
+        raise ValueError(f"Expected the model to return logits, but got {type(outputs).__name__} without them.")
+    return logits
 
 
 def forward(model: nn.Module, inputs: Any) -> Tensor:
@@ -62,13 +62,13 @@ class FrozenCopy(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The network's logits, float32 or wider."""
         with torch.no_grad():
-            found = logits_of(self.model(*args, **kwargs))
-        return found if found.dtype == torch.float64 else found.float()
+            logits = logits_of(self.model(*args, **kwargs))
+        return logits if logits.dtype == torch.float64 else logits.float()
 
     @torch.no_grad()
     def ema_update(self, model: nn.Module, *, decay: float = 0.0) -> None:
         """Set parameters to decay * own + (1 - decay) * those of `model`, and copy its buffers."""
-        for mine, theirs in zip(self.model.parameters(), model.parameters(), strict=True):
-            mine.lerp_(theirs.to(mine), 1 - decay) if decay else mine.copy_(theirs)
-        for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
-            mine.copy_(theirs)
+        for own, new in zip(self.model.parameters(), model.parameters(), strict=True):
+            own.lerp_(new.to(own), 1 - decay) if decay else own.copy_(new)
+        for own, new in zip(self.model.buffers(), model.buffers(), strict=True):
+            own.copy_(new)

@@ -1,6 +1,6 @@
-"""A numerical solver of the inner problem, for any convex divergence; it knows no closed form.
+"""A numerical solver of the inner problem for any convex divergence, without the closed form.
 
-Reached as `labo.inner.solve`. It is what closed forms are checked against, and a way to try other divergences.
+Available as `labo.inner.solve`. Closed forms are tested against it, and it allows other divergences.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ def solve(
 ) -> Tensor:
     """Minimise CE(q, softmax(logits)) + beta * divergence(q, prior) over the simplex, in float64.
 
-    Mirror descent with the entropy as mirror map (multiplicative updates) and a step size that each row finds by
-    backtracking on its own objective. Source: Beck & Teboulle, Operations Research Letters 31, 2003.
+    Mirror descent with the entropy as mirror map (multiplicative updates) and a step size per row from
+    backtracking. Source: Beck & Teboulle, Operations Research Letters 31, 2003.
 
     Args:
         logits: finite, (…, C).
         beta: weight of the divergence, 0 < beta < inf.
         prior: None for uniform, or positive probabilities, (C,) or (…, C).
         divergence: "kl", "squared", or a function of q and prior, both (…, C), giving (…); convex in q and
-            differentiable on the inside of the simplex.
+            differentiable in the interior of the simplex.
         tolerance: bound on the duality gap sum q (g - min g), relative to the gradient's spread (at least 1).
-        max_iterations: give up after so many steps.
+        max_iterations: maximum number of steps.
 
     Returns:
         q, (…, C), float64, without gradient.
@@ -101,8 +101,8 @@ def _descend(objective: Callable[[Tensor], Tensor], start: Tensor, tolerance: fl
         trial = torch.log_softmax(log_q - step * centred, -1)
         p = trial.exp()
         trial_gradient = _gradient(objective, p)
-        # f is 1/step-smooth relative to the entropy between the two points. Both sides are inner products with p - q,
-        # which neither the values' rounding nor the normalisation's can drown near the solution.
+        # Test whether f is 1/step-smooth relative to the entropy between the two points. Both sides are inner products
+        # with p - q, so rounding errors of values and normalisation do not dominate near the solution.
         curvature = ((trial_gradient - gradient) * (p - q)).sum(-1, keepdim=True)
         fits = curvature <= ((trial - log_q) * (p - q)).sum(-1, keepdim=True) / step
         accepted = fits & open_rows
@@ -113,7 +113,7 @@ def _descend(objective: Callable[[Tensor], Tensor], start: Tensor, tolerance: fl
 
 
 def _gap(q: Tensor, centred: Tensor) -> Tensor:
-    """How unequal the gradient is where there is mass, and how much lower it lies where there is little; (…, 1)."""
+    """The duality gap (…, 1): how unequal the gradient is on the mass, and how much lower it is elsewhere."""
     lowest = centred.argmin(-1, keepdim=True)
     unequal = (q * centred.abs()).sum(-1, keepdim=True)
     return torch.maximum(unequal, -centred.gather(-1, lowest) * q.gather(-1, lowest))

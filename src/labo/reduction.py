@@ -1,6 +1,6 @@
-"""Masks, class weights and denominators: what turns logits of any shape into rows, and row losses into the result.
+"""Masks, class weights and denominators: from logits of any shape to rows, and from row losses to the result.
 
-The one place that knows `ignore_index`, `weight` and `reduction`; every loss and every implementation goes through it.
+Only this module handles `ignore_index`, `weight` and `reduction`; every loss and implementation uses it.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ REDUCTIONS = ("none", "mean", "sum")
 class Rows:
     """A batch as rows: `logits` (N, C), and `target` (N,) class indices or (N, C) probabilities.
 
-    `kept` (N,) is False for ignored rows, whose logits and targets are replaced by zeros so that nothing they hold
-    reaches a sum; it is None where nothing is ignored. `raw` are the logits with what ignored rows hold, for those that
-    look away themselves. `weight` is the (C,) class weights. `shape` is the shape of the result under reduction="none".
-    `given` is what else training tells of the batch, by name.
+    `kept` (N,) is False for ignored rows, whose logits and targets are replaced by zeros so that NaN in them does not
+    reach a sum; it is None if no row is ignored. `raw` are the logits including ignored rows, for implementations that
+    skip these themselves. `weight` is the (C,) class weights. `shape` is the shape of the result under
+    reduction="none". `given` are the other inputs of the batch, by name.
     """
 
     raw: Tensor
@@ -41,7 +41,7 @@ class Rows:
         if self.kept is None:
             return self.raw
         if not self._clean:
-            with torch.enable_grad():  # kept for all who ask, so not to be made without a graph for the first who does
+            with torch.enable_grad():  # cached, so it needs a graph even if the first use does not
                 self._clean.append(torch.where(self.kept.unsqueeze(-1), self.raw, 0.0))
         return self._clean[0]
 
@@ -51,7 +51,7 @@ class Rows:
         return self.target.dim() == 2
 
     def per_row(self, name: str, value: float | Tensor) -> float | Tensor:
-        """A scalar as it is; a tensor that broadcasts over the result's shape as (N,)."""
+        """A scalar unchanged; a tensor that broadcasts over the shape of the result as (N,)."""
         if not isinstance(value, Tensor) or value.dim() == 0:
             return value
         checks.same_device(name, value, self.raw)
@@ -59,7 +59,7 @@ class Rows:
         return value.expand(self.shape).reshape(-1)
 
     def distribution(self, name: str, value: Tensor | None) -> Tensor | None:
-        """None and (C,) as they are; classes-last distributions that broadcast over the result's shape as (N, C)."""
+        """None and (C,) unchanged; classes-last distributions that broadcast over the shape of the result as (N, C)."""
         classes = self.raw.shape[-1]
         checks.probabilities(name, value, classes)
         if value is None:
@@ -72,15 +72,15 @@ class Rows:
 
 
 def as_rows(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, *, class_dim: int = 1) -> Rows:
-    """Flatten (C), (N, C) or (N, C, d1, …) logits and their targets; `class_dim` is where classes lie from 2-d on."""
+    """Flatten (C), (N, C) or (N, C, d1, …) logits and their targets; `class_dim` is the class dimension from 2-d on."""
     checks.floating("input", input)
     dim = class_dim if input.dim() > 1 else 0
     classes = input.shape[dim]
     shape = torch.Size(size for i, size in enumerate(input.shape) if i != dim % input.dim())
-    _fits(input, target, shape)
+    _check_target(input, target, shape)
     checks.same_device("target", target, input)
     if weight is not None:
-        _weight_fits(weight, classes, input)
+        _check_class_weight(weight, classes, input)
     logits = input if input.dim() == 2 and dim == 1 else input.movedim(dim, -1).reshape(-1, classes)
     if target.dtype.is_floating_point:
         checks.distribution("target", target, dim)
@@ -93,7 +93,7 @@ def as_rows(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: 
     return Rows(logits, torch.where(kept, target, 0), kept, weight, shape)
 
 
-def _fits(input: Tensor, target: Tensor, shape: torch.Size) -> None:
+def _check_target(input: Tensor, target: Tensor, shape: torch.Size) -> None:
     if not isinstance(target, Tensor):
         raise TypeError(f"Expected argument `target` to be a tensor, but got {type(target).__name__}.")
     if target.dtype.is_complex or target.dtype == torch.bool:
@@ -114,7 +114,7 @@ def _fits(input: Tensor, target: Tensor, shape: torch.Size) -> None:
     )
 
 
-def _weight_fits(weight: Tensor, classes: int, input: Tensor) -> None:
+def _check_class_weight(weight: Tensor, classes: int, input: Tensor) -> None:
     checks.floating("weight", weight)
     if weight.shape != (classes,):
         raise ValueError(f"Expected argument `weight` to have shape ({classes},), but got {tuple(weight.shape)}.")
@@ -122,57 +122,57 @@ def _weight_fits(weight: Tensor, classes: int, input: Tensor) -> None:
 
 
 def check_reduction(reduction: str) -> None:
-    """Refuse anything but none, mean and sum."""
+    """Raise an error unless `reduction` is none, mean or sum."""
     if reduction not in REDUCTIONS:
         raise ValueError(f"Expected argument `reduction` to be one of {', '.join(REDUCTIONS)}, but got {reduction!r}.")
 
 
 def total_and_count(losses: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-    """The sum of the row losses (N,), class weights and mask applied, and what "mean" divides it by."""
+    """The sum of the row losses (N,), with class weights and mask applied, and the denominator of "mean"."""
     if rows.kept is None and (rows.weight is None or rows.has_probabilities):  # the common case, in few operations
         return losses.sum(), losses.new_full((), len(losses))
-    share = row_weights(rows, losses.dtype)
-    return _weigh(losses, share).sum(), share.sum()
+    weights = row_weights(rows, losses.dtype)
+    return _weighted(losses, weights).sum(), weights.sum()
 
 
 def reduce(losses: Tensor, rows: Rows, reduction: str, dtype: torch.dtype, count: Tensor | None = None) -> Tensor:
-    """Row losses (N,) to the result: weights and mask applied; a batch that keeps nothing gives 0, not NaN.
+    """Reduce row losses (N,), with weights and mask applied; a batch without kept rows gives 0, not NaN.
 
-    `count` replaces what "mean" divides by.
+    `count` replaces the denominator of "mean".
     """
     if reduction == "none":
-        return _weigh(losses, row_weights(rows, losses.dtype)).reshape(rows.shape).to(dtype)
-    total, counted = total_and_count(losses, rows)
+        return _weighted(losses, row_weights(rows, losses.dtype)).reshape(rows.shape).to(dtype)
+    total, weight_sum = total_and_count(losses, rows)
     if reduction == "sum":
         return total.to(dtype)
-    return mean(total, counted if count is None else count.to(total)).to(dtype)
+    return mean(total, weight_sum if count is None else count.to(total)).to(dtype)
 
 
 def mean(total: Tensor, count: Tensor) -> Tensor:
-    """The total over the count; 0 and connected to the graph where nothing counts."""
+    """The quotient total / count; 0 and connected to the graph if the count is 0."""
     return torch.where(count == 0, total * 0.0, total / torch.where(count == 0, 1.0, count))
 
 
 def final_row_weights(rows: Rows, reduction: str, dtype: torch.dtype, count: Tensor | None = None) -> Tensor:
-    """What each row's loss counts in the result, (N,): its share, over the denominator of a mean (`count` if given)."""
+    """The weight of each row in the result, (N,), divided by the denominator for a mean (`count` if given)."""
     size = rows.raw.shape[0]
     if reduction == "mean" and count is None and size and rows.kept is None and rows.weight is None:
         return rows.raw.new_full((size,), 1 / size, dtype=dtype)  # the common case, in one operation
-    share = row_weights(rows, dtype)
+    weights = row_weights(rows, dtype)
     if reduction != "mean":
-        return share
-    return mean(share, share.sum() if count is None else count.to(share))
+        return weights
+    return mean(weights, weights.sum() if count is None else count.to(weights))
 
 
 def row_weights(rows: Rows, dtype: torch.dtype) -> Tensor:
-    """What each row counts, (N,): its class weight, 0 where it is ignored."""
-    if rows.has_probabilities or rows.weight is None:  # with probabilities, weights weigh classes and not examples
+    """The weight of each row, (N,): its class weight, 0 if it is ignored."""
+    if rows.has_probabilities or rows.weight is None:  # with probabilities, weights apply to classes, not to examples
         if rows.kept is None:
             return rows.raw.new_ones(rows.raw.shape[0], dtype=dtype)
         return rows.kept.to(dtype)
-    share = rows.weight.to(dtype)[rows.target]
-    return share if rows.kept is None else torch.where(rows.kept, share, 0.0)
+    weights = rows.weight.to(dtype)[rows.target]
+    return weights if rows.kept is None else torch.where(rows.kept, weights, 0.0)
 
 
-def _weigh(losses: Tensor, share: Tensor) -> Tensor:
-    return torch.where(share == 0, 0.0, losses) * share
+def _weighted(losses: Tensor, weights: Tensor) -> Tensor:
+    return torch.where(weights == 0, 0.0, losses) * weights

@@ -1,1 +1,1 @@
-"""Speed and memory of the losses, beside PyTorch's own: what is timed, and how."""
+"""Speed and memory of the losses, compared with PyTorch's own."""

@@ -1,4 +1,4 @@
-"""What is timed: a forward and a backward of this package's losses and of the peers that are installed."""
+"""The timed steps: forward and backward of the losses of this package and of installed peers."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from labo import functional, reduction
 from labo.kernels.options import Options
 
 ALPHA, BETA = 0.1, 2.0
-# Every ratio is to this one.
+# All ratios are relative to this implementation.
 BASELINE = "torch, smoothed"
-# The reference is made to be right: it is timed on small batches alone.
+# The reference is written for correctness, so it is only timed on small batches.
 _REFERENCE_ELEMENTS = 2**20
-# Rows of a chunk and the dtype that the weight's gradient is summed in, beside the defaults.
+# (rows per chunk, accumulation dtype of the weight gradient), besides the defaults.
 _LAYER_OPTIONS = ((1024, "float32"), (4096, "float32"), (1024, "input"), (2048, "input"), (4096, "input"))
 
 Step = Callable[[], None]
@@ -29,7 +29,7 @@ Step = Callable[[], None]
 
 @dataclass(frozen=True)
 class Shape:
-    """N rows of V classes; D is the width of the last layer, 0 where logits are given."""
+    """N rows of V classes; D is the width of the last layer, 0 for a loss of logits."""
 
     rows: int
     classes: int
@@ -38,12 +38,12 @@ class Shape:
 
     @property
     def logits_bytes(self) -> int:
-        """What the logits take."""
+        """The size of the logits in bytes."""
         return self.rows * self.classes * self.dtype.itemsize
 
 
 def naive(logits: Tensor, target: Tensor) -> Tensor:
-    """LABO as one would write it down: q* detached, three softmaxes."""
+    """LABO written naively: q* detached, three softmaxes."""
     label = (logits.detach().float() / BETA).softmax(-1)
     log_p = logits.float().log_softmax(-1)
     data = F.nll_loss(log_p, target)
@@ -51,11 +51,11 @@ def naive(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def implementations(shape: Shape, *, device: str = "cpu", compiled: bool = False) -> dict[str, Step]:
-    """Steps by name for a shape, the baseline first."""
+    """Timed steps by name for a shape, the baseline first."""
     generator = torch.Generator(device=device).manual_seed(0)
     target = torch.randint(shape.classes, (shape.rows,), generator=generator, device=device)
     if shape.width:
-        return _of_layer(shape, target, generator)
+        return _layer_implementations(shape, target, generator)
     logits = torch.randn(shape.rows, shape.classes, generator=generator, device=device)
     logits = logits.to(shape.dtype).requires_grad_()
     losses: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -81,7 +81,7 @@ def implementations(shape: Shape, *, device: str = "cpu", compiled: bool = False
         losses |= {"naive, compiled": torch.compile(naive), "labo, compiled": torch.compile(_labo(beta=BETA))}
     steps = {name: _step(loss, (logits,), target) for name, loss in losses.items()}
     if device != "cpu":
-        # They write their gradient over the logits, which are their own.
+        # These overwrite the logits with their gradient, so each gets a copy.
         inplace = {"labo, in place": _labo_inplace}
         if importlib.util.find_spec("liger_kernel"):
             inplace["liger, smoothed"] = _liger_logits
@@ -95,7 +95,7 @@ def _labo(**options: Any) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def _labo_inplace(logits: Tensor, target: Tensor) -> Tensor:
-    # The public function refuses a leaf, whose values would be lost; here they are of no use.
+    # The public function rejects a leaf, whose values would be lost; here they are not needed.
     rows = reduction.as_rows(logits, target, None, -100)
     return functional.reduced(rows, Options(ALPHA, BETA), "mean", logits.dtype, inplace=True)
 
@@ -123,7 +123,7 @@ def _cut_layer(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
     return linear_cross_entropy(hidden, weight, target)
 
 
-def _of_layer(shape: Shape, target: Tensor, generator: torch.Generator) -> dict[str, Step]:
+def _layer_implementations(shape: Shape, target: Tensor, generator: torch.Generator) -> dict[str, Step]:
     device = target.device
     hidden = torch.randn(shape.rows, shape.width, generator=generator, device=device)
     hidden = hidden.to(shape.dtype).requires_grad_()

@@ -1,4 +1,4 @@
-"""How it is timed: in alternation with the baseline, as the median of ratios; memory as the peak of the process."""
+"""Measurements: time as the median ratio to the baseline, in alternation; memory as the peak of the process."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import torch
 
 from labo.bench.implementations import BASELINE, Shape, Step, implementations
 
-# glibc's settings that keep freed memory: no page is taken from the system again while it is measured.
+# glibc settings that keep freed memory, so that no pages are requested from the system during a measurement.
 STEADY = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 MIN_SECONDS = 0.002
 
 
 def rows(shape: Shape, *, rounds: int, device: str = "cpu", compiled: bool = False) -> Iterator[dict[str, Any]]:
-    """One line per implementation, as `row` gives it."""
+    """One `row` per implementation."""
     steps = implementations(shape, device=device, compiled=compiled)
     copy = copy_seconds(shape, device)
     for name, step in steps.items():
@@ -29,7 +29,7 @@ def rows(shape: Shape, *, rounds: int, device: str = "cpu", compiled: bool = Fal
 def row(
     name: str, step: Step, baseline: Step, shape: Shape, copy: float, *, rounds: int, device: str
 ) -> dict[str, Any]:
-    """Milliseconds of a step, ratio to the baseline, its quartiles, memory, and share of the speed of a copy."""
+    """Milliseconds of a step, ratio to the baseline, its quartiles, memory, and speed relative to a copy."""
     ours, ratios = _alternate(baseline, step, rounds, device)
     low, _, high = quantiles(ratios, n=4)
     return {
@@ -43,13 +43,13 @@ def row(
         "ratio": round(median(ratios), 3),
         "ratio_low": round(low, 3),
         "ratio_high": round(high, 3),
-        "memory": (_memory if device == "cpu" else _memory_of_device)(step, shape),
+        "memory": (_memory if device == "cpu" else _device_memory)(step, shape),
         "copy_share": None if shape.width else round(copy / ours, 3),
     }
 
 
 def _alternate(baseline: Step, step: Step, rounds: int, device: str) -> tuple[float, list[float]]:
-    """(median seconds of a step, ratios of step to baseline), one beside the other, in both orders."""
+    """(median seconds of a step, ratios of step to baseline), alternating, in both orders."""
     times = max(1, round(MIN_SECONDS / max(1e-6, _seconds(baseline, 1, device))))
     _seconds(step, times, device)
     ours, ratios = [], []
@@ -72,13 +72,13 @@ def _seconds(step: Callable[[], object], times: int, device: str) -> float:
 
 
 def copy_seconds(shape: Shape, device: str) -> float:
-    """Seconds of a copy of the logits: one read and one write, as the least that a loss and its gradient take."""
+    """Seconds of a copy of the logits: one read and one write, a lower bound for a loss with gradient."""
     source, target = (torch.zeros(shape.rows, shape.classes, dtype=shape.dtype, device=device) for _ in range(2))
     return median(_seconds(lambda: target.copy_(source), 1, device) for _ in range(7))
 
 
-def _memory_of_device(step: Step, shape: Shape) -> float:
-    """As `_memory`, from the counters of the device's allocator."""
+def _device_memory(step: Step, shape: Shape) -> float:
+    """Like `_memory`, from the counters of the device allocator."""
     step()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -87,14 +87,14 @@ def _memory_of_device(step: Step, shape: Shape) -> float:
 
 
 def _memory(step: Step, shape: Shape) -> float | None:
-    """Peak memory beyond what lies there before, in multiples of the logits; None where the system does not tell.
+    """Peak memory of a step in multiples of the logits; None if it cannot be measured.
 
-    The allocator keeps what is freed of buffers up to 32 MiB, and everything where it is told to: then nothing is seen.
+    The allocator keeps freed buffers up to 32 MiB, and all buffers under `STEADY`; both hide the peak.
     """
     if shape.logits_bytes < 2**26 or all(os.environ.get(name) == value for name, value in STEADY.items()):
         return None
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins again
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         before = _status("VmRSS")
         step()
         return round((_status("VmHWM") - before) / shape.logits_bytes, 3)
@@ -104,5 +104,5 @@ def _memory(step: Step, shape: Shape) -> float | None:
 
 def _status(key: str) -> int:
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    found = dict(line.split(":", 1) for line in lines)
-    return int(found[key].split()[0]) * 1024
+    values = dict(line.split(":", 1) for line in lines)
+    return int(values[key].split()[0]) * 1024

@@ -1,4 +1,4 @@
-"""What the members of the family cost: the time of a training step and what is kept, beside plain cross-entropy."""
+"""The cost of the regularizers: time of a training step relative to plain cross-entropy, and size of the state."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ SETTINGS = (
 
 
 def costs(setting: Setting, *, rounds: int = 9) -> Iterator[dict[str, Any]]:
-    """One line a member with its defaults: ratio of a training step to that of `none`, bytes of its state."""
-    plain, _ = _course(setting, "none")
+    """One line per member with its defaults: time of a training step relative to `none`, and bytes of its state."""
+    plain, _ = _training_step(setting, "none")
     for name in regularizers.available():
-        step, made = _course(setting, name)
+        step, regularizer = _training_step(setting, name)
         times = max(3, round(MIN_SECONDS / _seconds(plain, 3)))
         _seconds(step, times)
         ratios = []
@@ -47,7 +47,7 @@ def costs(setting: Setting, *, rounds: int = 9) -> Iterator[dict[str, Any]]:
             pair = [_seconds(each, times) for each in ((plain, step) if index % 2 else (step, plain))]
             theirs, mine = pair if index % 2 else pair[::-1]
             ratios.append(mine / theirs)
-        state = sum(value.numel() * value.element_size() for value in made.state_dict().values())
+        state = sum(value.numel() * value.element_size() for value in regularizer.state_dict().values())
         yield {"method": name, "setting": setting.name, "compute": round(median(ratios), 2), "state_bytes": state}
 
 
@@ -66,14 +66,14 @@ def _network(setting: Setting, seed: int) -> nn.Sequential:
     return nn.Sequential(*parts[:-1])
 
 
-def _course(setting: Setting, name: str) -> tuple[Callable[[], None], Regularizer]:
-    """(a training step of the member, the member)."""
+def _training_step(setting: Setting, name: str) -> tuple[Callable[[], None], Regularizer]:
+    """(a function that runs a training step, the regularizer)."""
     large = {"allow_large": True} if "allow_large" in regularizers.describe(name).defaults else {}
-    model, made = _network(setting, 0), regularizers.create(name, **large)
+    model, regularizer = _network(setting, 0), regularizers.create(name, **large)
     draw = torch.Generator().manual_seed(0)
     features = torch.randn(setting.examples, setting.widths[0], generator=draw)
     target = torch.randint(setting.widths[-1], (setting.examples,), generator=draw)
-    once = {
+    setup_inputs = {
         "class_counts": target.bincount(minlength=setting.widths[-1]),
         "model": model,
         "teacher": _network(setting, 1),
@@ -81,33 +81,35 @@ def _course(setting: Setting, name: str) -> tuple[Callable[[], None], Regularize
         "epochs": 10,
         "decision": Decision(trust.STRONG.name, trust.STRONG.method, trust.STRONG.options, None, 1.0),
     }
-    while given := {need: once[need] for need in made.missing if need in once}:
-        made.provide(**given)  # what a decision chose needs more
+    while provided := {need: setup_inputs[need] for need in regularizer.missing if need in setup_inputs}:
+        regularizer.provide(**provided)  # the method chosen by a decision has needs of its own
     groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
-    if made.learnt():
-        groups.append({"params": made.learnt(), "weight_decay": 0.0})
+    if regularizer.learnt():
+        groups.append({"params": regularizer.learnt(), "weight_decay": 0.0})
     optimizer = torch.optim.SGD(groups, lr=0.01)
-    if "optimizer" in made.missing:
-        made.provide(optimizer=optimizer)
-    criterion = LabelRegularizedLoss(made)
-    taken = 0
+    if "optimizer" in regularizer.missing:
+        regularizer.provide(optimizer=optimizer)
+    criterion = LabelRegularizedLoss(regularizer)
+    steps = 0
 
     def step() -> None:
-        nonlocal taken
-        start = taken * setting.batch % (setting.examples - setting.batch)
+        nonlocal steps
+        start = steps * setting.batch % (setting.examples - setting.batch)
         at = torch.arange(start, start + setting.batch)
-        told = _told(made, features, at, taken, setting)
+        batch_inputs = _batch_inputs(regularizer, features, at, steps, setting)
         optimizer.zero_grad()
-        criterion(model(features[at]), target[at], **told).backward()
+        criterion(model(features[at]), target[at], **batch_inputs).backward()
         optimizer.step()
-        taken += 1
+        steps += 1
 
-    step()  # which makes what is made at the first batch
-    return step, made
+    step()  # allocates what the first batch allocates
+    return step, regularizer
 
 
-def _told(made: Regularizer, features: Tensor, at: Tensor, step: int, setting: Setting) -> dict[str, Any]:
-    known: dict[str, Callable[[], Any]] = {
+def _batch_inputs(
+    regularizer: Regularizer, features: Tensor, at: Tensor, step: int, setting: Setting
+) -> dict[str, Any]:
+    available: dict[str, Callable[[], Any]] = {
         "indices": lambda: at,
         "inputs": lambda: features[at],
         "partners": lambda: features[at.flip(0)],
@@ -115,4 +117,4 @@ def _told(made: Regularizer, features: Tensor, at: Tensor, step: int, setting: S
         "step": lambda: step,
         "progress": lambda: 0.5,
     }
-    return {need: known[need]() for need in made.needs if need in known}
+    return {need: available[need]() for need in regularizer.needs if need in available}

@@ -1,4 +1,4 @@
-"""The command line: one file a command. Nothing heavy is imported until a command runs."""
+"""The command line, one file per command. Heavy imports wait until a command runs."""
 
 from __future__ import annotations
 
@@ -9,38 +9,41 @@ from collections.abc import Sequence
 
 from labo.errors import UserError
 
-# What shells call a program that Ctrl-C ended.
+# The exit status that shells give a program that Ctrl-C ended.
 _INTERRUPTED = 130
-# Seconds that a process which has nothing to tell gives the one that has: torchrun ends all when the first has ended.
-_HEARD = 5.0
+# Seconds that the other processes wait before they exit: torchrun ends all as soon as one exits, and the process that
+# reports the failure needs time to print it.
+_REPORT_SECONDS = 5.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status. What the user can mend is one sentence on stderr and status 2."""
+    """Run the command line and return its exit status; a user error is one sentence on stderr and status 2."""
     try:
         status = _run(list(sys.argv[1:] if arguments is None else arguments))
         if status == _INTERRUPTED and arguments is None:
-            # At once: Python would first wait for what threads are at.
+            # Exit at once: Python would first wait for its threads.
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
         return status
     except UserError as error:
-        return _tell(str(error))
+        return _print_error(str(error))
     except ModuleNotFoundError as error:
         from labo import machine
 
         extra = machine.extra_of((error.name or "").split(".")[0])
         if extra is None:
             raise
-        return _tell(f"This command needs {error.name}, which the extra '{extra}' brings: pip install -e '.[{extra}]'.")
+        return _print_error(
+            f"This command needs {error.name}, which the extra '{extra}' installs: pip install -e '.[{extra}]'."
+        )
     except BrokenPipeError:
-        # The reader of a pipe has gone; nothing more can be told, not even at exit.
+        # The reader of the pipe has exited: write nothing more, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        at = f" ('{error.filename}')" if error.filename else ""
-        return _tell(f"The system refuses: {error.strerror or error}{at}.")
+        path = f" ('{error.filename}')" if error.filename else ""
+        return _print_error(f"Operating-system error: {error.strerror or error}{path}.")
 
 
 def _run(arguments: list[str]) -> int:
@@ -48,37 +51,37 @@ def _run(arguments: list[str]) -> int:
 
     from labo.cli.app import app
 
-    # Where methods of one's own lie: --methods my_module:MyRegularizer. Last, so that no file there hides a library.
+    # So that --methods my_module:MyRegularizer finds user modules; last, so that no file there shadows a library.
     sys.path.append(os.getcwd())
     try:
         status = app(args=arguments or ["--help"], prog_name="labo", standalone_mode=False) or 0
-    except typer.Abort:  # how some versions of Typer tell of Ctrl-C
+    except typer.Abort:  # what some versions of Typer raise for Ctrl-C
         status = _INTERRUPTED
     except Exception as error:
-        # Typer's errors of usage; their class is public in no version of it.
-        message = getattr(error, "format_message", None)
-        if message is None:
+        # Typer's usage errors; no version of Typer makes their class public.
+        format_message = getattr(error, "format_message", None)
+        if format_message is None:
             raise
-        told = message().strip()
-        return _tell(f"{told}{'' if told.endswith(('.', '?')) else '.'} {_help_of(error)}")
-    if status == _INTERRUPTED and _speaks():
-        print("Interrupted; what is finished is recorded, and the same command goes on from there.", file=sys.stderr)
+        message = format_message().strip()
+        return _print_error(f"{message}{'' if message.endswith(('.', '?')) else '.'} {_help_hint(error)}")
+    if status == _INTERRUPTED and _reports_errors():
+        print("Interrupted. Finished work is recorded; run the same command again to resume.", file=sys.stderr)
     return status
 
 
-def _help_of(error: Exception) -> str:
+def _help_hint(error: Exception) -> str:
     path = getattr(getattr(error, "ctx", None), "command_path", None) or "labo"
     return f"See {path} --help."
 
 
-def _tell(sentence: str) -> int:
-    if _speaks():
+def _print_error(sentence: str) -> int:
+    if _reports_errors():
         print(f"labo: {sentence}", file=sys.stderr)
     return 2
 
 
-def _speaks() -> bool:
-    """Whether this process tells of what ends it: of several that train together, one does."""
+def _reports_errors() -> bool:
+    """Whether this process prints the error that ends it; of several that train together, one does."""
     from labo import machine
 
     if machine.launched() == 1:
@@ -87,5 +90,5 @@ def _speaks() -> bool:
 
     if distributed.should_report_failure():
         return True
-    time.sleep(_HEARD)
+    time.sleep(_REPORT_SECONDS)
     return False

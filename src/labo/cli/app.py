@@ -1,4 +1,4 @@
-"""The commands under one name."""
+"""The `labo` application: all commands under one name."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from labo import machine
 from labo.cli import bench, compare, doctor, evaluate, labels, methods, predict, report, tasks, train, translate
 from labo.errors import UserError
 
+SUMMARY = "Training with label regularization: train, evaluate and compare regularizers, with significance tests."
+
 app = typer.Typer(
     name="labo",
-    help="Training with label regularization: which regularizer is better on your data, and is it more than luck?",
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -20,26 +21,25 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         from labo import __version__
 
         print(f"labo {__version__}")
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(help=SUMMARY)
 def _labo(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Training with label regularization: which regularizer is better on your data, and is it more than luck?"""
+    """Handle options of `labo` itself."""
     if machine.launched() > 1 and context.invoked_subcommand != "train":
         raise UserError(
-            f"labo {context.invoked_subcommand} is one process, which starts others where it needs them: run it "
-            "without torchrun."
+            f"Run labo {context.invoked_subcommand} without torchrun: it is one process, which starts its own workers."
         )
 
 

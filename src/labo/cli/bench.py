@@ -18,66 +18,68 @@ DEVICES = ("cpu", "cuda")
 
 
 def bench(
-    output: Annotated[Path | None, typer.Option(help="Append one line a measurement to this .csv file.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Append one line per measurement to this .csv file.")] = None,
     classes: Annotated[
-        str, typer.Option(help="Numbers of classes, separated by commas.")
+        str, typer.Option(help="Numbers of classes, comma-separated.")
     ] = "100,1000,10000,32768,131072,262144",
-    elements: Annotated[int, typer.Option(help="Logits a batch holds, rows times classes.")] = 2**25,
-    dtypes: Annotated[str, typer.Option(help="float32, bfloat16, float16, float64.")] = "float32,bfloat16",
-    rounds: Annotated[int, typer.Option(help="Alternations with the yardstick.")] = 9,
-    compiled: Annotated[bool, typer.Option("--compiled", help="Time torch.compile of the naive loss too.")] = False,
+    elements: Annotated[int, typer.Option(help="Logits per batch, rows times classes.")] = 2**25,
+    dtypes: Annotated[
+        str, typer.Option(help="Data types, comma-separated: float32, bfloat16, float16 or float64.")
+    ] = "float32,bfloat16",
+    rounds: Annotated[int, typer.Option(help="Rounds per measurement, each alternating with the baseline.")] = 9,
+    compiled: Annotated[bool, typer.Option("--compiled", help="Also time the naive loss under torch.compile.")] = False,
     allocator: Annotated[
-        str | None, typer.Option(help="stock, or steady: freed memory is kept. Both by default.", show_default="both")
+        str | None, typer.Option(help="stock, or steady (freed memory is kept).", show_default="both")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, or cuda, where there is but one allocator.")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
-    """Speed and memory of the losses on this machine.
+    """Measure speed and memory of the losses on this machine.
 
-    Forward and backward (on one thread of a processor), as the median of ratios to PyTorch's smoothed cross-entropy, in
-    alternation.
+    Times forward and backward (on one thread on a CPU), in alternation with PyTorch's label-smoothing cross-entropy,
+    and reports the median ratio to it.
     """
-    numbers = _whole(classes)
+    class_counts = _parse_classes(classes)
     if device not in DEVICES:
         raise unknown("device", device, DEVICES)
     if device == "cuda":
         _check_cuda(allocator)
     elif allocator is None:
         for name in ALLOCATORS:
-            _again(name)
+            _run_in_subprocess(name)
         return
     elif allocator not in ALLOCATORS:
         raise unknown("allocator", allocator, ALLOCATORS)
-    _run(output, numbers, elements, dtypes.split(","), rounds, compiled, allocator, device)
+    _run(output, class_counts, elements, dtypes.split(","), rounds, compiled, allocator, device)
 
 
 def _check_cuda(allocator: str | None) -> None:
     import torch
 
     if allocator is not None:
-        raise UserError("Expected no --allocator with --device cuda, which has its own.")
+        raise UserError("Option --allocator does not apply to --device cuda, which has its own allocator.")
     if not torch.cuda.is_available():
-        raise UserError("--device cuda needs a CUDA device, and PyTorch sees none here.")
+        raise UserError("--device cuda needs a CUDA device, but PyTorch finds none.")
 
 
-def _again(allocator: str) -> None:
-    """The same command in a process of its own: an allocator is set before a program starts."""
+def _run_in_subprocess(allocator: str) -> None:
+    """Run the same command in a subprocess, because an allocator is set before a program starts."""
     from labo.bench.measure import STEADY
 
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **(STEADY if allocator == "steady" else {})}
     command = [sys.executable, "-m", "labo", *sys.argv[1:], "--allocator", allocator]
     status = subprocess.run(command, env=environment, check=False).returncode
     if status:
-        raise UserError(f"The measurement with the {allocator} allocator ended with status {status}.")
+        raise UserError(f"The measurement with the {allocator} allocator failed with exit status {status}.")
 
 
-def _whole(text: str) -> list[int]:
+def _parse_classes(text: str) -> list[int]:
     try:
-        found = [int(part) for part in text.split(",")]
+        counts = [int(part) for part in text.split(",")]
     except ValueError:
-        found = []
-    if not found or min(found) < 2:
-        raise UserError(f"Expected --classes as whole numbers of at least 2, separated by commas, but got '{text}'.")
-    return found
+        counts = []
+    if not counts or min(counts) < 2:
+        raise UserError(f"Expected --classes to be comma-separated whole numbers of at least 2, but got '{text}'.")
+    return counts
 
 
 def _run(
@@ -101,18 +103,18 @@ def _run(
         if name not in kinds:
             raise unknown("dtype", name, kinds)
     name = "cpu" if device == "cpu" else torch.cuda.get_device_name()
-    about = {"device": name, "allocator": allocator or "torch", **machine.versions()}
+    context = {"device": name, "allocator": allocator or "torch", **machine.versions()}
     for shape in _shapes(classes, elements, [kinds[name] for name in dtypes], device):
         size = " x ".join(str(number) for number in (shape.rows, shape.classes, shape.width) if number)
-        print(f"\n{size}, {shape.dtype}, {about['allocator']} allocator")
+        print(f"\n{size}, {shape.dtype}, {context['allocator']} allocator")
         for row in measure.rows(shape, rounds=rounds, device=device, compiled=compiled):
             print(f"  {_line(row)}", flush=True)
             if output is not None:
-                _append(output, {**row, **about})
+                _append(output, {**row, **context})
 
 
 def _shapes(classes: list[int], elements: int, kinds: list[Any], device: str) -> list[Any]:
-    """Batches of so many logits, some small ones where overhead is all, and a last layer."""
+    """Batches of `elements` logits, small ones where overhead dominates, and a last linear layer."""
     from labo.bench.implementations import Shape
 
     batches = [Shape(max(1, elements // number), number, 0, kind) for kind in kinds for number in classes]

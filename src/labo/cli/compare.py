@@ -1,4 +1,4 @@
-"""`labo compare`: which method is better, and is it more than luck?"""
+"""`labo compare`: which method is better, and is the difference significant?"""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ from labo.cli.report import build_and_print
 def compare(
     task: options.TaskName = None,
     methods: Annotated[
-        str, typer.Option(help="Methods to compare, separated by commas, or all; NAME[OPTION=VALUE] fixes an option.")
+        str, typer.Option(help="Methods to compare, comma-separated, or all; NAME[OPTION=VALUE] fixes an option.")
     ] = options.DEFAULT_METHODS,
     baseline: Annotated[
         str | None,
-        typer.Option(help="The method that the others are compared with.", show_default="label_smoothing"),
+        typer.Option(help="The method that the others are compared to.", show_default="label_smoothing"),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="How many seeds every method runs on.")] = 8,
+    seeds: Annotated[int, typer.Option(help="Number of seeds that every method runs on.")] = 8,
     first_seed: Annotated[int, typer.Option(help="The first of these seeds.")] = 0,
     settings_per_method: Annotated[
-        int, typer.Option(help="Candidate settings tried for each method; 1 takes the defaults.")
+        int, typer.Option(help="Hyperparameter candidates per method; 1 uses the defaults.")
     ] = 3,
-    tuning_seeds: Annotated[int, typer.Option(help="Seeds that each candidate is tried on.")] = 3,
-    output: Annotated[Path | None, typer.Option(help="Where records and report go.", show_default="runs/TASK")] = None,
+    tuning_seeds: Annotated[int, typer.Option(help="Number of seeds per candidate.")] = 3,
+    output: Annotated[
+        Path | None, typer.Option(help="The folder for records and the report.", show_default="runs/TASK")
+    ] = None,
     jobs: Annotated[
-        int, typer.Option(help="Trials at a time, one thread each.", show_default="the cores, or 2 on a GPU")
+        int, typer.Option(help="Trials to run in parallel, one thread each.", show_default="the cores, or 2 on a GPU")
     ] = 0,
     data: options.Data = None,
     source: options.Source = None,
@@ -52,10 +54,10 @@ def compare(
     severity: options.Severity = None,
     no_samples: options.NoSamples = False,
 ) -> int:
-    """Which method is better on a task, and is it more than luck?
+    """Compare methods on a task: which is better, and is the difference significant?
 
-    Every method gets the same number of candidate settings, chosen on validation, then runs on the same seeds. The same
-    command in the same --output goes on where it was stopped.
+    Every method is tuned on the validation split over the same number of candidate settings, then runs on the same
+    seeds. The same command with the same --output resumes an interrupted comparison.
     """
     from labo.experiment import compare as experiment
     from labo.experiment.progress import ConsoleProgress
@@ -71,7 +73,7 @@ def compare(
         label_noise=label_noise,
         skip_unreadable=skip_unreadable,
     )
-    options.shifts([name], shift, severity)  # refused before anything runs
+    options.shifts([name], shift, severity)  # an error is raised before anything runs
     chosen = options.names(methods)
     comparison = experiment.ComparisonConfig(
         methods=chosen,

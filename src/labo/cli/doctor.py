@@ -1,4 +1,4 @@
-"""`labo doctor`: what this machine can run."""
+"""`labo doctor`: versions, hardware and installed extras."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 
 def doctor() -> None:
-    """What this machine has and can run."""
+    """Print versions, the hardware and the installed extras of this machine."""
     import torch
 
     import labo
@@ -18,10 +18,10 @@ def doctor() -> None:
     print(f"{'implementations':16} {', '.join(labo.implementations())}")
     for extra, distributions in machine.extras().items():
         missing = [name for name in distributions if machine.package_version(name) is None]
-        told = "complete" if not missing else f"lacks {', '.join(missing)}: pip install -e '.[{extra}]'"
-        print(f"{'extra ' + extra:16} {told}")
+        status = "complete" if not missing else f"missing {', '.join(missing)}: pip install -e '.[{extra}]'"
+        print(f"{'extra ' + extra:16} {status}")
     data = os.environ.get("LABO_DATA")
-    print(f"{'LABO_DATA':16} {data or 'not set; cifar10, cifar100, tiny-imagenet and imagenet then need --data'}")
+    print(f"{'LABO_DATA':16} {data or 'not set; cifar10, cifar100, tiny-imagenet and imagenet need --data'}")
 
 
 def _accelerator(torch: object) -> str:

@@ -1,4 +1,4 @@
-"""`labo evaluate`: the scores of a finished run."""
+"""`labo evaluate`: metrics of a finished run."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ if TYPE_CHECKING:
 
 def evaluate(
     run: options.Run,
-    split: Annotated[str, typer.Option(help="Which split of the task: test, validation or train.")] = "test",
+    split: Annotated[str, typer.Option(help="The split to evaluate: test, validation or train.")] = "test",
     data: Annotated[
-        Path | None, typer.Option(help="Labelled examples of your own, in place of a split: a file or a folder.")
+        Path | None, typer.Option(help="A file or folder of your own labelled examples, instead of a split.")
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option(help="The column, or array, of their classes; by default what it was called in training."),
+        typer.Option(help="The column or array of the classes in --data; by default the name used in training."),
     ] = None,
-    per_class: Annotated[bool, typer.Option("--per-class", help="Also the scores of each class, the worst first.")] = (
-        False
-    ),
+    per_class: Annotated[
+        bool, typer.Option("--per-class", help="Also print the metrics of each class, the worst first.")
+    ] = (False),
     beams: options.Beams = None,
     shift: options.Shift = None,
     severity: options.Severity = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, the scores of each class included.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with the metrics of each class.")] = False,
 ) -> None:
-    """The scores of a finished run.
+    """Evaluate a finished run.
 
-    Accuracy, top-5 accuracy where there are more than five classes, NLL, Brier score and expected calibration error,
-    before and after temperature scaling; of a translator BLEU, chrF, and NLL and calibration of the target's tokens.
-    The temperature is fitted on the validation split, as it is.
+    Classification: accuracy, top-5 accuracy with more than five classes, NLL, Brier score and expected calibration
+    error, before and after temperature scaling. Translation: BLEU, chrF, and NLL and calibration of the target tokens.
+    The temperature is fitted on the unmodified validation split.
     """
     from labo.experiment import post_hoc, saved_run
     from labo.report.measures import present
@@ -48,24 +48,24 @@ def evaluate(
     grid = options.shifts([loaded.description["task"]], shift, severity)
     widths = options.beams([loaded.description["task"]], beams)
     if per_class and not loaded.classes:
-        raise UserError(f"Task '{loaded.description['task']}' has no classes: leave --per-class out.")
+        raise UserError(f"Task '{loaded.description['task']}' has no classes, so --per-class does not apply.")
     examples = loaded.examples(split) if data is None else loaded.examples_in(data, target)
     metrics = loaded.scores(examples)
-    classes = _of_classes(loaded, examples) if loaded.classes and (per_class or as_json) else []
+    classes = _class_scores(loaded, examples) if loaded.classes and (per_class or as_json) else []
     shifted = None if grid is None else _shifted(loaded, examples, grid)
     by_beam = post_hoc.beam_scores(loaded, examples, widths)
     signatures = loaded.evaluator.signatures()
-    what = split if data is None else data.name
-    for note in loaded.notes(examples, what):
+    source = split if data is None else data.name
+    for note in loaded.notes(examples, source):
         print(note, file=sys.stderr)
     if as_json:
-        content = {"run": str(run), "data": what, "metrics": metrics, "classes": classes}
+        content = {"run": str(run), "data": source, "metrics": metrics, "classes": classes}
         content |= {"signatures": signatures} if signatures else {}
         content |= {} if shifted is None else {"shifted": shifted}
         content |= {"beams": by_beam} if by_beam else {}
         print(json.dumps(content, indent=1))
         return
-    name = f"{loaded.description['method']}, {what}"
+    name = f"{loaded.description['method']}, {source}"
     rows = {name: metrics} if shifted is None else {f"{name}, clean": metrics, **_indented(shifted["means"])}
     rows |= _indented({f"beam {width}": values for width, values in by_beam.items()})
     print(scores.table(rows))
@@ -74,15 +74,15 @@ def evaluate(
         print(f"{measure.label}: {signatures[measure.key]}")
     if shifted is not None:
         severities = shifted["severities"]
-        which = (
+        averaged = (
             f"severity {severities[0]}" if len(severities) == 1 else f"the mean over severities 1 to {len(severities)}"
         )
-        print(f"shifts: {which}; the last row is the mean over the kinds")
+        print(f"shifts: {averaged}; the last row is the mean over the kinds")
     if per_class:
         print(f"\n{_class_table(classes)}")
 
 
-def _of_classes(loaded: SavedRun, examples: Any) -> list[dict[str, Any]]:
+def _class_scores(loaded: SavedRun, examples: Any) -> list[dict[str, Any]]:
     from labo.metrics.scores import class_scores
 
     entries = class_scores(loaded.logits(examples.features), examples.target, temperature=loaded.temperature)
@@ -90,7 +90,7 @@ def _of_classes(loaded: SavedRun, examples: Any) -> list[dict[str, Any]]:
 
 
 def _shifted(loaded: SavedRun, examples: Any, grid: Any) -> dict[str, Any]:
-    """The severities, the scores on shifted inputs and their means; with a progress bar."""
+    """Evaluate on shifted inputs, with a progress bar: the severities, the scores and their means."""
     from labo.experiment import post_hoc
     from labo.experiment.progress import ConsoleProgress
     from labo.records.trial import Job
@@ -119,15 +119,15 @@ def _class_table(classes: list[dict[str, Any]]) -> str:
     )
     rows = [["class", "examples", "accuracy", "precision", "confidence", "NLL"]]
     for entry in order:
-        shares = [_text(entry[key], "{:.2%}") for key in ("recall", "precision", "confidence")]
-        rows.append([entry["class"], str(entry["examples"]), *shares, _text(entry["nll"], "{:.4f}")])
+        shares = [_format(entry[key], "{:.2%}") for key in ("recall", "precision", "confidence")]
+        rows.append([entry["class"], str(entry["examples"]), *shares, _format(entry["nll"], "{:.4f}")])
     note = (
-        "accuracy: the share of the class's examples that are found (recall)\n"
-        "precision: the share of what is predicted to be of the class that is\n"
-        "confidence: the mean probability of the class for its examples, scaled; NLL likewise"
+        "accuracy: the share of the class's examples that are classified correctly (recall)\n"
+        "precision: the share of the predictions of the class that are correct\n"
+        "confidence: the mean probability of the class over its examples, after temperature scaling, like NLL"
     )
     return f"{scores.aligned(rows)}\n\n{note}"
 
 
-def _text(value: float | None, form: str) -> str:
+def _format(value: float | None, form: str) -> str:
     return "–" if value is None else form.format(value)

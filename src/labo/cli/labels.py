@@ -18,24 +18,26 @@ if TYPE_CHECKING:
 def labels(
     run: options.Run,
     folds: Annotated[
-        int, typer.Option(help="Train this many networks, each without a part of the examples that it then judges.")
+        int, typer.Option(help="Cross-fit with this many networks, each trained without the fold that it scores.")
     ] = 0,
-    top: Annotated[int, typer.Option(help="How many to print, and to show with their pictures.")] = 20,
+    top: Annotated[int, typer.Option(help="How many examples to print, and to show with images on the page.")] = 20,
     beta: Annotated[
-        float | None, typer.Option(help="The beta of q*.", show_default="that of a LABO run, 2 for others")
+        float | None, typer.Option(help="Beta of the label q*.", show_default="the run's for LABO, else 2")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Write all training examples to this .csv file.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Write the ranking of all training examples to this .csv file.")
+    ] = None,
     jobs: Annotated[
-        int, typer.Option(help="Folds at a time, one thread each.", show_default="the cores, or 2 on a GPU")
+        int, typer.Option(help="Folds to train in parallel, one thread each.", show_default="the cores, or 2 on a GPU")
     ] = 0,
     no_samples: options.NoSamples = False,
 ) -> None:
-    """Training examples whose labels are probably wrong.
+    """Find training examples whose labels are probably wrong.
 
-    Ranks them by how strongly the label q* disagrees with the given class, and writes labels.html and labels.json into
-    the run's folder; `labo report` of a comparison shows them too. For a run with a memory (labo[prior=memory], elr),
-    the memory takes the place of q*: no network runs, nothing is trained. Finished folds are kept, so the same command
-    resumes where it was stopped.
+    Ranks examples by how strongly the label q* disagrees with the given class, and writes labels.html and labels.json
+    into the run's folder; `labo report` of a comparison shows them too. A run with a memory (labo[prior=memory], elr)
+    uses the memory instead of q*, without running a network. Finished folds are kept, so the same command resumes an
+    interrupted search.
     """
     if output is not None and output.suffix.lower() != ".csv":
         raise UserError(f"Expected --output to be a .csv file, but got '{output}'.")
@@ -67,8 +69,8 @@ def _write_and_print(issues: LabelIssues, top: int, output: Path | None, *, samp
     print(_table(summary["top"]))
     print(f"\n{label_issues.lead(summary)}")
     if not issues.folds and not issues.memory:
-        print("A network agrees with labels that it has memorized: --folds 5, or a run of few epochs, shows more.")
-    print(f"\nPage: {page}" + ("" if output is None else f"\nAll of them: {output}"))
+        print("A network agrees with labels that it has memorized; --folds 5, or a run of few epochs, finds more.")
+    print(f"\nPage: {page}" + ("" if output is None else f"\nAll examples: {output}"))
 
 
 def _write_csv(issues: LabelIssues, path: Path) -> None:
@@ -86,7 +88,7 @@ def _write_csv(issues: LabelIssues, path: Path) -> None:
 
 
 def _table(lines: list[dict[str, Any]]) -> str:
-    """One line an example, aligned for a terminal."""
+    """One line per example, aligned for a terminal."""
     injected = any("before" in line for line in lines)
     rows = [["", "example", "given", "other", "q* given", "q* other", *(["injected"] if injected else [])]]
     for line in lines:

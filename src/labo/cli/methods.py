@@ -11,16 +11,18 @@ import typer
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(help="One of them, with all that it says of itself.")] = None,
-    measure: Annotated[bool, typer.Option("--measure", help="Measure what they cost on this machine.")] = False,
+    name: Annotated[str | None, typer.Argument(help="Print the full documentation of this method.")] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure the cost of every method on this machine.")
+    ] = False,
     output: Annotated[
-        Path | None, typer.Option(help="With --measure: write a line a method to this .csv file.")
+        Path | None, typer.Option(help="With --measure: write one line per measurement to this .csv file.")
     ] = None,
 ) -> None:
-    """The regularizers: source, options, needs, cost.
+    """List the regularizers: source, options, needs and cost.
 
-    The cost is the time of a training step as a ratio to that of `none`, this package's own plain cross-entropy, and
-    what is kept between steps, with the defaults: on digits' network, and with 10,000 classes and 1,000 examples.
+    The cost of a method with its defaults is the time of a training step, relative to `none` (plain cross-entropy),
+    and the size of its state, for the network of digits and for 10,000 classes and 1,000 examples.
     """
     from labo import regularizers
     from labo.errors import UserError
@@ -29,30 +31,32 @@ def methods(
         _measure(output)
         return
     if output is not None:
-        raise UserError("--output goes with --measure.")
+        raise UserError("Option --output requires --measure.")
     if name is not None:
         print(regularizers.document(name))
         return
     costs = regularizers.costs()
     for each in regularizers.available():
-        _tell(regularizers.describe(each), costs.get(each, {}))
-    print("\nOne of your own, in a module that Python can import: --methods my_module:MyRegularizer")
+        _print_method(regularizers.describe(each), costs.get(each, {}))
+    print("\nYour own method, from a module that Python can import: --methods my_module:MyRegularizer")
 
 
-def _tell(found: Any, costs: Mapping[str, Mapping[str, str]]) -> None:
-    print(f"{found.name:24} {found.summary}" + (f" ({found.paper})" if found.paper else ""))
-    if found.defaults:
-        defaults = ", ".join(f"{key}={'none' if value is None else value}" for key, value in found.defaults.items())
+def _print_method(method: Any, costs: Mapping[str, Mapping[str, str]]) -> None:
+    print(f"{method.name:24} {method.summary}" + (f" ({method.paper})" if method.paper else ""))
+    if method.defaults:
+        defaults = ", ".join(f"{key}={'none' if value is None else value}" for key, value in method.defaults.items())
         print(f"{'':24} options: {defaults}")
-    if found.needs:
-        print(f"{'':24} needs: {', '.join(found.needs)}")
+    if method.needs:
+        print(f"{'':24} needs: {', '.join(method.needs)}")
     if costs:
-        told = [f"{cost['compute']}x, {size(int(cost['state_bytes']))} ({setting})" for setting, cost in costs.items()]
-        print(f"{'':24} cost: {'; '.join(told)}")
+        entries = [
+            f"{cost['compute']}x, {size(int(cost['state_bytes']))} ({setting})" for setting, cost in costs.items()
+        ]
+        print(f"{'':24} cost: {'; '.join(entries)}")
 
 
 def size(count: float) -> str:
-    """Bytes in words."""
+    """A number of bytes with its unit, such as 12.5 kB."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
@@ -73,14 +77,14 @@ def _measure(output: Path | None) -> None:
     lines = []
     for setting in bench.SETTINGS:
         for line in bench.costs(setting):
-            kept = size(line["state_bytes"])
-            print(f"{line['method']:24} {line['compute']:6.2f} x   {kept:>10}   {setting.name}", flush=True)
+            state_size = size(line["state_bytes"])
+            print(f"{line['method']:24} {line['compute']:6.2f} x   {state_size:>10}   {setting.name}", flush=True)
             lines.append({**line, **machine.versions()})
     if output is not None:
-        beside = output.with_name(f".{output.name}")
-        with open(beside, "w", newline="", encoding="utf-8") as file:
+        temporary = output.with_name(f".{output.name}")
+        with open(temporary, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, lines[0].keys(), lineterminator="\n")
             writer.writeheader()
             writer.writerows(lines)
-        os.replace(beside, output)
+        os.replace(temporary, output)
         print(f"Written: {output}", file=sys.stderr)

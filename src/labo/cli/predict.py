@@ -1,4 +1,4 @@
-"""`labo predict`: what a trained network says of new inputs."""
+"""`labo predict`: class probabilities of new inputs."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 SHOWN_CLASSES = 3
 SHOWN_ROWS = 40
-# Up to so many inputs are drawn as bars, with so many classes each.
+# Up to this many inputs are drawn as bars, with this many classes each.
 DRAWN_INPUTS, DRAWN_CLASSES = 8, 5
-WIDEST = 100
+MAX_WIDTH = 100
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Of N inputs: the file and the place in what was named, probabilities (N, C), labels q* (N, C) or None.
+    """The file and row of each of N inputs, probabilities (N, C), and labels q* (N, C) or None.
 
-    `told` says what q* is, or why there is none; "" where nobody asked.
+    `note` says what q* is, or why there is none; it is empty if no labels were requested.
     """
 
     classes: tuple[str, ...]
@@ -38,7 +38,7 @@ class Predictions:
     rows: list[int]
     probabilities: list[list[float]]
     labels: list[list[float]] | None
-    told: str
+    note: str
 
 
 def predict(
@@ -47,21 +47,21 @@ def predict(
         list[Path],
         typer.Argument(
             metavar="INPUT",
-            help="Tables (.csv, .parquet, .npz) with the columns trained on; or pictures, folders of them, or .npz "
-            "files with an array images.",
+            help="Tables (.csv, .parquet, .npz) with the columns of the training data; or images, folders of "
+            "images, or .npz files with an array `images`.",
             show_default=False,
         ),
     ],
     output: Annotated[Path | None, typer.Option(help="Write all probabilities to this .csv file.")] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="The network's own probabilities, without temperature.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Probabilities without temperature scaling.")] = False,
     label: Annotated[
-        bool, typer.Option("--label", help="Also write the soft label q* that the method would train towards.")
+        bool, typer.Option("--label", help="Also write the soft label q* that the method would use as its target.")
     ] = False,
 ) -> None:
-    """The classes of new inputs, with probabilities.
+    """Predict the classes of new inputs, with probabilities.
 
-    Probabilities are at the temperature fitted on validation. A terminal shows the likeliest classes, of a few inputs
-    as bars, beside them the soft label q*. A pipe or --output gets every probability as CSV.
+    Probabilities use the temperature fitted on validation. A terminal shows the most likely classes; for a few inputs,
+    as bars beside the soft label q*. A pipe or --output gets all probabilities as CSV.
     """
     from labo.experiment import saved_run
 
@@ -69,99 +69,104 @@ def predict(
         raise UserError(f"Expected --output to be a .csv file other than the input, but got '{output}'.")
     loaded = saved_run.load(run)
     loaded.require_kind("classification", "predict")
-    shown = output is None and sys.stdout.isatty()
-    found, named = _predictions(loaded, inputs, raw=raw, label=label, shown=shown)
+    interactive = output is None and sys.stdout.isatty()
+    predictions, named = _predict(loaded, inputs, raw=raw, label=label, interactive=interactive)
     if output is not None:
         try:
             with open(output, "w", encoding="utf-8", newline="") as file:
-                _write(file, found, named)
+                _write(file, predictions, named)
         except OSError as error:
             raise UserError(f"Cannot write '{output}': {error.strerror or error}.") from error
-        print(f"{len(found.rows)} predictions: {output}")
-    elif not shown:
-        _write(sys.stdout, found, named)
-    elif len(found.rows) <= DRAWN_INPUTS:
+        print(f"{len(predictions.rows)} predictions: {output}")
+    elif not interactive:
+        _write(sys.stdout, predictions, named)
+    elif len(predictions.rows) <= DRAWN_INPUTS:
         temperature = "without temperature" if raw else f"at temperature {loaded.temperature:.3f}"
-        _draw(found, named, temperature)
+        _draw(predictions, named, temperature)
     else:
-        _list(found, named)
+        _list(predictions, named)
 
 
-def _predictions(
-    loaded: SavedRun, inputs: Sequence[Path], *, raw: bool, label: bool, shown: bool
+def _predict(
+    loaded: SavedRun, inputs: Sequence[Path], *, raw: bool, label: bool, interactive: bool
 ) -> tuple[Predictions, bool]:
-    """(what the network says of all inputs, whether it takes their files' names to tell them apart)."""
+    """The predictions of all inputs, and whether file names are needed to tell the inputs apart."""
     import torch
 
     parts, files, rows = [], [], []
     named = len(inputs) > 1
     for path in inputs:
         parts.append(loaded.logits(loaded.inputs_in(path)))
-        count, of_inputs = len(parts[-1]), loaded.task.input_files(path)
-        named = named or of_inputs is not None
-        files += [str(path)] * count if of_inputs is None else of_inputs
+        count, input_files = len(parts[-1]), loaded.task.input_files(path)
+        named = named or input_files is not None
+        files += [str(path)] * count if input_files is None else input_files
         rows += range(1, count + 1)
     logits = torch.cat(parts)
     probabilities = (logits.double() / (1.0 if raw else loaded.temperature)).softmax(-1).tolist()
-    labels, told = None, ""
-    if label or (shown and len(rows) <= DRAWN_INPUTS):
+    labels, note = None, ""
+    if label or (interactive and len(rows) <= DRAWN_INPUTS):
         from labo.experiment.saved_run import soft_labels
 
-        found, told = soft_labels(loaded, logits)
-        if found is None and label:
-            raise UserError(told)
-        labels = None if found is None else found.tolist()
-    return Predictions(loaded.classes, files, rows, probabilities, labels, told), named
+        label_tensor, note = soft_labels(loaded, logits)
+        if label_tensor is None and label:
+            raise UserError(note)
+        labels = None if label_tensor is None else label_tensor.tolist()
+    return Predictions(loaded.classes, files, rows, probabilities, labels, note), named
 
 
-def _write(file: Any, found: Predictions, named: bool) -> None:
+def _write(file: Any, predictions: Predictions, named: bool) -> None:
     writer = csv.writer(file, lineterminator="\n")
-    header = ["row", "prediction", "confidence", *(f"p_{name}" for name in found.classes)]
-    header += [f"q_{name}" for name in found.classes] if found.labels is not None else []
+    header = ["row", "prediction", "confidence", *(f"p_{name}" for name in predictions.classes)]
+    header += [f"q_{name}" for name in predictions.classes] if predictions.labels is not None else []
     writer.writerow(["file", *header] if named else header)
-    for place, shares in enumerate(found.probabilities):
+    for index, shares in enumerate(predictions.probabilities):
         best = max(range(len(shares)), key=shares.__getitem__)
-        values = [*shares, *(found.labels[place] if found.labels is not None else ())]
-        line = [found.rows[place], found.classes[best], f"{shares[best]:.6f}", *(f"{value:.6f}" for value in values)]
-        writer.writerow([found.files[place], *line] if named else line)
+        values = [*shares, *(predictions.labels[index] if predictions.labels is not None else ())]
+        line = [
+            predictions.rows[index],
+            predictions.classes[best],
+            f"{shares[best]:.6f}",
+            *(f"{value:.6f}" for value in values),
+        ]
+        writer.writerow([predictions.files[index], *line] if named else line)
 
 
-def _draw(found: Predictions, named: bool, temperature: str) -> None:
-    """Each input's likeliest classes as bars, q* beside them."""
-    width = min(WIDEST, shutil.get_terminal_size().columns)
-    blocks = _shows(sys.stdout, "█▏")
-    for place, name in enumerate(_names(found, named)):
-        shares = found.probabilities[place]
-        labels = None if found.labels is None else found.labels[place]
-        shown = bars.likeliest(shares, labels, DRAWN_CLASSES)
-        names = [_printable(found.classes[index]) for index in shown]
-        left = len(shares) - len(shown)
-        names += [f"{left} other{'s' * (left > 1)}"] if left else []
+def _draw(predictions: Predictions, named: bool, temperature: str) -> None:
+    """Print the most likely classes of each input as bars, beside q*."""
+    width = min(MAX_WIDTH, shutil.get_terminal_size().columns)
+    blocks = _can_print(sys.stdout, "█▏")
+    for number, name in enumerate(_names(predictions, named)):
+        shares = predictions.probabilities[number]
+        labels = None if predictions.labels is None else predictions.labels[number]
+        shown = bars.top_indices(shares, labels, DRAWN_CLASSES)
+        names = [_printable(predictions.classes[index]) for index in shown]
+        hidden = len(shares) - len(shown)
+        names += [f"{hidden} other{'s' * (hidden > 1)}"] if hidden else []
         columns = [
-            (title, [*(values[index] for index in shown), bars.rest(values, shown)][: len(names)])
+            (title, [*(values[index] for index in shown), bars.remainder(values, shown)][: len(names)])
             for title, values in (("p", shares), ("q*", labels))
             if values is not None
         ]
         print(f"{name}: {names[0]}")
         print("\n".join(bars.chart(names, columns, width, blocks=blocks)))
         print()
-    print(f"p is the probability, {temperature}.\n{found.told}")
+    print(f"p is the probability, {temperature}.\n{predictions.note}")
 
 
-def _list(found: Predictions, named: bool) -> None:
-    names = [*_names(found, named)][:SHOWN_ROWS]
-    for name, shares in zip(names, found.probabilities, strict=False):
-        order = bars.likeliest(shares, None, SHOWN_CLASSES)
-        told = "   ".join(f"{_printable(found.classes[index])} {shares[index]:.1%}" for index in order)
-        print(f"{name.rjust(max(6, *map(len, names)))}  {told}")
-    if len(found.rows) > SHOWN_ROWS:
-        print(f"… and {len(found.rows) - SHOWN_ROWS} more; --output FILE.csv has them all")
+def _list(predictions: Predictions, named: bool) -> None:
+    names = [*_names(predictions, named)][:SHOWN_ROWS]
+    for name, shares in zip(names, predictions.probabilities, strict=False):
+        order = bars.top_indices(shares, None, SHOWN_CLASSES)
+        top = "   ".join(f"{_printable(predictions.classes[index])} {shares[index]:.1%}" for index in order)
+        print(f"{name.rjust(max(6, *map(len, names)))}  {top}")
+    if len(predictions.rows) > SHOWN_ROWS:
+        print(f"… and {len(predictions.rows) - SHOWN_ROWS} more; write them all with --output FILE.csv")
 
 
-def _names(found: Predictions, named: bool) -> Iterator[str]:
-    """What each input is called: its file, its row in the file, or both where one file of several holds many."""
-    counts = Counter(found.files)
-    for file, row in zip(found.files, found.rows, strict=True):
+def _names(predictions: Predictions, named: bool) -> Iterator[str]:
+    """The name of each input: its file, its row in the file, or both if one of several files has many rows."""
+    counts = Counter(predictions.files)
+    for file, row in zip(predictions.files, predictions.rows, strict=True):
         if not named:
             yield str(row)
         else:
@@ -169,11 +174,11 @@ def _names(found: Predictions, named: bool) -> Iterator[str]:
 
 
 def _printable(text: str) -> str:
-    """A name without what would move the cursor."""
+    """Replace control characters, which could move the cursor."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
-def _shows(file: Any, text: str) -> bool:
+def _can_print(file: Any, text: str) -> bool:
     try:
         text.encode(getattr(file, "encoding", None) or "ascii")
     except UnicodeEncodeError:

@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 
 def report(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The --output of a comparison.", show_default=False)],
-    baseline: Annotated[
-        str | None, typer.Option(help="The method to compare with; that of the comparison by default.")
-    ] = None,
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="The output folder of a comparison.", show_default=False)
+    ],
+    baseline: Annotated[str | None, typer.Option(help="The method to compare to; by default the comparison's.")] = None,
     shift: options.Shift = None,
     severity: options.Severity = None,
     beams: options.Beams = None,
     no_samples: options.NoSamples = False,
 ) -> None:
-    """The verdict on recorded trials.
+    """Print the verdict on recorded trials, and write a report.
 
-    Prints it, and writes report.html, report.md and figures/ into DIR. With --shift or --beams, every finished run
-    whose weights are kept in DIR is measured first, once: what shift.jsonl or beams.jsonl has is not measured again.
+    The report is report.html, report.md and figures/ in DIR. With --shift or --beams, finished runs whose weights are
+    kept in DIR are evaluated first; results already in shift.jsonl or beams.jsonl are not measured again.
     """
     build_and_print(directory, baseline=baseline, no_samples=no_samples, shift=shift, severity=severity, beams=beams)
 
@@ -42,10 +42,10 @@ def build_and_print(
     severity: int | None = None,
     beams: str | None = None,
 ) -> Summary:
-    """Build the report of a folder, print its verdict and return it.
+    """Build the report of a folder, print its verdict and return its summary.
 
-    Before that its runs are measured on shifted inputs or with other beams, where the options say so, and translators
-    by the paired bootstrap, each once.
+    First evaluates the runs on shifted inputs or with other beams if the options request it, and runs the paired
+    bootstrap of translation tasks; nothing is measured twice.
     """
     from rich.console import Console
 
@@ -53,7 +53,7 @@ def build_and_print(
     from labo.report import build, compose, render, summarize
 
     recorded = read(directory)
-    # Options that do not apply are refused before anything is measured.
+    # Options that do not apply raise an error before anything is measured.
     grid, widths = options.shifts(recorded.tasks, shift, severity), options.beams(recorded.tasks, beams)
     if grid is not None or widths:
         from labo.experiment import post_hoc
@@ -76,7 +76,7 @@ def build_and_print(
 
 
 def _compare_translators(recorded: Recorded, summary: Summary) -> None:
-    """Run the paired bootstrap where it is missing; without it, the report is built and says so."""
+    """Run missing paired bootstraps; if that fails, print why and go on without them."""
     tasks = {task.task for task in summary.tasks if task.main.of_text}
     if not tasks:
         return

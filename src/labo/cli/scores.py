@@ -1,4 +1,4 @@
-"""Scores as a small table of text."""
+"""Metrics as a text table."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 
 def table(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """One row per name, one column per measure that is known, aligned for a terminal."""
+    """A table with one row per name and one column per known measure, aligned for a terminal."""
     from labo.report.measures import present
 
     measures = present({key for metrics in rows.values() for key in metrics})
@@ -18,7 +18,7 @@ def table(rows: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as text: the first column begins, the others end, in line."""
+    """Rows of cells as text, the first column left-aligned, the others right-aligned."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return "\n".join(
         "  ".join(

@@ -1,14 +1,17 @@
-"""`labo tasks`: what there is to train on."""
+"""`labo tasks`: the tasks and their options."""
 
 from __future__ import annotations
 
 
 def tasks() -> None:
-    """What there is to train on."""
-    from labo.cli.options import OWN
+    """List the tasks and their options."""
+    from labo.cli.options import DEDICATED_OPTIONS
     from labo.tasks import registry
 
     for name in registry.available():
         print(f"{name:14} {registry.describe(name)}")
-        told = [f"--{key.replace('_', '-')}" if key in OWN else f"--option {key}=…" for key in registry.options(name)]
-        print(f"{'':14} options: {', '.join(told)}")
+        flags = [
+            f"--{key.replace('_', '-')}" if key in DEDICATED_OPTIONS else f"--option {key}=…"
+            for key in registry.options(name)
+        ]
+        print(f"{'':14} options: {', '.join(flags)}")

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 def train(
     task: options.TaskName = None,
-    method: Annotated[str, typer.Option(help="A name that `labo methods` lists.")] = "labo",
-    seed: Annotated[int, typer.Option(help="Draws the split, the initialisation and the order.")] = 0,
+    method: Annotated[str, typer.Option(help="A method that `labo methods` lists.")] = "labo",
+    seed: Annotated[int, typer.Option(help="Seed of the split, the initialisation and the data order.")] = 0,
     output: Annotated[
-        Path | None, typer.Option(help="The folder of the run.", show_default="runs/train/TASK-METHOD-SEED")
+        Path | None, typer.Option(help="The output folder of the run.", show_default="runs/train/TASK-METHOD-SEED")
     ] = None,
     data: options.Data = None,
     source: options.Source = None,
@@ -46,21 +46,21 @@ def train(
 ) -> int:
     """Train one method on one seed.
 
-    The same command in the same --output goes on where it was stopped. Several processes train together as
+    The same command with the same --output resumes an interrupted run. For several processes, use
     `torchrun --nproc-per-node N -m labo train …`.
     """
     from labo import distributed
     from labo.records import lock
 
-    given = options.settings(config, set_, epochs, steps, model, start_after)
+    overrides = options.settings(config, set_, epochs, steps, model, start_after)
     data_options = {"data": data, "source": source, "target": target, "split": split}
-    drawn = {"train_size": train_size, "label_noise": label_noise, "skip_unreadable": skip_unreadable}
-    name, task_options = options.task(task, option, **data_options, **drawn)
-    kept = {"checkpoint": options.known_checkpoint(checkpoint), "curves": curves, "save_seconds": save_every}
+    sampling = {"train_size": train_size, "label_noise": label_noise, "skip_unreadable": skip_unreadable}
+    name, task_options = options.task(task, option, **data_options, **sampling)
+    trial_options = {"checkpoint": options.known_checkpoint(checkpoint), "curves": curves, "save_seconds": save_every}
     with distributed.process_group():
-        # In turn, for the first process may fetch the data.
+        # The main process first, because it may download the data.
         trial, notes = distributed.main_process_first(
-            lambda: _trial(name, task_options, method, seed, given, teacher, kept)
+            lambda: _trial(name, task_options, method, seed, overrides, teacher, trial_options)
         )
         folder = output or Path("runs/train") / f"{options.slug(name, data or source)}-{method}-{seed}"
         if not distributed.is_main_process():
@@ -74,24 +74,24 @@ def _trial(
     task_options: dict[str, Any],
     method: str,
     seed: int,
-    given: dict[str, Any],
+    overrides: dict[str, Any],
     teacher: Path | None,
-    kept: dict[str, Any],
+    trial_options: dict[str, Any],
 ) -> tuple[Trial, Sequence[str]]:
-    """(the trial, notes about its data)."""
+    """The trial, and notes about its data."""
     from labo import tasks
     from labo.experiment import settings as flat
     from labo.records.trial import Trial
 
     if not 0 <= seed < 2**32:
-        raise UserError(f"Expected --seed from 0 to 2**32 - 1, but got {seed}.")
+        raise UserError(f"Expected --seed to be from 0 to 2**32 - 1, but got {seed}.")
     created = tasks.create(name, **task_options)
-    defaults = created.default_settings(given.get("model"))
-    flat.check_known(given, defaults, [method])
-    settings = flat.resolve(defaults, method, given)
+    defaults = created.default_settings(overrides.get("model"))
+    flat.check_known(overrides, defaults, [method])
+    settings = flat.resolve(defaults, method, overrides)
     if teacher is not None and "teacher" not in flat.create_method(method, settings).needs:
-        raise UserError(f"Method '{method}' takes no --teacher.")
-    taught = "" if teacher is None else str(teacher)
+        raise UserError(f"Method '{method}' has no teacher, so --teacher does not apply.")
+    teacher_path = "" if teacher is None else str(teacher)
     trial = Trial(
         name,
         method,
@@ -99,15 +99,15 @@ def _trial(
         settings,
         dict(created.options),
         data=created.fingerprint(),
-        teacher=taught,
-        teacher_folder=taught,
-        **kept,
+        teacher=teacher_path,
+        teacher_folder=teacher_path,
+        **trial_options,
     )
     return trial, created.notes(created.splits(seed), settings)
 
 
 def _follow(trial: Trial, folder: Path) -> int:
-    """Train, in every process but the first."""
+    """Train in a process other than the main one."""
     from labo.experiment.executor import run_job
     from labo.records.trial import Job
 
@@ -126,7 +126,7 @@ def _run(trial: Trial, folder: Path, notes: Sequence[str]) -> int:
             progress.message(note)
         if record is not None:
             record = run_trial.run(trial, folder)
-            progress.message(f"The run in '{folder}' is finished already.")
+            progress.message(f"The run in '{folder}' is already finished.")
         else:
             progress.begin(1, 0)
             progress.phase("training")
@@ -138,7 +138,7 @@ def _run(trial: Trial, folder: Path, notes: Sequence[str]) -> int:
     print(scores.table({trial.method: record["metrics"]}))
     for note in (*record.get("notes", ()), *filter(None, [record.get("decision", {}).get("sentence")])):
         print(f"\n{note}")
-    use = f"labo predict {folder} INPUT, labo labels {folder}"
-    use = f"labo translate {folder}" if "bleu" in record["metrics"] else use
-    print(f"\nRun: {folder} (next: labo evaluate {folder}, {use})")
+    next_commands = f"labo predict {folder} INPUT, labo labels {folder}"
+    next_commands = f"labo translate {folder}" if "bleu" in record["metrics"] else next_commands
+    print(f"\nRun: {folder} (next: labo evaluate {folder}, {next_commands})")
     return 0

@@ -182,7 +182,9 @@ def _check(trial: Trial, settings: Mapping[str, Any], regularizer: Any, splits: 
         raise UserError(str(error)) from error
     needs = set(regularizer.needs)
     if "steps" in settings and {"epoch", "epochs"} & needs:
-        raise UserError(f"Method '{trial.method}' needs epochs, but this run is given by steps: give --epochs.")
+        raise UserError(
+            f"Method '{trial.method}' needs epochs, but the length of this run is set in steps: use --epochs."
+        )
     if splits.sequences and (unfit := SEQUENCES_LACK & needs):
         raise UserError(
             f"Method '{trial.method}' needs {min(unfit)}: it is for one label per example, and the sentences of task "

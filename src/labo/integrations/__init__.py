@@ -1,1 +1,1 @@
-"""The losses where people train. A room's library is imported with the room, never with `labo`."""
+"""Integrations with training libraries. Each is imported with its module, never with `labo`."""

@@ -1,4 +1,4 @@
-"""What a regularizer needs of training: some things once, before the first batch, others with each batch."""
+"""The inputs that a regularizer needs from training: some once, before the first batch, others with each batch."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class BatchInputs:
     Class counts, a teacher, a decision and the optimizer are provided elsewhere.
 
     Args:
-        regularizer: it is given what it needs of `model`, `epochs` and the number of examples.
-        dataset: of training, or None; where the regularizer follows examples, `self.dataset` is it with an index
-            beside each example, under the key `INDEX`.
-        model: the network that is trained.
-        epochs: how many there will be.
-        seed: of the partners that are drawn.
+        regularizer: receives what it needs of `model`, `epochs` and the number of examples.
+        dataset: the training dataset, or None. If the regularizer needs indices, `self.dataset` wraps it and adds the
+            index of each example under the key `INDEX`.
+        model: the network being trained.
+        epochs: the number of epochs.
+        seed: seed of the partners.
 
     Raises:
-        TypeError: the examples have no indices, or no class index each where partners are needed.
+        TypeError: the examples have no fixed indices, or partners are needed and an example has no class index.
     """
 
     def __init__(self, regularizer: Regularizer, dataset: Any, *, model: nn.Module, epochs: int, seed: int) -> None:
@@ -40,16 +40,16 @@ class BatchInputs:
         self._indexed: IndexedDataset | None = None
         self._places: LabelPlaces | None = None
         self._same_class: SameClass | None = None
-        known: dict[str, Any] = {"model": model, "epochs": epochs}
+        setup_inputs: dict[str, Any] = {"model": model, "epochs": epochs}
         if dataset is not None and self.needs & {"examples", "indices", "partners"}:
             self.dataset = self._indexed = IndexedDataset(dataset, key=INDEX)
-            known["examples"] = len(self._indexed)
+            setup_inputs["examples"] = len(self._indexed)
             if "indices" in self.needs and (counts := self._indexed.label_counts(IGNORE_INDEX)) is not None:
                 self._places = LabelPlaces(counts, ignore_index=IGNORE_INDEX)
-                known["examples"] = self._places.total
+                setup_inputs["examples"] = self._places.total
             if "partners" in self.needs:
                 self._same_class = SameClass(self._indexed.targets(), seed=seed)
-        regularizer.provide(**{need: known[need] for need in regularizer.missing if need in known})
+        regularizer.provide(**{need: setup_inputs[need] for need in regularizer.missing if need in setup_inputs})
 
     def of(
         self,
@@ -61,17 +61,17 @@ class BatchInputs:
         steps: int,
         partners: Callable[[IndexedDataset, list[int]], dict[str, Any]],
     ) -> dict[str, Any]:
-        """The keyword arguments of the loss for a batch.
+        """The batch inputs, as keyword arguments of the loss.
 
         Args:
-            indices: (N,) of the batch's examples; None where the batch has none.
-            inputs: what the network is called with, and the labels.
-            epoch: the number of the epoch, from 0.
-            step, steps: how many optimizer steps were taken, of how many.
-            partners: the network's inputs for other examples of the dataset.
+            indices: (N,), the indices of the examples, or None.
+            inputs: the inputs of the network, and the labels.
+            epoch: the epoch, counted from 0.
+            step, steps: the number of optimizer steps taken, and their total.
+            partners: returns the inputs of the network for other examples of the dataset.
 
         Raises:
-            UserError: partners are needed of examples without indices.
+            UserError: partners are needed, but the batch has no indices.
         """
         needs, places = self.needs, self._places
         batch: dict[str, Any] = {}
@@ -81,7 +81,7 @@ class BatchInputs:
             batch["inputs"] = {name: value for name, value in inputs.items() if name != "labels"}
         if "partners" in needs:
             if self._indexed is None or self._same_class is None or indices is None:
-                raise UserError("Expected batches of the training dataset, but got others.")
+                raise UserError("Expected batches of the training dataset, but got a batch without indices.")
             batch["partners"] = partners(self._indexed, self._same_class.draw(indices.cpu(), epoch).tolist())
         if "epoch" in needs:
             batch["epoch"] = epoch

@@ -1,4 +1,4 @@
-"""Checkpoints as folders checkpoint-STEP, each complete or absent, and the file of a regularizer's state in them."""
+"""Checkpoints as folders checkpoint-STEP, written atomically, with a file for the state of the regularizer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def move_into_place(staged: Path, checkpoint: Path) -> None:
-    """Flush the files of a staged checkpoint to the disk and rename its folder: a crash leaves no part of it."""
+    """Flush a staged checkpoint to the disk and rename its folder, so that a crash leaves no partial checkpoint."""
     for file in staged.iterdir():
         flush_to_disk(file)
     shutil.rmtree(checkpoint, ignore_errors=True)
@@ -31,7 +31,7 @@ def move_into_place(staged: Path, checkpoint: Path) -> None:
 
 
 def flush_to_disk(file: Path) -> None:
-    """Return when a file is on the disk."""
+    """Wait until a file is on the disk."""
     with open(file, "rb") as handle:
         os.fsync(handle.fileno())
 
@@ -39,39 +39,39 @@ def flush_to_disk(file: Path) -> None:
 def write_error(folder: Path, error: BaseException) -> UserError:
     """The error for a checkpoint that could not be written into a folder."""
     if any(text in str(error) for text in ("unexpected pos", "PytorchStreamWriter")):
-        reason = "torch's file ended too early: perhaps the disk is full"  # torch reports the position, not the cause
+        reason = "torch could not write its file; perhaps the disk is full"  # torch reports the position, not the cause
     else:
         first_line = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         reason = getattr(error, "strerror", None) or first_line
     return UserError(
-        f"A checkpoint could not be written into '{folder}' ({reason}): the one before it, if there is one, is whole, "
-        "and training can go on from it."
+        f"Cannot write a checkpoint into '{folder}' ({reason}); the previous checkpoint, if there is one, is complete, "
+        "and training can resume from it."
     )
 
 
 def save_regularizer(regularizer: Regularizer, folder: Path) -> None:
     """Save a regularizer's state in a checkpoint's folder."""
-    # Copies: the file format takes no two names of one memory, as the tied weights of a copied network are.
+    # Clone, because safetensors rejects tensors that share memory, such as tied weights.
     state = {name: value.clone().contiguous() for name, value in regularizer.state_dict().items()}
     save_file(state, folder / REGULARIZER)
 
 
 def load_regularizer(regularizer: Regularizer, folder: Path, device: torch.device) -> None:
-    """Load what `save_regularizer` saved.
+    """Load the state that `save_regularizer` saved.
 
     Raises:
-        UserError: the file is missing though the regularizer has a state, or it is of another method or network.
+        UserError: the file is missing although the regularizer has state, or is of another method or network.
     """
     path = folder / REGULARIZER
     if not path.is_file():
         if regularizer.state_dict():
-            raise UserError(f"The checkpoint '{folder}' lacks {REGULARIZER}: what the method remembers.")
+            raise UserError(f"The checkpoint '{folder}' lacks {REGULARIZER}, the state of the method.")
         return
     try:
-        # safetensors knows no "cpu:0", the device of a process among several.
+        # safetensors does not accept "cpu:0", the device in a multi-process run.
         regularizer.load_state_dict(load_file(path, device="cpu" if device.type == "cpu" else str(device)))
-    except RuntimeError as error:  # torch lists what does not fit, in many lines
+    except RuntimeError as error:  # torch lists all mismatches, in many lines
         raise UserError(
-            f"What '{path}' holds is not what method '{regularizer.name}' remembers of this network: resume with the "
-            "method and the network that it was saved with."
+            f"The state in '{path}' does not fit method '{regularizer.name}' and this network: resume with the method "
+            "and the network that it was saved with."
         ) from error

@@ -1,4 +1,4 @@
-"""The last layer of a network of Transformers, and the network with hidden states where its logits stood."""
+"""The last layer of a Transformers network, and running the network without it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from labo.reduction import Rows
 from labo.regularizers.base import Regularizer
 
 _BIAS = "final_logits_bias"
-# What stands for logits while a network is watched: whole numbers, exact in half precision too.
-_MAX_NUMBER = 96
+# Bound of the integer probe values that replace logits in a check; they are exact in half precision.
+_MAX_PROBE = 96
 
 
 def head_of(model: nn.Module) -> Head:
     """The last layer of a network: its output embedding (V, D), and the bias (V,) that is added to its logits.
 
     Raises:
-        UserError: the network has no output embedding, or one of whose weight this process holds a part.
+        UserError: the network has no output embedding, or its weight is sharded over processes.
 
     Example:
         >>> from transformers import GPT2Config, GPT2LMHeadModel
@@ -44,20 +44,22 @@ def head_of(model: nn.Module) -> Head:
 
 @contextmanager
 def hidden_states(model: nn.Module) -> Iterator[Head]:
-    """Within, the model's forward gives its last hidden states (…, D) where its logits (…, V) stood.
+    """Within this context, the model returns its last hidden states (…, D) instead of its logits (…, V).
 
-    The loss is then `LabelRegularizedLoss.linear(hidden, head.weight, target, head.bias)`. It is right for networks
-    that `require_plain_head` lets pass. Training alone is meant: nothing can be generated within.
+    The loss is then `LabelRegularizedLoss.linear(hidden, head.weight, target, head.bias)`. This is correct for networks
+    that pass `require_plain_head`. It is for training only: the model cannot generate within the context.
 
     Yields:
-        The head, as `head_of` gives it.
+        The head, as `head_of` returns it.
 
     Raises:
-        UserError: as `head_of` raises it.
+        UserError: as in `head_of`.
     """
     head, layer, owner = head_of(model), _layer(model), _owner_of_bias(model)
-    # The parameters are said to have had a part: DistributedDataParallel looks for those that had none.
-    with _forward(layer, lambda hidden, *_, **__: _Within.apply(hidden, layer.weight, getattr(layer, "bias", None))):
+    # Keep the parameters of the head in the graph, because DistributedDataParallel looks for unused ones.
+    with _forward(
+        layer, lambda hidden, *_, **__: _HiddenWithHead.apply(hidden, layer.weight, getattr(layer, "bias", None))
+    ):
         bias = None if owner is None else getattr(owner, _BIAS)
         if owner is not None and bias is not None:
             setattr(owner, _BIAS, bias.new_zeros(1))
@@ -69,33 +71,33 @@ def hidden_states(model: nn.Module) -> Iterator[Head]:
 
 
 def require_plain_head(model: nn.Module, inputs: Mapping[str, Any]) -> None:
-    """Refuse a network that does more to its logits than adding a bias: soft-capping, scaling, an adapter of the head.
+    """Raise an error if the network transforms its logits: soft-capping, scaling, or an adapter of the head.
 
-    Two forward passes of the first example, in evaluation mode, without gradients.
+    Runs two forward passes of the first example, in evaluation mode, without gradients.
 
     Args:
         model: the network, not wrapped.
-        inputs: a batch, without labels: what the network is called with.
+        inputs: the inputs of the network for a batch, without labels.
 
     Raises:
-        UserError: it does more, or its last layer is not one that `head_of` finds.
+        UserError: it transforms its logits, or `head_of` does not find its last layer.
     """
     first = _first(inputs)
     head, layer = head_of(model), _layer(model)
     with torch.no_grad(), torch.random.fork_rng(), _evaluating(model):
-        plain, through = _probed(model, layer, head, first)
-        if not (plain and through and _gives_hidden(model, first)):
+        is_linear, passes_through = _probe(model, layer, head, first)
+        if not (is_linear and passes_through and _returns_hidden(model, first)):
             raise UserError(
                 "Expected a network whose logits are its last hidden states times its output embedding, but "
-                f"{type(model).__name__} does more to them (soft-capping or scaling, say): give linear=False."
+                f"{type(model).__name__} transforms them (such as by soft-capping or scaling): use linear=False."
             )
 
 
 def require_linear_form(regularizer: Regularizer, classes: int) -> None:
-    """Refuse a member that has to see the logits whole, as far as it is known before the first batch.
+    """Raise an error if the regularizer needs the full logits, as far as is known before the first batch.
 
     Raises:
-        UserError: it has to.
+        UserError: it needs them.
     """
     if not regularizer.has_linear_form:
         raise no_linear_form(regularizer)
@@ -107,12 +109,12 @@ def require_linear_form(regularizer: Regularizer, classes: int) -> None:
 
 
 def with_decoder_inputs(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
-    """A batch with the decoder's inputs, made from its labels where the network would make them, had it the labels."""
-    labels, make = inputs.get("labels"), getattr(model, "prepare_decoder_input_ids_from_labels", None)
-    given = {"decoder_input_ids", "decoder_inputs_embeds"} & inputs.keys()
-    if labels is None or labels.dtype.is_floating_point or make is None or given:
+    """A batch with `decoder_input_ids`, computed from its labels if the network would compute them from labels."""
+    labels, shift = inputs.get("labels"), getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    present = {"decoder_input_ids", "decoder_inputs_embeds"} & inputs.keys()
+    if labels is None or labels.dtype.is_floating_point or shift is None or present:
         return inputs
-    return {**inputs, "decoder_input_ids": make(labels=labels)}
+    return {**inputs, "decoder_input_ids": shift(labels=labels)}
 
 
 def _layer(model: nn.Module) -> Any:
@@ -121,22 +123,22 @@ def _layer(model: nn.Module) -> Any:
     weight = getattr(layer, "weight", None)
     if not isinstance(layer, nn.Module) or not isinstance(weight, Tensor) or weight.dim() != 2:
         raise UserError(
-            f"Expected a network of Transformers with an output embedding for linear=True, but got "
-            f"{type(model).__name__}: give linear=False."
+            f"Expected a Transformers network with an output embedding for linear=True, but got "
+            f"{type(model).__name__}: use linear=False."
         )
     if hasattr(weight, "device_mesh"):  # a DTensor
-        raise UserError("Expected the output embedding whole in each process for linear=True: give linear=False.")
+        raise UserError("Expected an output embedding that is not sharded for linear=True: use linear=False.")
     return layer
 
 
 def _owner_of_bias(model: nn.Module) -> nn.Module | None:
-    """The module that adds a bias of its own to the logits; a wrapper of adapters has it deep within."""
+    """The submodule that adds a bias to the logits, or None; adapters may wrap it."""
     return next((module for module in model.modules() if module._buffers.get(_BIAS) is not None), None)
 
 
 @contextmanager
 def _forward(layer: nn.Module, forward: Any) -> Iterator[None]:
-    """The layer with another forward: its hooks still run, and libraries that replaced it get theirs back."""
+    """Temporarily replace the forward of a layer; its hooks still run, and an earlier replacement is restored."""
     before = vars(layer).get("forward")
     layer.forward = forward
     try:
@@ -148,8 +150,8 @@ def _forward(layer: nn.Module, forward: Any) -> Iterator[None]:
             layer.forward = before
 
 
-class _Within(torch.autograd.Function):
-    """The hidden states as they are, with the head in their graph and no gradient for it."""
+class _HiddenWithHead(torch.autograd.Function):
+    """The identity on hidden states, with the head in the graph but without a gradient for it."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, *parameters: Tensor | None) -> Tensor:
@@ -161,42 +163,42 @@ class _Within(torch.autograd.Function):
         return grads[0], *(None,) * ctx.others
 
 
-def _probed(model: nn.Module, layer: Any, head: Head, inputs: dict[str, Any]) -> tuple[bool, bool]:
-    """Whether the layer is a plain product, and whether numbers put in the place of its result come out as logits."""
+def _probe(model: nn.Module, layer: Any, head: Head, inputs: dict[str, Any]) -> tuple[bool, bool]:
+    """Whether the layer is a plain product, and whether the network returns probe values of the layer as logits."""
     original = layer.forward
-    seen: list[tuple[bool, Tensor]] = []
+    calls: list[tuple[bool, Tensor]] = []
 
-    def watch(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def probe_forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         rows = hidden.reshape(-1, hidden.shape[-1])[:8]
-        made = original(rows)
+        outputs = original(rows)
         product = linear(rows, head.weight, getattr(layer, "bias", None))
-        numbers = torch.arange(made.shape[-1], device=made.device) * 7 % (2 * _MAX_NUMBER + 1) - _MAX_NUMBER
-        seen.append((_same(made, product), numbers.to(made.dtype)))
-        return seen[-1][1].expand(*hidden.shape[:-1], -1)
+        probe = torch.arange(outputs.shape[-1], device=outputs.device) * 7 % (2 * _MAX_PROBE + 1) - _MAX_PROBE
+        calls.append((_same(outputs, product), probe.to(outputs.dtype)))
+        return calls[-1][1].expand(*hidden.shape[:-1], -1)
 
-    with _forward(layer, watch):
+    with _forward(layer, probe_forward):
         logits = logits_of(model(**inputs))
-    if len(seen) != 1:
+    if len(calls) != 1:
         return False, False
-    plain, numbers = seen[0]
+    is_linear, probe = calls[0]
     owner = _owner_of_bias(model)
-    expected = numbers if owner is None else numbers + getattr(owner, _BIAS).reshape(-1)
-    return plain, _same(logits, expected.expand(logits.shape[:-1] + expected.shape))
+    expected = probe if owner is None else probe + getattr(owner, _BIAS).reshape(-1)
+    return is_linear, _same(logits, expected.expand(logits.shape[:-1] + expected.shape))
 
 
-def _gives_hidden(model: nn.Module, inputs: dict[str, Any]) -> bool:
-    """Whether what reaches the last layer comes out of `hidden_states` as it is."""
+def _returns_hidden(model: nn.Module, inputs: dict[str, Any]) -> bool:
+    """Whether the network returns the inputs of its last layer unchanged under `hidden_states`."""
     layer = _layer(model)
     seen: list[Tensor] = []
     hook = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     try:
         with hidden_states(model):
-            found = logits_of(model(**inputs))
-    except (RuntimeError, ValueError, IndexError):  # logits of V classes were expected on the way
+            outputs = logits_of(model(**inputs))
+    except (RuntimeError, ValueError, IndexError):  # the network expects logits of V classes
         return False
     finally:
         hook.remove()
-    return len(seen) == 1 and _same(found, seen[0])
+    return len(seen) == 1 and _same(outputs, seen[0])
 
 
 def _same(ours: Tensor, theirs: Tensor) -> bool:
@@ -208,11 +210,13 @@ def _same(ours: Tensor, theirs: Tensor) -> bool:
 
 
 def _first(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """A batch's first example."""
+    """The first example of a batch."""
     batched = [value for value in inputs.values() if isinstance(value, Tensor) and value.dim()]
     size = batched[0].shape[0] if batched else 0
-    held = {id(value) for value in batched if value.shape[0] == size}
-    return {name: value[:1] if id(value) in held else value for name, value in inputs.items() if name != "labels"}
+    per_example = {id(value) for value in batched if value.shape[0] == size}
+    return {
+        name: value[:1] if id(value) in per_example else value for name, value in inputs.items() if name != "labels"
+    }
 
 
 @contextmanager

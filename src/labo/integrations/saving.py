@@ -1,4 +1,4 @@
-"""Transformers' Trainer that writes each checkpoint whole or not at all."""
+"""Transformers' Trainer with atomic checkpoints."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from labo.integrations.checkpoint_files import PREFIX
 
 
 class WholeCheckpoints(Trainer):
-    """A checkpoint is written beside its place and renamed into it, so that a folder checkpoint-N is always whole."""
+    """Writes each checkpoint to a temporary folder and renames it, so that a folder checkpoint-N is always complete."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -38,7 +38,7 @@ class WholeCheckpoints(Trainer):
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 self._complete(self._staging / name, home)
-        except (OSError, SafetensorError, RuntimeError) as error:  # each writer has its own word for a full disk
+        except (OSError, SafetensorError, RuntimeError) as error:  # each writer has its own error for a full disk
             if distributed.is_peer_failure(error):
                 raise
             shutil.rmtree(self._staging, ignore_errors=True)
@@ -50,29 +50,29 @@ class WholeCheckpoints(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         model: Any = self.model
         if state_dict is None and not isinstance(model, PreTrainedModel):
-            # The file format takes memory in one order only; that of channels-last weights is another.
+            # safetensors needs contiguous memory, unlike that of channels-last weights.
             state_dict = {name: value.contiguous() for name, value in model.state_dict().items()}
         super()._save(output_dir, state_dict)
 
-    def _keep(self, folder: Path) -> None:
-        """Write into a checkpoint's folder what the Trainer does not."""
+    def _write_extra(self, folder: Path) -> None:
+        """Write additional files into the folder of a checkpoint."""
 
     def _complete(self, staged: Path, home: Path) -> None:
-        self._keep(staged)
+        self._write_extra(staged)
         best = self.state.best_model_checkpoint
         if best is not None and Path(best).parent == staged.parent:
             self.state.best_model_checkpoint = str(home / Path(best).name)
             self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
         checkpoint_files.move_into_place(staged, home / staged.name)
         shutil.rmtree(staged.parent, ignore_errors=True)
-        self._forget(home, newest=staged.name)
+        self._delete_old(home, newest=staged.name)
 
-    def _forget(self, home: Path, newest: str) -> None:
+    def _delete_old(self, home: Path, newest: str) -> None:
         limit = self.args.save_total_limit
         if not limit or limit < 1:
             return
         best = Path(self.state.best_model_checkpoint or "").name
-        # The best and the newest come last: they stay, even where that is one more than the limit.
+        # The best and the newest come last and are kept, even if that exceeds the limit by one.
         folders = sorted(checkpoint_files.checkpoints(home), key=lambda folder: folder.name in (best, newest))
         for folder in folders[: len(folders) - limit]:
             if folder.name not in (best, newest):

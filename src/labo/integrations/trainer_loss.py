@@ -1,4 +1,4 @@
-"""A member of the family as the `compute_loss_func` of Transformers' Trainer."""
+"""A regularizer as the `compute_loss_func` of Transformers' Trainer."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from labo.networks import logits_of
 class TrainerLoss:
     """A `LabelRegularizedLoss` as the Trainer's `compute_loss_func`.
 
-    The mean is over the whole accumulated batch, on all devices, as the Trainer counts it (`num_items_in_batch`).
-    Class weights need another count, which the Trainer does not make: with them, accumulating gradients or several
-    devices are refused.
+    The mean is over the whole accumulated batch on all devices, as the Trainer counts it (`num_items_in_batch`). The
+    Trainer does not count class weights, so with them gradient accumulation and several devices raise an error.
 
     Args:
         loss: the loss, with reduction "mean".
-        shift_labels: for causal language models, whose logits at a place predict the label at the next.
+        shift_labels: for causal language models, whose logits at a position predict the label at the next.
 
     Raises:
         TypeError: `loss` is another kind of loss.
-        ValueError: its reduction or ignore_index is another, the model gives no logits, or they do not fit the labels.
+        ValueError: its reduction or ignore_index is unsupported, the model returns no logits, or they do not fit the
+            labels.
 
     Example:
         >>> import labo
@@ -48,20 +48,20 @@ class TrainerLoss:
             raise ValueError(f"Expected argument `loss` with reduction 'mean', but got {loss.reduction!r}.")
         if loss.ignore_index != IGNORE_INDEX:
             raise ValueError(
-                f"Expected argument `loss` with ignore_index {IGNORE_INDEX}, the one that the Trainer leaves out of "
-                f"its counts, but got {loss.ignore_index}."
+                f"Expected argument `loss` with ignore_index {IGNORE_INDEX}, the one that the Trainer ignores when it "
+                f"counts labels, but got {loss.ignore_index}."
             )
         self.loss = loss
         self.shift_labels = shift_labels
-        # What `LabelRegularizedTrainer` tells of the batch that comes.
+        # The inputs of the next batch, set by `LabelRegularizedTrainer`.
         self.batch: dict[str, Any] = {}
-        # The last layer, while hidden states stand where logits would (`LabelRegularizedTrainer(linear=True)`).
+        # The last layer, while the model returns hidden states (`LabelRegularizedTrainer(linear=True)`).
         self.head: Head | None = None
 
     def __call__(self, outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """The loss of a model's outputs: logits (…, C) and labels (…), or (N, C, d1, …) and (N, d1, …).
 
-        Where both fit, as for C = d1, classes are last; with probabilities as labels they are last always.
+        If both fit (C = d1), classes are last; with probabilities as labels they are always last.
         """
         if labels is None:
             raise ValueError("Expected the batch to have `labels`, but it has none.")
@@ -70,21 +70,21 @@ class TrainerLoss:
             logits, labels = logits[..., :-1, :], labels[..., 1:]
         batch = self._batch_inputs(outputs)
         indices = batch.get("indices")
-        if indices is not None and indices.dim() > 1:  # one for each label
+        if indices is not None and indices.dim() > 1:  # one index per label
             batch["indices"] = (indices[..., 1:] if self.shift_labels else indices).reshape(-1)
         logits, labels = _flat(logits, labels) if self.head is None else _tokens(logits, labels)
         self.loss.to(logits.device)
         if num_items_in_batch is None:
-            return self._of(logits, labels, None, batch)
+            return self._loss(logits, labels, None, batch)
         items = torch.as_tensor(num_items_in_batch, device=logits.device, dtype=torch.float32)
         if labels.dtype.is_floating_point:  # the Trainer counts every entry of probability targets
             items = items / labels.shape[1]
         if self.loss.weight is not None:
-            self._refuse_parts(labels, items)
-            return self._of(logits, labels, None, batch)
-        return self._of(logits, labels, items, batch)
+            self._check_single_batch(labels, items)
+            return self._loss(logits, labels, None, batch)
+        return self._loss(logits, labels, items, batch)
 
-    def _of(self, logits: Tensor, labels: Tensor, items: Tensor | None, batch: dict[str, Any]) -> Tensor:
+    def _loss(self, logits: Tensor, labels: Tensor, items: Tensor | None, batch: dict[str, Any]) -> Tensor:
         if self.head is not None:
             return self.loss.linear(logits, self.head.weight, labels, self.head.bias, count=items, **batch)
         if items is None:
@@ -98,12 +98,12 @@ class TrainerLoss:
         missing = self.loss.regularizer.missing_from(batch) if self.loss.training else ()
         if missing and missing != ("dense_logits",):
             raise UserError(
-                f"Method '{self.loss.regularizer.name}' needs {missing[0]}, which LabelRegularizedTrainer passes and "
+                f"Method '{self.loss.regularizer.name}' needs {missing[0]}, which LabelRegularizedTrainer passes but "
                 "compute_loss_func alone cannot."
             )
         return batch
 
-    def _refuse_parts(self, labels: Tensor, items: Tensor) -> None:
+    def _check_single_batch(self, labels: Tensor, items: Tensor) -> None:
         rows = len(labels) if labels.dtype.is_floating_point else (labels != self.loss.ignore_index).sum()
         checks.require(
             torch.as_tensor(rows, device=items.device) == items,
@@ -113,7 +113,7 @@ class TrainerLoss:
 
 
 def _flat(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Classes last, as Transformers has sequences, to rows; anything else as `F.cross_entropy` takes it."""
+    """Flatten classes-last logits, as of Transformers, to rows; leave the layout of `F.cross_entropy` unchanged."""
     if labels.shape == logits.shape[:-1] or (labels.dtype.is_floating_point and labels.shape == logits.shape):
         return logits.reshape(-1, logits.shape[-1]), labels.reshape(-1, *labels.shape[logits.dim() - 1 :])
     return logits, labels

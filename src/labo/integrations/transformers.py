@@ -1,9 +1,9 @@
-"""Transformers' Trainer with a member of the family as its loss.
+"""Transformers' Trainer with a regularizer as its loss.
 
     Trainer(…, compute_loss_func=TrainerLoss(LabelRegularizedLoss(regularizer)))
 
-is enough for members that need nothing of a batch and remember nothing. `LabelRegularizedTrainer` tells members what
-they need, keeps what they remember in its checkpoints, and writes each checkpoint whole or not at all.
+is enough for regularizers without batch inputs and without state. `LabelRegularizedTrainer` also provides their inputs,
+saves their state in checkpoints, and writes checkpoints atomically.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ __all__ = ["LabelRegularizedTrainer", "TrainerLoss"]
 
 
 class LabelRegularizedTrainer(WholeCheckpoints):
-    """`transformers.Trainer` whose loss is a member of the family.
+    """`transformers.Trainer` whose loss is a regularizer.
 
-    The regularizer receives the model, the number of examples and epochs, the optimizer, and with every batch the
-    inputs that it needs; class counts and a teacher come from you, by `regularizer.provide`. `dense_logits` are taken
-    from the model's outputs. Its learnt parameters are a group of the optimizer without weight decay.
+    The regularizer receives the model, the numbers of examples and epochs, the optimizer, and with every batch the
+    inputs that it needs. Class counts and a teacher are provided by you, with `regularizer.provide`. `dense_logits` are
+    taken from the outputs of the model. Its learnt parameters are an optimizer group without weight decay.
 
-    What the regularizer remembers is saved in every checkpoint and comes back with `resume_from_checkpoint`. A
-    checkpoint is written beside its place and renamed into it, so that a folder checkpoint-N is always whole.
+    The state of the regularizer is saved in every checkpoint and restored by `resume_from_checkpoint`. Each checkpoint
+    is written to a temporary folder and renamed, so that a folder checkpoint-N is always complete.
 
     Args:
         loss: the loss; `LabelRegularizedLoss(labo.regularizers.create(name, …))`.
-        shift_labels: as in `TrainerLoss`; by default, where the model is one of Transformers' causal language models.
-        linear: take the loss from the last hidden states in training, so that the (tokens, V) logits are never whole;
-            for networks with an output embedding and methods that have LABO's form. Evaluation has its logits.
+        shift_labels: as in `TrainerLoss`; by default True for causal language models of Transformers.
+        linear: compute the loss from the last hidden states in training, so that the (tokens, V) logits are never
+            materialized; for networks with an output embedding, and methods that support it. Evaluation uses logits.
         args, kwargs: as in `transformers.Trainer`, without `compute_loss_func`.
 
-    A batch of an encoder-decoder network that lacks `decoder_input_ids` gets them from its labels.
+    If a batch of an encoder-decoder network lacks `decoder_input_ids`, they are computed from its labels.
 
     Raises:
-        TypeError, ValueError: as `TrainerLoss` raises them; the regularizer needs epochs and the run is given by steps;
-            linear=True and the method or the network has no such form, or the weights are sharded.
+        TypeError, ValueError: as in `TrainerLoss`; the regularizer needs epochs but max_steps is set; linear=True is
+            not supported by the method or the network, or the weights are sharded.
     """
 
     def __init__(
@@ -67,14 +67,14 @@ class LabelRegularizedTrainer(WholeCheckpoints):
         super().__init__(*args, compute_loss_func=compute, **kwargs)
         if shift_labels is None:
             compute.shift_labels = type(self.model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-        if not self.label_names:  # the network's forward names none; this loss takes them all the same
+        if not self.label_names:  # the forward of the network takes no labels, but this loss does
             self.label_names = ["labels"]
         self._compute = compute
         self._inputs = self._provide(loss.regularizer)
         self.linear = linear
-        self._plain: nn.Module | None = None
+        self._checked_network: nn.Module | None = None
         if linear:
-            self._refuse_linear(loss.regularizer)
+            self._check_linear(loss.regularizer)
         self.loss = loss.to(self.args.device)
         self.add_callback(_ZeroGradients(loss))
 
@@ -83,32 +83,32 @@ class LabelRegularizedTrainer(WholeCheckpoints):
         by_epochs = next((need for need in ("epochs", "epoch") if need in needs), None)
         if by_epochs and self.args.max_steps > 0:
             raise UserError(
-                f"Method '{regularizer.name}' needs epochs, but this run is given by steps (max_steps="
-                f"{self.args.max_steps}): give it by epochs."
+                f"Method '{regularizer.name}' needs epochs, but the length of this run is set in steps (max_steps="
+                f"{self.args.max_steps}): use num_train_epochs."
             )
         if "model" in needs:
-            self._refuse_other_networks(regularizer)
-        # A part of an epoch is one too: epochs are counted by their numbers.
+            self._check_same_network(regularizer)
+        # A partial epoch counts as one.
         epochs = math.ceil(self.args.num_train_epochs)
         model: Any = self.model
         inputs = BatchInputs(regularizer, self.train_dataset, model=model, epochs=epochs, seed=self.args.seed)
         self.train_dataset = inputs.dataset
         return inputs
 
-    def _refuse_other_networks(self, regularizer: Regularizer) -> None:
-        if self.model_init is not None:  # which makes another network when training begins
-            raise UserError(f"Method '{regularizer.name}' needs the network: give `model`, not `model_init`.")
+    def _check_same_network(self, regularizer: Regularizer) -> None:
+        if self.model_init is not None:  # which creates a new network when training starts
+            raise UserError(f"Method '{regularizer.name}' needs the network: pass `model`, not `model_init`.")
         if "model" not in regularizer.missing and regularizer.provided("model") is not self.model:
             raise UserError(
-                f"Method '{regularizer.name}' was given another network before: make a new one for each network."
+                f"Method '{regularizer.name}' was provided with another network before: create one per network."
             )
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """As the Trainer makes it, with a group for what the regularizer learns."""
-        known = self.optimizer
+        """The optimizer of the Trainer, with an additional group for the parameters of the regularizer."""
+        existing = self.optimizer
         optimizer = super().create_optimizer(*args, **kwargs)
         regularizer = self.loss.regularizer
-        if known is None and regularizer.learnt():
+        if existing is None and regularizer.learnt():
             optimizer.add_param_group({"params": regularizer.learnt(), "weight_decay": 0.0})
         if "optimizer" in regularizer.missing:
             regularizer.provide(optimizer=optimizer)
@@ -116,32 +116,32 @@ class LabelRegularizedTrainer(WholeCheckpoints):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        # The labels too: this loss takes them, whether or not the network does.
-        wanted = [
+        # Labels too, because the loss needs them even if the network does not.
+        columns = [
             *(self._signature_columns or []),
             "labels",
             *([INDEX] if isinstance(self._inputs.dataset, IndexedDataset) else []),
         ]
-        self._signature_columns = list(dict.fromkeys(wanted))
+        self._signature_columns = list(dict.fromkeys(columns))
 
-    def _refuse_linear(self, regularizer: Regularizer) -> None:
+    def _check_linear(self, regularizer: Regularizer) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.n_gpu > 1:
             raise UserError(
-                "Expected the network whole in each process for linear=True (one device, or DistributedDataParallel), "
-                "but its weights are sharded or copied by the Trainer: give linear=False."
+                "Expected an unsharded network in each process for linear=True (one device, or "
+                "DistributedDataParallel), but the Trainer shards or replicates its weights: use linear=False."
             )
         heads.require_linear_form(regularizer, len(heads.head_of(self._network(self.model)).weight))
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, *args: Any, **kwargs: Any
     ) -> Any:
-        """As `Trainer.compute_loss`, with the inputs that the regularizer needs of the batch."""
+        """Like `Trainer.compute_loss`, with the batch inputs of the regularizer."""
         self.loss.train(model.training)
         indices = inputs.pop(INDEX, None)
         network = self._network(model)
         inputs = heads.with_decoder_inputs(network, inputs)
         self._compute.batch = self._batch_inputs(indices, inputs) if model.training else {}
-        # Who asks for the outputs wants the logits among them.
+        # A caller that requests outputs expects logits among them.
         linear = self.linear and model.training and not return_outputs
         try:
             with self._hidden(network, inputs) if linear else nullcontext():
@@ -150,17 +150,17 @@ class LabelRegularizedTrainer(WholeCheckpoints):
             self._compute.batch = {}
 
     def _network(self, model: Any) -> nn.Module:
-        """The network within what the Trainer wraps it in, a compiled one's too."""
+        """The network without the wrappers of the Trainer and torch.compile."""
         network = self.accelerator.unwrap_model(model)
         return getattr(network, "_orig_mod", network)
 
     @contextmanager
     def _hidden(self, network: nn.Module, inputs: dict[str, Any]) -> Iterator[None]:
-        """Hidden states in the place of logits, for the network and for the loss."""
-        if self._plain is not network:
+        """Hidden states instead of logits, for the network and for the loss."""
+        if self._checked_network is not network:
             heads.require_plain_head(network, inputs)
-            self._plain = network
-        # The product with the head is now the loss's, in the precision that the network's other products have.
+            self._checked_network = network
+        # The loss now multiplies with the head, in the precision of autocast, as the network would.
         with heads.hidden_states(network) as self._compute.head, self.accelerator.autocast():
             try:
                 yield
@@ -176,8 +176,8 @@ class LabelRegularizedTrainer(WholeCheckpoints):
         collate = self._get_collator_with_removed_columns(self.data_collator)
         return self._prepare_inputs(dataset.inputs(indices, collate))
 
-    def _keep(self, folder: Path) -> None:
-        super()._keep(folder)
+    def _write_extra(self, folder: Path) -> None:
+        super()._write_extra(folder)
         checkpoint_files.save_regularizer(self.loss.regularizer, folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -186,7 +186,7 @@ class LabelRegularizedTrainer(WholeCheckpoints):
 
 
 class _ZeroGradients(TrainerCallback):
-    """Clears the gradients of what the regularizer learns; the Trainer clears the model's alone."""
+    """Clears the gradients of the regularizer's parameters; the Trainer clears only those of the model."""
 
     def __init__(self, loss: LabelRegularizedLoss) -> None:
         self.loss = loss

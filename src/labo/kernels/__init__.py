@@ -1,4 +1,4 @@
-"""Implementations of the loss, and the one place that chooses among them."""
+"""Implementations of the loss, and the choice among them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IMPLEMENTATIONS = ("reference", "blocked", "numba", "triton")
 
 
 def implementations() -> tuple[str, ...]:
-    """The implementations that this machine can run, as `impl=` takes them.
+    """The implementations that this machine can run, by the names that `impl=` accepts.
 
     Example:
         >>> "reference" in implementations()
@@ -32,7 +32,7 @@ def implementations() -> tuple[str, ...]:
 
 
 def unavailable_reason(name: str) -> str | None:
-    """Why this machine cannot run an implementation; None where it can."""
+    """Why this machine cannot run an implementation; None if it can."""
     from labo.kernels import numba, triton
 
     optional = {"numba": numba.unavailable_reason, "triton": triton.unavailable_reason}
@@ -40,12 +40,12 @@ def unavailable_reason(name: str) -> str | None:
 
 
 def check(impl: str) -> None:
-    """Refuse a name that no implementation has, and one that this machine cannot run."""
+    """Raise an error for an unknown implementation, or one that this machine cannot run."""
     if impl == "auto":
         return
     if impl not in IMPLEMENTATIONS:
         raise unknown("impl", impl, ("auto", *IMPLEMENTATIONS))
-    if torch.compiler.is_compiling():  # the operator says so when it runs
+    if torch.compiler.is_compiling():  # the operator checks when it runs
         return
     if reason := unavailable_reason(impl):
         raise UserError(f"impl='{impl}' cannot run here: {reason}.")
@@ -54,31 +54,36 @@ def check(impl: str) -> None:
 def choose(impl: str, inputs: tuple[Tensor, ...], target: Tensor, options: Options) -> Solve | None:
     """The fused implementation for these inputs (the logits, or a layer) and options; None for the reference.
 
-    "auto" takes the fastest that can do what is asked. The reference alone gives gradients in alpha, beta and the
-    prior, and runs under torch.func and forward-mode differentiation. On a GPU, where it is many times slower than the
-    kernels, "auto" says once for each reason why it is taken.
+    "auto" chooses the fastest that supports these inputs and options. Only the reference has gradients in alpha, beta
+    and the prior, and runs under torch.func and forward-mode differentiation. On a GPU it is many times slower than the
+    kernels, so "auto" warns once per reason when it falls back to it.
 
     Raises:
-        ValueError: `impl` cannot do what is asked; the message names it.
+        ValueError: `impl` does not support the inputs or options; the message says why.
     """
     if impl == "reference":
         return None
-    reason, other, name = _unsupported_by_all(inputs, options), "reference", impl
+    reason, fallback, name = _unsupported_by_all(inputs, options), "reference", impl
     if not reason:
         name = _fastest(inputs[0]) if impl == "auto" else impl
-        reason, other = _SUPPORT_CHECKS[name](inputs, target, options)
+        reason, fallback = _SUPPORT_CHECKS[name](inputs, target, options)
     if reason and impl != "auto":
-        raise UserError(f"impl='{impl}' {reason}; take impl='{other}'.")
-    if reason and other == "reference":
+        raise UserError(f"impl='{impl}' {reason}; use impl='{fallback}'.")
+    if reason and fallback == "reference":
         if name == "triton":
             _warn_of_reference(reason)
         return None
-    return import_module(f"labo.kernels.{other if reason else name}").solve
+    return import_module(f"labo.kernels.{fallback if reason else name}").solve
 
 
 def as_operator(impl: str, options: Options) -> bool:
-    """Whether a graph is being compiled that takes the loss as one operator, which chooses when it runs."""
-    return torch.compiler.is_compiling() and impl != "reference" and not checks.transformed() and not _learnt(options)
+    """Whether a compiled graph contains the loss as one operator, which chooses the implementation when it runs."""
+    return (
+        torch.compiler.is_compiling()
+        and impl != "reference"
+        and not checks.transformed()
+        and not _option_with_grad(options)
+    )
 
 
 def _fastest(tensor: Tensor) -> str:
@@ -96,18 +101,18 @@ def _warn_of_reference(reason: str) -> None:
 
 
 def _unsupported_by_all(inputs: tuple[Tensor, ...], options: Options) -> str:
-    """Why no fused implementation can be taken; empty where one can."""
+    """Why no fused implementation supports these inputs and options; empty if one may."""
     if torch.compiler.is_compiling() or checks.transformed() or checks.traced(*inputs):
         return "cannot be traced"
     for tensor in inputs:
         if forward_ad.unpack_dual(tensor).tangent is not None:
             return "has no forward-mode derivative"
-    name = _learnt(options)
+    name = _option_with_grad(options)
     return f"gives no gradient in `{name}`" if name else ""
 
 
-def _learnt(options: Options) -> str:
-    """The first option that a gradient is asked for; empty where none is."""
+def _option_with_grad(options: Options) -> str:
+    """The first option that requires a gradient; empty if none does."""
     if torch.is_grad_enabled():
         for name, option in (("alpha", options.alpha), ("beta", options.beta), ("prior", options.prior)):
             if isinstance(option, Tensor) and option.requires_grad:
@@ -116,9 +121,9 @@ def _learnt(options: Options) -> str:
 
 
 def _blocked_unsupported_reason(inputs: tuple[Tensor, ...], target: Tensor, options: Options) -> tuple[str, str]:
-    """Why this implementation cannot be taken, and which can."""
-    elsewhere = [tensor.device for tensor in inputs if tensor.device.type != "cpu"]
-    return (f"runs on CPU tensors, but got some on {elsewhere[0]}" if elsewhere else ""), "reference"
+    """Why this implementation does not support the inputs (empty if it does), and which one does."""
+    devices = [tensor.device for tensor in inputs if tensor.device.type != "cpu"]
+    return (f"runs on CPU tensors, but got some on {devices[0]}" if devices else ""), "reference"
 
 
 def _numba_unsupported_reason(inputs: tuple[Tensor, ...], target: Tensor, options: Options) -> tuple[str, str]:
@@ -131,7 +136,7 @@ def _numba_unsupported_reason(inputs: tuple[Tensor, ...], target: Tensor, option
         return f"takes float32 and bfloat16, but got {inputs[0].dtype}", "blocked"
     if target.dim() == 2:
         return "takes class indices, not probabilities", "blocked"
-    if not blocked.suits(options):
+    if not blocked.is_supported(options):
         return (
             f"takes alpha * beta up to {blocked.MAX_FACTOR:g} (or beta = inf), one prior with mass on every class "
             "(or beta = inf) and the inner value",

@@ -1,8 +1,8 @@
-"""Fused implementations under autograd: the gradient is made in the forward pass, where it will be needed.
+"""Fused implementations under autograd: the forward pass also computes the gradient, if it will be needed.
 
-A fused implementation is a function `solve(logits, target, row_weights, options, gradient=…)` as in blocked.py. It
-gives no gradient but the logits'. A second backward makes the first one's gradient again, and a backward that is itself
-to be differentiated goes through the reference implementation.
+A fused implementation is a function `solve(logits, target, row_weights, options, gradient=…)` as in blocked.py. It has
+a gradient only in the logits. A second backward pass recomputes the gradient, and a backward pass that is
+differentiated itself uses the reference implementation.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch import Tensor
 from labo.kernels import reference, triton
 from labo.kernels.options import Options
 
-# One that has a loss of its own, and not LABO's with `options`, has a method row_losses(logits, class weights) for the
-# reference formulas; one that knows more of its rows has of(part), the solver of some of them.
+# A solver whose loss is not LABO's with `options` has a method row_losses(logits, class weights) with the reference
+# formulas. A solver that holds data per row has a method of(part), the solver for a subset of the rows.
 Solve = Callable[..., tuple[Tensor, Tensor | None]]
 
-_GIVEN_AWAY = (
-    "Expected one backward pass that is not itself differentiated: inplace_backward=True gave the memory of the logits "
-    "to their gradient. Take inplace_backward=False."
+_LOGITS_OVERWRITTEN = (
+    "Expected a single backward pass that is not itself differentiated: with inplace_backward=True the gradient "
+    "overwrites the logits. Use inplace_backward=False."
 )
 
 
@@ -31,7 +31,7 @@ def total(
 ) -> Tensor:
     """The sum of the row losses times their weights, (); differentiable in the logits.
 
-    With `inplace` the gradient is written over the logits, which then serve one backward pass.
+    With `inplace` the gradient overwrites the logits, which allows only one backward pass.
     """
     gradient = torch.is_grad_enabled() and logits.requires_grad and not defer_gradient(logits)
     return _Total.apply(logits, target, row_weights, options, solve, gradient, inplace)
@@ -45,12 +45,12 @@ def rows(
 
 
 def defer_gradient(tensor: Tensor) -> bool:
-    """Whether its gradient is left to the backward pass: float16 rounds small ones to 0 before a loss scale comes."""
+    """Whether to compute the gradient in the backward pass: float16 rounds small values to 0 before loss scaling."""
     return tensor.dtype == torch.float16
 
 
 def scale_gradient(grads: Tensor, factor: Tensor) -> Tensor:
-    """Multiply `grads` by a scalar in place: no pass over them where it is 1, and no wait for a device."""
+    """Multiply `grads` by a scalar in place, without a pass if it is 1, and without device synchronization."""
     if factor.device.type == "cpu":
         return grads if factor.item() == 1.0 else grads.mul_(factor)
     fits = grads.device.type == "cuda" and grads.dtype in triton.DTYPES and grads.is_contiguous()
@@ -78,7 +78,7 @@ class _Total(torch.autograd.Function):
         if overwritten:
             _mark_overwritten(logits)
             ctx.save_for_backward(target, row_weights)
-        else:  # by reference: the logits are there anyway, and a second backward needs them
+        else:  # saved by reference, at no cost in memory; a second backward pass needs them
             ctx.save_for_backward(target, row_weights, logits)
         return losses.sum()
 
@@ -86,12 +86,12 @@ class _Total(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         if ctx.inplace and (torch.is_grad_enabled() or (ctx.overwritten and ctx.grad_logits is None)):
-            raise RuntimeError(_GIVEN_AWAY)
-        _ = ctx.saved_tensors  # which refuses logits that were changed since
+            raise RuntimeError(_LOGITS_OVERWRITTEN)
+        _ = ctx.saved_tensors  # raises an error if the logits were modified since
         grad_logits, ctx.grad_logits = ctx.grad_logits, None
         if grad_logits is not None and not torch.is_grad_enabled():
             return scale_gradient(grad_logits, grad), *(None,) * 6
-        return _solved_again(ctx, grad), *(None,) * 6
+        return _solve_in_backward(ctx, grad), *(None,) * 6
 
 
 class _Rows(torch.autograd.Function):
@@ -105,13 +105,13 @@ class _Rows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return _solved_again(ctx, grads[0]), *(None,) * 5
+        return _solve_in_backward(ctx, grads[0]), *(None,) * 5
 
 
-def _solved_again(ctx: Any, grad: Tensor) -> Tensor:
-    """The gradient, made in the backward pass; differentiable where that is asked for."""
+def _solve_in_backward(ctx: Any, grad: Tensor) -> Tensor:
+    """The gradient, computed in the backward pass; differentiable with create_graph=True."""
     if ctx.inplace and (torch.is_grad_enabled() or ctx.overwritten):
-        raise RuntimeError(_GIVEN_AWAY)
+        raise RuntimeError(_LOGITS_OVERWRITTEN)
     target, row_weights, logits = ctx.saved_tensors
     if torch.is_grad_enabled():
         return _differentiable(logits, target, row_weights, grad, ctx.options, ctx.solve)
@@ -125,7 +125,8 @@ def _solved_again(ctx: Any, grad: Tensor) -> Tensor:
 
 
 def _mark_overwritten(logits: Tensor) -> None:
-    # Kernels write where autograd does not see it: an operation that kept the logits for its own backward must refuse.
+    # Autograd does not see the writes of kernels; an operation that saved the logits for its backward must raise an
+    # error.
     torch.autograd.graph.increment_version(logits)
 
 
@@ -133,8 +134,8 @@ def _differentiable(
     logits: Tensor, target: Tensor, row_weights: Tensor, grad: Tensor, options: Options, solve: Solve
 ) -> Tensor:
     """The gradient by the reference implementation, differentiable in the logits and in `grad`."""
-    own = getattr(solve, "row_losses", None)
-    total = weighted_sum(logits, target, row_weights, grad, options, own)
+    row_losses = getattr(solve, "row_losses", None)
+    total = weighted_sum(logits, target, row_weights, grad, options, row_losses)
     (gradient,) = torch.autograd.grad(total, logits, create_graph=True)
     return gradient
 
@@ -145,12 +146,15 @@ def weighted_sum(
     row_weights: Tensor,
     grad: Tensor,
     options: Options,
-    own: Callable[[Tensor, Tensor | None], Tensor] | None = None,
+    row_losses: Callable[[Tensor, Tensor | None], Tensor] | None = None,
 ) -> Tensor:
-    """The sum of the row losses times weights and `grad`, by the reference implementation; rows of weight 0 left out.
+    """The sum of the row losses times weights and `grad`, by the reference implementation; skips rows of weight 0.
 
-    `own` gives the losses of a solver that has formulas of its own.
+    `row_losses` computes the losses for solvers whose loss is not that of `options`.
     """
     clean = torch.where((row_weights != 0).unsqueeze(-1), logits, 0.0)
-    losses = reference.row_losses(clean, target, **options.named()) if own is None else own(clean, options.weight)
+    if row_losses is None:
+        losses = reference.row_losses(clean, target, **options.named())
+    else:
+        losses = row_losses(clean, options.weight)
     return torch.where(row_weights == 0, 0.0, row_weights * grad.to(losses.dtype) * losses).sum()

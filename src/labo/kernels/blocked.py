@@ -1,9 +1,9 @@
 """The CPU implementation: a few rows at a time, so that every pass but the first reads from the cache.
 
-The loss of a row is lse(z) - (1 - alpha) z_y - alpha * beta * lse(z / beta + log r): sums of exponentials that one
-sweep over a block makes, and the gradient p - (1 - alpha) e_y - alpha q* is made of the same exponentials where it
-will lie. Blocks that the sweep is not accurate or not made for (masked classes, a prior with zeros, large finite beta,
-probability targets, the plug-in value) go through the reference formulas, block by block as well.
+The loss of a row is lse(z) - (1 - alpha) z_y - alpha * beta * lse(z / beta + log r). One sweep over a block computes
+the sums of exponentials, and the gradient p - (1 - alpha) e_y - alpha q* is computed from the same exponentials in its
+final place. Blocks for which the sweep is not accurate or not implemented (masked classes, a prior with zeros, large
+finite beta, probability targets, the plug-in value) use the reference formulas, also block by block.
 """
 
 from __future__ import annotations
@@ -16,26 +16,27 @@ from torch import Tensor
 from labo.kernels import reference
 from labo.kernels.options import Options
 
-# A block and as much scratch lie in the cache of a core together.
+# A block and scratch memory of the same size fit in the cache of a core together.
 BLOCK_BYTES = 2**19
-# exp2 is the exponential that is fast on every processor.
+# exp2 is the fastest exponential on all processors.
 _LOG2_E = 1 / math.log(2)
-# alpha * beta times the rounding of log-sum-exp is the error of the sweep's loss; above, the reference's form is taken.
+# alpha * beta times the rounding of log-sum-exp is the error of the sweep's loss; above, the reference formulas are
+# used.
 MAX_FACTOR = 8.0
-# A batch of so few logits is taken at once; its form loses digits where little is left of the target's own loss.
+# Batches of up to so many logits are computed at once, by a form that loses digits if alpha is close to 1.
 SMALL = 2**15
 _MAX_STRENGTH = 0.8
-# With less prior mass on the best class, sums that are measured from it could underflow.
+# With less prior mass on the best class, sums relative to its logit could underflow.
 _MIN_PRIOR = 1e-20
 
 
-def suits(options: Options) -> bool:
-    """Whether the sweep is made for these options, and accurate with them."""
+def is_supported(options: Options) -> bool:
+    """Whether the sweep supports these options, and is accurate with them."""
     prior, limit = options.prior, not isinstance(options.beta, Tensor) and options.beta == math.inf
     if options.value != "inner" or (prior is not None and prior.dim() == 2):
         return False
     if prior is not None and not limit and not bool((prior >= _MIN_PRIOR).all()):
-        return False  # with the prior itself as label no sum of its exponentials is taken
+        return False  # at beta = inf the label is the prior, and needs no sum of exponentials
     if isinstance(options.beta, Tensor):
         return bool((options.beta * options.alpha <= MAX_FACTOR).all())
     if options.beta == math.inf or options.beta <= MAX_FACTOR:  # alpha is at most 1
@@ -46,16 +47,16 @@ def suits(options: Options) -> bool:
 def solve(
     logits: Tensor, target: Tensor, row_weights: Tensor, options: Options, *, gradient: bool, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """The losses of rows, times their weights, and the gradient of their sum.
+    """The losses of rows times their weights, and the gradient of their sum.
 
     Args:
         logits: (N, C), any floating dtype and strides; not written to unless they are `out`. Rows of weight 0 may hold
             anything.
         target: (N,) class indices, valid everywhere, or (N, C) probabilities.
-        row_weights: (N,) in working precision: what the loss of each row counts.
+        row_weights: (N,) in working precision: the weight of the loss of each row.
         options: alpha, beta, prior, class weights (inside rows with probability targets), value.
-        gradient: whether it is wanted.
-        out: where to write it, of the logits' shape and dtype; may be the logits themselves.
+        gradient: whether to compute the gradient.
+        out: buffer for the gradient, of the logits' shape and dtype; may be the logits themselves.
 
     Returns:
         (N,) in working precision, and None or (N, C) of the logits' dtype.
@@ -63,64 +64,66 @@ def solve(
     rows, classes = logits.shape
     work = reference.working_dtype(logits)
     if out is None and logits.numel() <= SMALL and target.dim() == 1 and _is_plain(options):
-        found = _at_once(logits.to(work), target, row_weights, options, gradient)
-        if found is not None:
-            return found[0], None if found[1] is None else found[1].to(logits.dtype)
+        result = _solve_small(logits.to(work), target, row_weights, options, gradient)
+        if result is not None:
+            return result[0], None if result[1] is None else result[1].to(logits.dtype)
     losses = torch.empty(rows, dtype=work)
     if not gradient:
         out = None
     elif out is None:
         out = torch.empty(rows, classes, dtype=logits.dtype)
     step = max(1, BLOCK_BYTES // max(1, classes * work.itemsize))
-    swept = target.dim() == 1 and suits(options)
+    use_sweep = target.dim() == 1 and is_supported(options)
     scratch = _Scratch(min(step, rows), classes, work, own=out is None or logits.dtype != work)
     skipped = not bool(row_weights.all())
     for start in range(0, rows, step):
         at = slice(start, start + step)
         block = logits[at].to(work)
-        share = row_weights[at]
+        weights = row_weights[at]
         if skipped:
-            block = torch.where((share != 0).unsqueeze(-1), block, 0.0)
-        into = None if out is None else out[at]
-        if swept and math.isfinite(block.sum().item()):
-            buffer, spare = scratch.of(into, len(block))
-            losses[at] = _sweep(block, target[at], share, options.of(at), buffer, spare, gradient)
-            if into is not None and buffer is not into:
-                into.copy_(buffer)
+            block = torch.where((weights != 0).unsqueeze(-1), block, 0.0)
+        block_out = None if out is None else out[at]
+        if use_sweep and math.isfinite(block.sum().item()):
+            buffer, spare = scratch.of(block_out, len(block))
+            losses[at] = _sweep(block, target[at], weights, options.of(at), buffer, spare, gradient)
+            if block_out is not None and buffer is not block_out:
+                block_out.copy_(buffer)
         else:
-            losses[at], _ = reference.solve(block, target[at], share, options.of(at), gradient=gradient, out=into)
+            losses[at], _ = reference.solve(
+                block, target[at], weights, options.of(at), gradient=gradient, out=block_out
+            )
     return losses, out
 
 
 class _Scratch:
-    """Buffers of one block that all blocks share; `buffer` is None where the gradient is made in its own place."""
+    """Buffers that all blocks share; `buffer` is None if the gradient is computed in its final place."""
 
     def __init__(self, rows: int, classes: int, dtype: torch.dtype, *, own: bool) -> None:
         self.spare = torch.empty(rows, classes, dtype=dtype)
         self.buffer = torch.empty(rows, classes, dtype=dtype) if own else None
 
-    def of(self, into: Tensor | None, rows: int) -> tuple[Tensor, Tensor]:
-        """(where the gradient is made, scratch) for a block of so many rows."""
-        buffer = into if self.buffer is None else self.buffer[:rows]
+    def of(self, block_out: Tensor | None, rows: int) -> tuple[Tensor, Tensor]:
+        """(buffer of the gradient, scratch) for a block of `rows` rows."""
+        buffer = block_out if self.buffer is None else self.buffer[:rows]
         assert buffer is not None
         return buffer, self.spare[:rows]
 
 
 def _is_plain(options: Options) -> bool:
-    """Whether `_at_once` is made for these options, and accurate with them."""
+    """Whether `_solve_small` is made for these options, and accurate with them."""
     alpha, beta = options.alpha, options.beta
     if isinstance(alpha, Tensor) or isinstance(beta, Tensor) or options.prior is not None or options.value != "inner":
         return False
     return alpha <= _MAX_STRENGTH and (beta == math.inf or alpha * beta <= MAX_FACTOR)
 
 
-def _at_once(
+def _solve_small(
     z: Tensor, target: Tensor, row_weights: Tensor, options: Options, gradient: bool
 ) -> tuple[Tensor, Tensor | None] | None:
-    """What `solve` gives, for a small batch of finite logits, in few operations: each costs more than its work.
+    """Like `solve`, for a small batch of finite logits, in few operations, whose overhead dominates.
 
     beta * log q_k - log p_k is the same for every class k, so the loss is beta * alpha * (log q_y + log C) - log p_y.
-    Returns None where a logit is not finite or a row counts nothing.
+    Returns None if a logit is not finite or a row has weight 0.
     """
     if not math.isfinite(z.sum().item()) or not row_weights.all().item():
         return None
@@ -136,37 +139,36 @@ def _at_once(
         losses = losses.mul_(alpha - 1).sub_(log_p.mean(-1, keepdim=True), alpha=alpha)
     else:
         losses = losses.neg_()
-    made = None
-    share = row_weights.unsqueeze(-1)
+    grad_logits = None
+    weights = row_weights.unsqueeze(-1)
     if gradient:
-        made = log_p.exp_()
+        grad_logits = log_p.exp_()
         if log_q is not None:
-            made.sub_(log_q.exp_(), alpha=alpha)
+            grad_logits.sub_(log_q.exp_(), alpha=alpha)
         elif alpha:
-            made.sub_(alpha / classes)
-        made.scatter_(-1, index, alpha - 1, reduce="add").mul_(share)
-    return losses.mul_(share).squeeze(-1), made
+            grad_logits.sub_(alpha / classes)
+        grad_logits.scatter_(-1, index, alpha - 1, reduce="add").mul_(weights)
+    return losses.mul_(weights).squeeze(-1), grad_logits
 
 
 def _sweep(
-    z: Tensor, target: Tensor, share: Tensor, options: Options, out: Tensor, spare: Tensor, gradient: bool
+    z: Tensor, target: Tensor, weights: Tensor, options: Options, out: Tensor, spare: Tensor, gradient: bool
 ) -> Tensor:
     """Losses times weights of a block of finite logits; leaves the gradient in `out`. Both buffers are overwritten."""
-    share, target = share.unsqueeze(-1), target.unsqueeze(-1)
+    weights, target = weights.unsqueeze(-1), target.unsqueeze(-1)
     alpha = options.alpha.to(z.dtype).unsqueeze(-1) if isinstance(options.alpha, Tensor) else options.alpha
     beta = options.beta.to(z.dtype).unsqueeze(-1) if isinstance(options.beta, Tensor) else options.beta
     prior = None if options.prior is None else options.prior.to(z.dtype)
     top = z.amax(-1, keepdim=True)
     torch.sub(z, top, out=out)
     target_gap = -out.gather(-1, target)
-    exponentials = _exponentials(out, spare, alpha, beta, prior)
-    belief, belief_sum, label, label_sum, pull = exponentials
-    losses = share * (belief_sum.log() + (1 - alpha) * target_gap - pull)
+    exp_z, exp_z_sum, label, label_sum, pull = _exponentials(out, spare, alpha, beta, prior)
+    losses = weights * (exp_z_sum.log() + (1 - alpha) * target_gap - pull)
     if gradient:
         _combine(
-            out, belief, share / belief_sum, label, None if label_sum is None else alpha * share / label_sum, prior
+            out, exp_z, weights / exp_z_sum, label, None if label_sum is None else alpha * weights / label_sum, prior
         )
-        out.scatter_add_(-1, target, (alpha - 1) * share)
+        out.scatter_add_(-1, target, (alpha - 1) * weights)
     return losses.squeeze(-1)
 
 
@@ -175,8 +177,8 @@ def _exponentials(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | float]:
     """(exp(gaps), its sum, exp(gaps / beta), its sum under the prior, alpha * (V's second term)) of gaps <= 0.
 
-    The first lies in `spare` or, where there is no second, in `gaps`; the second in `gaps`. None stands for a label
-    that is the prior itself.
+    The first is stored in `spare`, or in `gaps` if there is no second; the second in `gaps`. None means that the label
+    is the prior.
     """
     classes = gaps.shape[-1]
     if not isinstance(alpha, Tensor) and alpha == 0:
@@ -203,15 +205,15 @@ def _exp(gaps: Tensor) -> Tensor:
 
 
 def _combine(
-    out: Tensor, belief: Tensor, p_factor: Tensor, label: Tensor | None, q_factor: Tensor | None, prior: Tensor | None
+    out: Tensor, exp_z: Tensor, p_factor: Tensor, label: Tensor | None, q_factor: Tensor | None, prior: Tensor | None
 ) -> None:
-    """Write belief * p_factor - label * q_factor * prior into `out`; the arguments are overwritten."""
-    belief.mul_(p_factor)
+    """Write exp_z * p_factor - label * q_factor * prior into `out`; the arguments are overwritten."""
+    exp_z.mul_(p_factor)
     if label is not None and q_factor is not None:
         label.mul_(q_factor)
         if prior is not None:
             label.mul_(prior)
-        torch.sub(belief, label, out=out)
+        torch.sub(exp_z, label, out=out)
     elif q_factor is not None:  # the label is the prior
         if prior is None:
             out.sub_(q_factor / out.shape[-1])

@@ -1,4 +1,4 @@
-"""The largest logits of each row, found in one sweep."""
+"""The largest logits of each row, in one sweep."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 from labo.kernels import numba
 
-# Rows are looked through in blocks of so many: those without a large maximum are not looked at again.
+# Classes per block: only blocks with a large maximum are searched.
 BLOCK = 64
 
 
 def largest(z: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """(values, classes) (N, count) of the largest entries of each row of finite logits, in no order.
+    """(values, classes) (N, count) of the largest entries of each row of finite logits, unordered.
 
     Args:
         z: (N, C).
@@ -36,17 +36,17 @@ def _compiled(z: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _in_blocks(z: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """They are in the `count` blocks whose maxima are the largest."""
+    """Search the `count` blocks with the largest maxima, which contain the largest entries."""
     classes = z.shape[-1]
-    whole = classes // BLOCK
-    if whole < 2 * count:
+    block_count = classes // BLOCK
+    if block_count < 2 * count:
         values, at = z.topk(count, sorted=False)
         return values, at
-    blocks = z[:, : whole * BLOCK].unflatten(-1, (whole, BLOCK))
+    blocks = z[:, : block_count * BLOCK].unflatten(-1, (block_count, BLOCK))
     best = blocks.amax(-1).topk(count, sorted=False).indices
     within = torch.arange(BLOCK, device=z.device)
-    among = (best.unsqueeze(-1) * BLOCK + within).flatten(-2)
-    tail = torch.arange(whole * BLOCK, classes, device=z.device).expand(len(z), -1)
-    among = torch.cat([among, tail], -1)
-    values, at = z.gather(-1, among).topk(count, sorted=False)
-    return values, among.gather(-1, at)
+    candidates = (best.unsqueeze(-1) * BLOCK + within).flatten(-2)
+    tail = torch.arange(block_count * BLOCK, classes, device=z.device).expand(len(z), -1)
+    candidates = torch.cat([candidates, tail], -1)
+    values, at = z.gather(-1, candidates).topk(count, sorted=False)
+    return values, candidates.gather(-1, at)

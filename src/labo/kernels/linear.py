@@ -1,7 +1,7 @@
-"""The last linear layer and the loss in one: logits are made a few rows at a time and become their gradient in place.
+"""The last linear layer fused with the loss: the gradient of each chunk of logits overwrites it.
 
-What needs no gradient gets none computed. On the CPU rows of weight 0 are dropped before the product; on a device,
-where looking for them would wait, a chunk is a slice and they count 0 in it.
+Only gradients that are needed are computed. On the CPU, rows of weight 0 are dropped before the product. On a device,
+where finding them would require synchronization, chunks are slices and these rows have weight 0 in them.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from torch.nn.functional import linear
 from labo.kernels.autograd import Solve, defer_gradient, scale_gradient, weighted_sum
 from labo.kernels.options import Options
 
-# On the CPU, the logits that are held at a time: they stay in its caches.
+# On the CPU: the bytes of a chunk of logits, which stay in its caches.
 CHUNK_BYTES = 2**25
-# On a device, rows that fill its products: each chunk reads the weights twice and their gradient once.
+# On a device: the rows of a chunk, enough for efficient products. Each chunk reads the weights twice and their gradient
+# once.
 CHUNK_ROWS = 2048
-# Logits of a chunk up to this size are taken without a look at the memory that is free.
+# Up to this size, a chunk of logits is allocated without checking the free memory.
 SMALL_CHUNK_BYTES = 2**30
 ACCUMULATE = ("float32", "input")
 
@@ -36,17 +37,17 @@ class Head:
 
 @dataclass(frozen=True)
 class Chunks:
-    """Rows of logits that are made at a time, None to choose, and the dtype that the head's gradient is summed in.
+    """The number of rows per chunk (None for a default), and the dtype that accumulates the head's gradient.
 
-    `accumulate` is "float32", or "input" for that of the weight: half the memory in half precision, and a rounding for
-    each chunk.
+    `accumulate` is "float32", or "input" for the dtype of the weight: half the memory in half precision, but one
+    rounding per chunk.
     """
 
     rows: int | None = None
     accumulate: str = "float32"
 
     def rows_of(self, hidden: Tensor, classes: int) -> int:
-        """How many rows a chunk has."""
+        """The number of rows per chunk."""
         if self.rows is not None:
             return self.rows
         row_bytes = max(1, classes * hidden.element_size())
@@ -74,7 +75,7 @@ def total(
 def rows(
     solve: Solve, hidden: Tensor, head: Head, target: Tensor, row_weights: Tensor, options: Options, chunks: Chunks
 ) -> Tensor:
-    """The row losses times their weights, (N,); differentiable as `total` is, by solving again."""
+    """The row losses times their weights, (N,); differentiable like `total`, by recomputation."""
     return _apply(hidden, head, target, row_weights, options, solve, chunks, True)
 
 
@@ -96,24 +97,23 @@ def solve_linear(
 ) -> tuple[Tensor, Gradients]:
     """The losses (N,) times their weights, and the gradients of their sum in hidden, weight and bias where needed.
 
-    Nothing here waits for a device. The logits of all chunks share one buffer, which the gradient is written over.
+    It never synchronizes with a device. The logits of all chunks share one buffer, which their gradient overwrites.
     """
     step = min(chunks.rows_of(hidden, head.weight.shape[0]), max(1, len(hidden)))
-    looks = _may_look(row_weights)
-    drops = looks and not bool(row_weights.all())
+    on_cpu = _on_cpu(row_weights)
+    drops = on_cpu and not bool(row_weights.all())
     losses = torch.zeros_like(row_weights) if drops else torch.empty_like(row_weights)
     one_chunk = step >= len(hidden)
     grads = _Gradients(hidden, head, needs, chunks.accumulate == "input" or one_chunk, cleared=drops)
     buffer = torch.empty(step, head.weight.shape[0], dtype=hidden.dtype, device=hidden.device)
     for part in _parts(row_weights, step, drops):
         chunk, weights = hidden[part], row_weights[part]
-        if not looks:
-            chunk = torch.where(
-                (weights != 0).unsqueeze(-1), chunk, 0.0
-            )  # what they hold, such as NaN, is in no product
+        if not on_cpu:
+            # Keeps NaN in rows of weight 0 out of the products.
+            chunk = torch.where((weights != 0).unsqueeze(-1), chunk, 0.0)
         logits = _product(chunk, head, buffer[: len(chunk)])
-        some = getattr(solve, "of", None)  # a solver that knows its rows
-        losses[part], grad_logits = (solve if some is None else some(part))(
+        select = getattr(solve, "of", None)  # of a solver that holds data per row
+        losses[part], grad_logits = (solve if select is None else select(part))(
             logits, target[part], weights, options.of(part), gradient=any(needs), out=logits
         )
         if grad_logits is not None:
@@ -121,20 +121,19 @@ def solve_linear(
     return losses, grads.finished(head)
 
 
-def _may_look(tensor: Tensor) -> bool:
-    """Whether its values can be looked at without waiting for a device."""
+def _on_cpu(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu"
 
 
 def _parts(row_weights: Tensor, step: int, drops: bool) -> Iterator[slice | Tensor]:
-    """The rows of each chunk: slices, or indices where rows of weight 0 lie between those that count."""
+    """The rows of each chunk: a slice, or indices if rows of weight 0 lie in between."""
     if not drops:
         for start in range(0, len(row_weights), step):
             yield slice(start, start + step)
         return
-    counting = torch.nonzero(row_weights).squeeze(-1)
-    for at in counting.split(step) if len(counting) else ():
-        # All rows in their order are a slice, which copies nothing.
+    nonzero = torch.nonzero(row_weights).squeeze(-1)
+    for at in nonzero.split(step) if len(nonzero) else ():
+        # Consecutive rows are a slice, which needs no copy.
         yield slice(int(at[0]), int(at[-1]) + 1) if len(at) == int(at[-1] - at[0]) + 1 else at
 
 
@@ -145,7 +144,7 @@ def _product(chunk: Tensor, head: Head, out: Tensor) -> Tensor:
 
 
 class _Gradients:
-    """Gradients as they grow: the first chunk writes those of the head, later ones are added inside the product."""
+    """Accumulates gradients: the first chunk writes those of the head, later chunks add inside the product."""
 
     def __init__(
         self, hidden: Tensor, head: Head, needs: tuple[bool, bool, bool], narrow: bool, *, cleared: bool
@@ -158,7 +157,7 @@ class _Gradients:
         self.first = True
 
     def add(self, part: slice | Tensor, chunk: Tensor, grad_logits: Tensor, weight: Tensor) -> None:
-        """Add those of a chunk (n, D) with the gradient of its logits (n, V)."""
+        """Add the gradients of a chunk (n, D), from the gradient of its logits (n, V)."""
         if self.hidden is not None:
             if isinstance(part, slice):
                 torch.mm(grad_logits, weight, out=self.hidden[part])
@@ -171,7 +170,7 @@ class _Gradients:
         self.first = False
 
     def finished(self, head: Head) -> Gradients:
-        """Those of hidden, weight and bias, in their dtypes."""
+        """The gradients of hidden, weight and bias, in their dtypes."""
         weight = self.weight
         if weight is not None:
             weight = weight.zero_() if self.first else weight
@@ -181,7 +180,7 @@ class _Gradients:
 
 
 def _accumulate(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
-    """Write left @ right into `total` the first time and add it after, inside the product where that is possible."""
+    """Write left @ right into `total` the first time, and add it afterwards, inside the product if possible."""
     if total.dtype == left.dtype:
         if first:
             torch.mm(left, right, out=total)
@@ -219,21 +218,21 @@ class _LinearLoss(torch.autograd.Function):
         rest = (None,) * 7
         if torch.is_grad_enabled():
             inputs = [tensor for tensor, needed in zip((hidden, weight, bias), ctx.wanted, strict=True) if needed]
-            # What a row that counts nothing holds, such as NaN, is in no product.
+            # Keeps NaN in rows of weight 0 out of the products.
             logits = linear(torch.where((row_weights != 0).unsqueeze(-1), hidden, 0.0), weight, bias)
-            found = iter(_again(inputs, logits, target, row_weights, grad, ctx.options, ctx.solve))
-            return *(next(found) if needed else None for needed in ctx.wanted), *rest
-        made, ctx.grads = ctx.grads, None
-        if ctx.per_row or defer_gradient(hidden) or made is None:
+            computed = iter(_differentiable(inputs, logits, target, row_weights, grad, ctx.options, ctx.solve))
+            return *(next(computed) if needed else None for needed in ctx.wanted), *rest
+        saved, ctx.grads = ctx.grads, None
+        if ctx.per_row or defer_gradient(hidden) or saved is None:
             head = Head(weight, bias)
             weights = row_weights * grad
-            _, made = solve_linear(ctx.solve, hidden, head, target, weights, ctx.options, ctx.wanted, ctx.chunks)
+            _, grads_in = solve_linear(ctx.solve, hidden, head, target, weights, ctx.options, ctx.wanted, ctx.chunks)
         else:
-            made = tuple(None if value is None else scale_gradient(value, grad) for value in made)
-        return *made, *rest
+            grads_in = tuple(None if value is None else scale_gradient(value, grad) for value in saved)
+        return *grads_in, *rest
 
 
-def _again(
+def _differentiable(
     inputs: list[Tensor],
     logits: Tensor,
     target: Tensor,

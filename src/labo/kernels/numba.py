@@ -1,7 +1,7 @@
 """The Numba implementation: one compiled sweep over the rows on the CPU, for float32 and bfloat16.
 
-Optional, and without a compiler on the user's machine: Numba brings LLVM. What the sweep is not made for goes through
-blocked.py, row by row where a row alone is in the way (a masked target, a logit that is NaN or infinite).
+Optional. It needs no compiler on the user's machine, because Numba includes LLVM. Unsupported options use blocked.py,
+and so do single rows that the sweep does not support (a masked target, a logit that is NaN or infinite).
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
     import numpy as np
 
 DTYPES = (torch.float32, torch.bfloat16)
-# A thread is worth starting for so many logits.
-SHARE_OF_THREAD = 2**18
+# Logits per thread at least: for fewer, starting a thread costs more than it saves.
+MIN_LOGITS_PER_THREAD = 2**18
 
 
 @cache
 def unavailable_reason() -> str | None:
-    """Why this machine cannot run the Numba kernels; None where it can."""
+    """Why this machine cannot run the Numba kernels; None if it can."""
     if importlib.util.find_spec("numba") is None:
-        return "the package `numba` is not installed (the extra `numba` has it)"
+        return "the package `numba` is not installed (the extra `numba` installs it)"
     return None
 
 
 def solve(
     logits: Tensor, target: Tensor, row_weights: Tensor, options: Options, *, gradient: bool, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """As `blocked.solve`."""
+    """Like `blocked.solve`."""
     rows = logits.shape[0]
-    if target.dim() == 2 or logits.dtype not in DTYPES or not blocked.suits(options) or not logits.numel():
+    if target.dim() == 2 or logits.dtype not in DTYPES or not blocked.is_supported(options) or not logits.numel():
         return blocked.solve(logits, target, row_weights, options, gradient=gradient, out=out)
     if not logits.is_contiguous():
         return _in_blocks(logits, target, row_weights, options, gradient, out)
@@ -49,16 +49,16 @@ def solve(
     elif out is None:
         out = torch.empty_like(logits)
     done = torch.empty(rows, dtype=torch.bool)
-    given = (logits, target.contiguous(), row_weights.contiguous())
-    if _sweep(given, options, out, losses, done):
-        _again(given, options, out, losses, ~done)
+    inputs = (logits, target.contiguous(), row_weights.contiguous())
+    if _sweep(inputs, options, out, losses, done):
+        _solve_remaining(inputs, options, out, losses, ~done)
     return losses, out
 
 
 def _in_blocks(
     logits: Tensor, target: Tensor, row_weights: Tensor, options: Options, gradient: bool, out: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """The same for logits of any strides, of which a block at a time is copied."""
+    """Like `solve`, for logits of any strides: copies one block at a time."""
     rows, classes = logits.shape
     losses = torch.empty(rows, dtype=torch.float32)
     if gradient and out is None:
@@ -67,30 +67,30 @@ def _in_blocks(
     for start in range(0, rows, step):
         at = slice(start, start + step)
         block = logits[at].contiguous()
-        losses[at], made = solve(block, target[at], row_weights[at], options.of(at), gradient=gradient)
-        if out is not None and made is not None:
-            out[at] = made
+        losses[at], grads = solve(block, target[at], row_weights[at], options.of(at), gradient=gradient)
+        if out is not None and grads is not None:
+            out[at] = grads
     return losses, out
 
 
 def _sweep(
-    given: tuple[Tensor, Tensor, Tensor], options: Options, out: Tensor | None, losses: Tensor, done: Tensor
+    inputs: tuple[Tensor, Tensor, Tensor], options: Options, out: Tensor | None, losses: Tensor, done: Tensor
 ) -> int:
-    """How many rows it could not do."""
+    """Run the sweep; the number of rows that it does not support, for which `done` is False."""
     kernels = _kernels()
-    logits, target, row_weights = given
+    logits, target, row_weights = inputs
     prior = kernels.NO_PRIOR if options.prior is None else options.prior.detach().float().numpy()
     strengths = _strengths(options)
     bits = _array(logits)
-    inputs = (bits, target.numpy(), row_weights.numpy())
+    arrays = (bits, target.numpy(), row_weights.numpy())
     results = (bits if out is None else _array(out), losses.numpy(), done.numpy())
-    threads = min(torch.get_num_threads(), logits.numel() // SHARE_OF_THREAD, len(logits))
+    threads = min(torch.get_num_threads(), logits.numel() // MIN_LOGITS_PER_THREAD, len(logits))
     if threads < 2:
-        return kernels.sweep(*inputs, strengths, prior, out is not None, *results)
+        return kernels.sweep(*arrays, strengths, prior, out is not None, *results)
 
     def part(at: slice) -> int:
-        of_rows = strengths if strengths.shape[1] == 1 else strengths[:, at]
-        return kernels.sweep(*(x[at] for x in inputs), of_rows, prior, out is not None, *(x[at] for x in results))
+        row_strengths = strengths if strengths.shape[1] == 1 else strengths[:, at]
+        return kernels.sweep(*(x[at] for x in arrays), row_strengths, prior, out is not None, *(x[at] for x in results))
 
     step = -(-len(logits) // threads)
     with ThreadPoolExecutor(threads) as pool:
@@ -105,12 +105,12 @@ def _kernels() -> ModuleType:
 
 
 def _array(tensor: Tensor) -> np.ndarray:
-    """Its memory as NumPy sees it: NumPy has no bfloat16, so those are the bits."""
+    """The memory of a tensor as a NumPy array; for bfloat16, which NumPy lacks, its bits as int16."""
     return (tensor if tensor.dtype == torch.float32 else tensor.view(torch.int16)).numpy()
 
 
 def _strengths(options: Options) -> np.ndarray:
-    """The alphas over the betas as float64 (2, 1), or (2, N) where one is per row."""
+    """The alphas and betas, stacked as float64 (2, 1), or (2, N) if one of them is per row."""
     alpha, beta = options.alpha, options.beta
     if not isinstance(alpha, Tensor) and not isinstance(beta, Tensor):
         return _kernels().pair(alpha, beta)
@@ -118,12 +118,12 @@ def _strengths(options: Options) -> np.ndarray:
     return torch.stack(torch.broadcast_tensors(*both)).numpy()
 
 
-def _again(
-    given: tuple[Tensor, Tensor, Tensor], options: Options, out: Tensor | None, losses: Tensor, left: Tensor
+def _solve_remaining(
+    inputs: tuple[Tensor, Tensor, Tensor], options: Options, out: Tensor | None, losses: Tensor, remaining: Tensor
 ) -> None:
-    """The rows that the sweep is not made for, by the other implementation."""
-    at = left.nonzero().squeeze(-1)
-    logits, target, row_weights = (tensor[at] for tensor in given)
-    losses[at], made = blocked.solve(logits, target, row_weights, options.of(at), gradient=out is not None)
-    if out is not None and made is not None:
-        out[at] = made
+    """Compute the rows that the sweep does not support, by the blocked implementation."""
+    at = remaining.nonzero().squeeze(-1)
+    logits, target, row_weights = (tensor[at] for tensor in inputs)
+    losses[at], grads = blocked.solve(logits, target, row_weights, options.of(at), gradient=out is not None)
+    if out is not None and grads is not None:
+        out[at] = grads

@@ -1,7 +1,7 @@
-"""The sweep over rows, compiled by Numba: numba.py launches it and says what its arguments mean.
+"""The sweep over rows, compiled by Numba; numba.py launches it and describes its arguments.
 
-Half precision (bfloat16) comes as int16, the bits of it. Loops are short and over one chunk of a row, which lies in the
-cache: LLVM turns each into vector instructions.
+bfloat16 is passed as int16, its bits. Loops are short and cover one chunk of a row, which fits in the cache, so that
+LLVM vectorizes each.
 """
 # pyright: reportGeneralTypeIssues=false, reportCallIssue=false, reportArgumentType=false, reportIndexIssue=false
 
@@ -21,7 +21,7 @@ LOG2_E = np.float32(1 / math.log(2))
 HALF, ONE, ZERO = np.float32(0.5), np.float32(1.0), np.float32(0.0)
 # Taylor coefficients of 2^x on [-1/2, 1/2]: the first one left out is below half a rounding of float32.
 C1, C2, C3, C4, C5, C6 = (np.float32(math.log(2) ** k / math.factorial(k)) for k in range(1, 7))
-# Sums may be reordered (else no loop over them is vectorised); NaN and infinities keep their meaning.
+# Sums may be reordered (else loops over them are not vectorized); NaN and infinities keep their meaning.
 FAST = {"contract", "reassoc", "nsz"}
 # Keys of the infinities.
 PLUS_INF, MINUS_INF = np.int32(0x7F800000), np.int32(-0x7F800001)
@@ -32,7 +32,7 @@ def _compiled(function: Any) -> Any:
     options = {"nogil": True, "fastmath": FAST, "error_model": "numpy"}
     try:
         return njit(cache=True, **options)(function)
-    except RuntimeError:  # there is no folder that a cache could be written to
+    except RuntimeError:  # no writable folder for the cache
         return njit(**options)(function)
 
 
@@ -41,7 +41,7 @@ _part = njit(inline="always")
 
 @intrinsic
 def _load(typing: Any, x: Any) -> Any:
-    """float32 of a stored element."""
+    """A stored element as float32."""
 
     def widen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         if x == types.float32:
@@ -54,7 +54,7 @@ def _load(typing: Any, x: Any) -> Any:
 
 @intrinsic
 def _store(typing: Any, x: Any, like: Any) -> Any:
-    """A finite float32 as an element of the kind of `like`, rounded to the nearest, ties to even."""
+    """A finite float32 as an element of the type of `like`, rounded to nearest, ties to even."""
 
     def narrow(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         if like == types.float32:
@@ -82,7 +82,7 @@ def _times_power_of_2(typing: Any, x: Any, power: Any) -> Any:
 
 @intrinsic
 def _key(typing: Any, x: Any) -> Any:
-    """The bits of a float32 as a whole number in the order of the floats; NaN lies outside the infinities."""
+    """The bits of a float32 as an integer with the same order; NaN lies outside the infinities."""
 
     def order(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return _ordered(builder, builder.bitcast(arguments[0], ir.IntType(32)))
@@ -92,7 +92,7 @@ def _key(typing: Any, x: Any) -> Any:
 
 @intrinsic
 def _of_key(typing: Any, key: Any) -> Any:
-    """The float32 that a key is of."""
+    """The float32 of a key."""
 
     def back(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.bitcast(_ordered(builder, arguments[0]), ir.FloatType())
@@ -101,7 +101,7 @@ def _of_key(typing: Any, key: Any) -> Any:
 
 
 def _ordered(builder: Any, bits: Any) -> Any:
-    """Negative numbers the other way round; its own inverse."""
+    """Reverse the order of negative numbers; its own inverse."""
     word = ir.IntType(32)
     sign = builder.ashr(bits, ir.Constant(word, 31))
     return builder.xor(bits, builder.and_(sign, ir.Constant(word, 0x7FFFFFFF)))
@@ -121,7 +121,7 @@ def _exp2(x):
 @_part
 def _top(logits, n):
     """(the largest logit of row n, whether none is NaN or +inf and one is finite, whether one is -inf)."""
-    # Of whole numbers in the order of the floats: a maximum of floats is not vectorised, as it has to mind NaN.
+    # Compares integer keys, because NaN keeps LLVM from vectorizing a maximum of floats.
     top = least = _key(_load(logits[n, 0]))
     for k in range(np.uint64(logits.shape[1])):
         key = _key(_load(logits[n, k]))
@@ -130,38 +130,38 @@ def _top(logits, n):
 
 
 @_part
-def _belief(logits, n, at, top, belief):
-    """Leaves exp(z - top) of a chunk of row n in `belief`; its sum."""
+def _exp_z(logits, n, at, top, exp_z):
+    """Write exp(z - top) of a chunk of row n into `exp_z`; returns its sum."""
     total = ZERO
     for k in range(at[0], at[1]):
         p = _exp2((_load(logits[n, k]) - top) * LOG2_E)
-        belief[k] = p
+        exp_z[k] = p
         total += p
     return np.float64(total)
 
 
 @_part
-def _belief_and_label(logits, n, at, top, beta, belief, label):
-    """Leaves exp(z - top) in `belief` and exp((z - top) / beta) in `label`; their sums over the chunk."""
-    belief_total = label_total = ZERO
+def _exp_z_and_label(logits, n, at, top, beta, exp_z, label):
+    """Write exp(z - top) into `exp_z` and exp((z - top) / beta) into `label`; returns their sums over the chunk."""
+    exp_z_total = label_total = ZERO
     scale = np.float32(LOG2_E / beta)
-    if beta == 2.0 or beta == 3.0 or beta == 4.0:  # one exponential: the belief is a power of the label
+    if beta == 2.0 or beta == 3.0 or beta == 4.0:  # one exponential: exp_z is a power of the label
         third, fourth = beta == 3.0, beta == 4.0
         for k in range(at[0], at[1]):
             q = _exp2((_load(logits[n, k]) - top) * scale)
             square = q * q
             p = square * (q if third else square if fourth else ONE)
-            belief[k], label[k] = p, q
-            belief_total += p
+            exp_z[k], label[k] = p, q
+            exp_z_total += p
             label_total += q
     else:
         for k in range(at[0], at[1]):
             gap = _load(logits[n, k]) - top
             p, q = _exp2(gap * LOG2_E), _exp2(gap * scale)
-            belief[k], label[k] = p, q
-            belief_total += p
+            exp_z[k], label[k] = p, q
+            exp_z_total += p
             label_total += q
-    return np.float64(belief_total), np.float64(label_total)
+    return np.float64(exp_z_total), np.float64(label_total)
 
 
 @_part
@@ -174,7 +174,7 @@ def _dot(label, prior, at):
 
 @_part
 def _mass(logits, n, prior):
-    """What the prior (ones, where there is none) leaves on the classes that row n does not mask."""
+    """The prior mass (ones without a prior) of the unmasked classes of row n."""
     total = 0.0
     for k in range(np.uint64(logits.shape[1])):
         if _load(logits[n, k]) > np.float32(-np.inf):
@@ -184,7 +184,7 @@ def _mass(logits, n, prior):
 
 @_part
 def _gaps(logits, n, at, top, prior):
-    """The sum of top - z under the prior, under ones where there is none."""
+    """The sum of top - z weighted by the prior (by ones without a prior)."""
     total = ZERO
     if prior.size:
         for k in range(at[0], at[1]):
@@ -196,52 +196,52 @@ def _gaps(logits, n, at, top, prior):
 
 
 @_part
-def _write(belief, p_factor, label, q_factor, prior, out, n):
-    """Makes row n belief * p_factor - label * q_factor * prior."""
+def _write(exp_z, p_factor, label, q_factor, prior, out, n):
+    """Write exp_z * p_factor - label * q_factor * prior into row n."""
     if prior.size:
         for k in range(np.uint64(out.shape[1])):
-            out[n, k] = _store(belief[k] * p_factor - label[k] * q_factor * prior[k], out[n, k])
+            out[n, k] = _store(exp_z[k] * p_factor - label[k] * q_factor * prior[k], out[n, k])
     else:
         for k in range(np.uint64(out.shape[1])):
-            out[n, k] = _store(belief[k] * p_factor - label[k] * q_factor, out[n, k])
+            out[n, k] = _store(exp_z[k] * p_factor - label[k] * q_factor, out[n, k])
 
 
 @_part
-def _sums(logits, n, top, alpha, beta, prior, belief, label):
-    """Leaves exp(z - top) in `belief` and exp((z - top) / beta) in `label`, ones for the label that is the prior.
+def _sums(logits, n, top, alpha, beta, prior, exp_z, label):
+    """Write exp(z - top) into `exp_z` and exp((z - top) / beta) into `label` (ones if the label is the prior).
 
-    Returns (the sum of the first, the sum of the second under the prior (under ones: there is none), the sum of the
-    gaps top - z under it where the label is the prior, else 0).
+    Returns (the sum of the first, the sum of the second weighted by the prior or by ones, the weighted sum of the gaps
+    top - z if the label is the prior, else 0).
     """
     classes = logits.shape[1]
     labelled, limit = alpha != 0.0, beta == np.inf
     if not labelled or limit:
         label[:] = ONE
-    belief_sum = label_sum = gaps = 0.0
+    exp_z_sum = label_sum = gaps = 0.0
     for start in range(0, classes, CHUNK):
         at = (np.uint64(start), np.uint64(min(start + CHUNK, classes)))
         if labelled and not limit:
-            belief_part, label_part = _belief_and_label(logits, n, at, top, beta, belief, label)
+            exp_z_part, label_part = _exp_z_and_label(logits, n, at, top, beta, exp_z, label)
             label_sum += _dot(label, prior, at) if prior.size else label_part
         else:
-            belief_part = _belief(logits, n, at, top, belief)
+            exp_z_part = _exp_z(logits, n, at, top, exp_z)
             if labelled:
                 gaps += _gaps(logits, n, at, top, prior)
-        belief_sum += belief_part
+        exp_z_sum += exp_z_part
     if not labelled or limit:
         label_sum = 1.0 if prior.size else np.float64(classes)
-    return belief_sum, label_sum, gaps
+    return exp_z_sum, label_sum, gaps
 
 
 @_compiled
 def sweep(logits, target, row_weights, strengths, prior, gradient, out, losses, done):
     """Losses times weights of all rows, and the gradient of their sum.
 
-    Returns how many rows it cannot do; `done` is False for them.
+    Returns the number of unsupported rows; `done` is False for them.
     """
     classes = logits.shape[1]
-    left = 0
-    belief = np.empty(classes, np.float32)
+    remaining = 0
+    exp_z = np.empty(classes, np.float32)
     label = np.empty(classes, np.float32)
     for n in range(np.uint64(logits.shape[0])):
         share = np.float64(row_weights[n])
@@ -253,43 +253,43 @@ def sweep(logits, target, row_weights, strengths, prior, gradient, out, losses, 
                     out[n, k] = 0
             continue
         own = target[n]
-        if not 0 <= own < classes:  # which is not looked for in a compiled graph; the reference tells it
+        if not 0 <= own < classes:  # not checked in a compiled graph; the reference raises the error
             done[n] = False
-            left += 1
+            remaining += 1
             continue
         at = n if strengths.shape[1] > 1 else np.uint64(0)
         alpha, beta = strengths[0, at], strengths[1, at]
-        top, fine, masked = _top(logits, n)
+        top, finite, masked = _top(logits, n)
         gap = np.float64(top) - np.float64(_load(logits[n, own]))
-        # A label that is the prior over what is not masked is not made here.
-        done[n] = fine and gap < np.inf and not (masked and beta == np.inf)
+        # A prior renormalized over the unmasked classes as label is not implemented here.
+        done[n] = finite and gap < np.inf and not (masked and beta == np.inf)
         if not done[n]:
-            left += 1
+            remaining += 1
             continue
-        belief_sum, label_sum, gaps = _sums(logits, n, top, alpha, beta, prior, belief, label)
+        exp_z_sum, label_sum, gaps = _sums(logits, n, top, alpha, beta, prior, exp_z, label)
         mass = 1.0 if prior.size else np.float64(classes)
         if masked:
             mass = _mass(logits, n, prior)
         pull = 0.0
         if alpha != 0.0:
             pull = gaps / mass if beta == np.inf else -beta * math.log(label_sum / mass)
-        losses[n] = np.float32(share * (math.log(belief_sum) + (1.0 - alpha) * gap + alpha * pull))
+        losses[n] = np.float32(share * (math.log(exp_z_sum) + (1.0 - alpha) * gap + alpha * pull))
         if gradient:
-            _write(belief, np.float32(share / belief_sum), label, np.float32(alpha * share / label_sum), prior, out, n)
+            _write(exp_z, np.float32(share / exp_z_sum), label, np.float32(alpha * share / label_sum), prior, out, n)
             own_label = label[own] * (prior[own] if prior.size else ONE) / label_sum
-            slope = belief[own] / belief_sum - (1.0 - alpha) - alpha * own_label
+            slope = exp_z[own] / exp_z_sum - (1.0 - alpha) - alpha * own_label
             out[n, own] = _store(np.float32(share * slope), out[n, own])
-    return left
+    return remaining
 
 
 def pair(alpha: float, beta: float) -> np.ndarray:
-    """Both as (2, 1)."""
+    """The pair (alpha, beta) as a (2, 1) array."""
     return np.array(((alpha,), (beta,)), np.float64)
 
 
 @_compiled
 def largest(z, values, classes):
-    """Leaves the largest entries of each row of finite float32 logits in `values`, the first the largest."""
+    """Write the largest entries of each row of finite float32 logits into `values`, in descending order."""
     count = values.shape[1]
     for n in range(z.shape[0]):
         for j in range(count):
@@ -299,7 +299,7 @@ def largest(z, values, classes):
         for start in range(np.uint64(0), np.uint64(z.shape[1]), np.uint64(64)):
             end = min(start + np.uint64(64), np.uint64(z.shape[1]))
             top = _key(z[n, start])
-            for k in range(start, end):  # of whole numbers in the order of the floats: see `_top`
+            for k in range(start, end):  # integer keys: see `_top`
                 top = max(top, _key(z[n, k]))
             if _of_key(top) <= least:
                 continue

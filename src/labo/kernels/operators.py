@@ -1,8 +1,8 @@
-"""The fused implementations as PyTorch operators, so that torch.compile takes them into its graph as they are.
+"""The fused implementations as PyTorch operators, so that torch.compile keeps them as nodes of its graph.
 
-Each has a fake implementation (shapes and dtypes alone) and a gradient. Which implementation runs is chosen when the
-operator runs; where none of the fused ones can, the reference does. Called from Python they would cost more than
-autograd.py, so they stand in compiled graphs alone.
+Each has a fake implementation (shapes and dtypes only) and a gradient. The implementation is chosen when the operator
+runs; if no fused one supports the inputs, it is the reference. Called from Python the operators cost more than
+autograd.py, so only compiled graphs use them.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from labo.kernels.options import Options
 
 def loss(logits: Tensor, target: Tensor, row_weights: Tensor, options: Options, impl: str, *, total: bool) -> Tensor:
     """The row losses (N,) times their weights, or their sum (); differentiable in the logits."""
-    given = _as_tensors(options)
+    option_tensors = _as_tensors(options)
     gradient = torch.is_grad_enabled() and total and logits.requires_grad and logits.dtype != torch.float16
-    return _loss(logits, target, row_weights, *given, options.value, impl, total, gradient)[0]
+    return _loss(logits, target, row_weights, *option_tensors, options.value, impl, total, gradient)[0]
 
 
 def linear_loss(
@@ -36,16 +36,16 @@ def linear_loss(
     *,
     total: bool,
 ) -> Tensor:
-    """The same of hidden (N, D) through the last layer; differentiable in hidden, weight and bias."""
+    """Like `loss`, of hidden (N, D) through the last layer; differentiable in hidden, weight and bias."""
     needs = [tensor is not None and tensor.requires_grad for tensor in (hidden, head.weight, head.bias)]
     if not (torch.is_grad_enabled() and total) or hidden.dtype == torch.float16:
         needs = [False, False, False]
-    given = (hidden, head.weight, head.bias, target, row_weights, *_as_tensors(options), options.value, impl, total)
-    return _linear(*given, chunks.rows or 0, chunks.accumulate, needs)[0]
+    arguments = (hidden, head.weight, head.bias, target, row_weights, *_as_tensors(options), options.value, impl, total)
+    return _linear(*arguments, chunks.rows or 0, chunks.accumulate, needs)[0]
 
 
 def _as_tensors(options: Options) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """An operator's argument is a number or a tensor: alpha and beta are tensors, (1,) on the CPU for numbers."""
+    """alpha, beta, prior and weight as operator arguments: numbers become (1,) tensors on the CPU."""
     alpha, beta = (
         value.detach() if isinstance(value, Tensor) else torch.full((1,), value, dtype=torch.float64)
         for value in (options.alpha, options.beta)
@@ -79,17 +79,17 @@ def _loss(
 ) -> tuple[Tensor, Tensor]:
     options = _as_options(alpha, beta, prior, weight, value)
     solve = kernels.choose(impl, (logits,), target, options) or reference.solve
-    losses, made = solve(logits, target, row_weights, options, gradient=gradient)
-    return (losses.sum() if total else losses), _or_nothing(made, logits)
+    losses, grads = solve(logits, target, row_weights, options, gradient=gradient)
+    return (losses.sum() if total else losses), _or_empty(grads, logits)
 
 
-def _times(made: Tensor, grad: Tensor) -> Tensor:
-    """Their product, rounded once."""
-    return (made.to(grad.dtype) * grad).to(made.dtype)
+def _scaled(grads: Tensor, grad: Tensor) -> Tensor:
+    """The product, rounded once."""
+    return (grads.to(grad.dtype) * grad).to(grads.dtype)
 
 
-def _or_nothing(made: Tensor | None, like: Tensor) -> Tensor:
-    return like.new_empty(0) if made is None else made.contiguous()
+def _or_empty(grads: Tensor | None, like: Tensor) -> Tensor:
+    return like.new_empty(0) if grads is None else grads.contiguous()
 
 
 @_loss.register_fake
@@ -104,9 +104,9 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    logits, target, row_weights, *options, made = ctx.saved_tensors
+    logits, target, row_weights, *options, grads = ctx.saved_tensors
     if ctx.gradient:
-        grad_logits = _times(made, grad)
+        grad_logits = _scaled(grads, grad)
     else:
         grad_logits = _loss(logits, target, row_weights * grad, *options, ctx.value, ctx.impl, ctx.total, True)[1]
     return grad_logits, *(None,) * 10
@@ -137,8 +137,8 @@ def _linear(
     solve = kernels.choose(impl, (hidden, head), target, options) or reference.solve
     wanted = (needs[0], needs[1], needs[2])
     chunks = Chunks(chunk_rows or None, accumulate)
-    losses, made = solve_linear(solve, hidden, Head(head, bias), target, row_weights, options, wanted, chunks)
-    gradients = [_or_nothing(x, hidden) for x in made]
+    losses, grads = solve_linear(solve, hidden, Head(head, bias), target, row_weights, options, wanted, chunks)
+    gradients = [_or_empty(x, hidden) for x in grads]
     return (losses.sum() if total else losses), gradients[0], gradients[1], gradients[2]
 
 
@@ -155,16 +155,16 @@ def _keep_linear(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) 
 
 
 def _backward_linear(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    *tensors, hidden_made, weight_made, bias_made = ctx.saved_tensors
-    made = [hidden_made, weight_made, bias_made]
+    *tensors, grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
+    grads = [grad_hidden, grad_weight, grad_bias]
     wanted = [bool(needed) for needed in ctx.needs_input_grad[:3]]
-    if all(there or not needed for there, needed in zip(ctx.needs, wanted, strict=True)):
-        made = [_times(x, grad) for x in made]
+    if all(computed or not needed for computed, needed in zip(ctx.needs, wanted, strict=True)):
+        grads = [_scaled(x, grad) for x in grads]
     else:
         hidden, head, bias, target, row_weights, *options = tensors
         chosen = (ctx.value, ctx.impl, ctx.total, ctx.rows, ctx.accumulate)
-        made = _linear(hidden, head, bias, target, row_weights * grad, *options, *chosen, wanted)[1:]
-    return *(x if needed else None for x, needed in zip(made, wanted, strict=True)), *(None,) * 12
+        grads = _linear(hidden, head, bias, target, row_weights * grad, *options, *chosen, wanted)[1:]
+    return *(x if needed else None for x, needed in zip(grads, wanted, strict=True)), *(None,) * 12
 
 
 _linear.register_autograd(_backward_linear, setup_context=_keep_linear)

@@ -1,4 +1,4 @@
-"""What the loss of rows is taken with."""
+"""The options of the loss, per row."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Options:
-    """`alpha` and `beta` floats, () or (N,); `prior` None, (C,) or (N, C).
+    """Options of the loss: `alpha` and `beta` floats, () or (N,); `prior` None, (C,) or (N, C).
 
-    `weight` is the (C,) class weights where they weigh classes inside a row, that is with probability targets; `value`
-    is "inner" or "plugin".
+    `weight` is the (C,) class weights if they apply inside a row, that is with probability targets; `value` is "inner"
+    or "plugin".
     """
 
     alpha: float | Tensor
@@ -23,11 +23,11 @@ class Options:
     value: str = "inner"
 
     def named(self) -> dict[str, Any]:
-        """As keyword arguments."""
+        """The options as keyword arguments."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def normalised(self) -> Options:
-        """With a prior that sums to 1 in float64: in a narrower one the sum's error would be multiplied by beta."""
+        """Options whose prior sums to 1 in float64: in lower precision, beta would amplify the error of the sum."""
         if self.prior is None:
             return self
         prior = self.prior.detach().double()

@@ -28,7 +28,7 @@ def row_losses(
         target: (N,) class indices or (N, C) probabilities.
         alpha, beta: scalars or (N,).
         prior: None, (C,) or (N, C).
-        weight: (C,), used with probability targets alone (there it weighs classes inside the row).
+        weight: (C,), only used with probability targets, where it weighs classes inside the row.
         value: "inner" for V, "plugin" for CE(q*, p) with q* constant.
 
     Returns:
@@ -50,12 +50,12 @@ def _learnt(*options: float | Tensor | None) -> bool:
 def solve(
     logits: Tensor, target: Tensor, row_weights: Tensor, options: Options, *, gradient: bool, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """The losses (N,) times their weights and the gradient of their sum, as the fused implementations give them.
+    """The losses (N,) times their weights and the gradient of their sum, as the fused implementations return them.
 
-    Rows of weight 0 may hold anything; `out` takes the gradient. Nothing is recorded for autograd.
+    Rows of weight 0 may hold anything; `out` is a buffer for the gradient. Nothing is recorded for autograd.
     """
-    counts = (row_weights != 0).unsqueeze(-1)
-    rows = inner.working(torch.where(counts, logits, 0.0))
+    counted = (row_weights != 0).unsqueeze(-1)
+    rows = inner.working(torch.where(counted, logits, 0.0))
     losses = row_losses(rows, target, **options.named())
     if gradient:
         mass = target_mass(rows, target, options.weight)
@@ -65,14 +65,14 @@ def solve(
         label = inner.labels_of_rows(rows, inner.over_rows("beta", options.beta, rows), options.prior)
         grad_logits = total * inner.masked_softmax(rows) - (1 - strength) * mass - strength * total * label
         # A row whose classes are all masked has no gradient, not even at its target.
-        counts = counts & (rows != -math.inf).any(-1, keepdim=True)
-        grad_logits = torch.where(counts, row_weights.unsqueeze(-1) * grad_logits, 0.0).to(logits.dtype)
+        counted = counted & (rows != -math.inf).any(-1, keepdim=True)
+        grad_logits = torch.where(counted, row_weights.unsqueeze(-1) * grad_logits, 0.0).to(logits.dtype)
         out = grad_logits if out is None else out.copy_(grad_logits)
     return torch.where(row_weights == 0, 0.0, row_weights * losses), out if gradient else None
 
 
 def working_dtype(logits: Tensor) -> torch.dtype:
-    """The precision that sums are made in: float64 for float64 logits, else float32."""
+    """The precision of sums: float64 for float64 logits, else float32."""
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
@@ -86,7 +86,7 @@ def data_term(rows: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tens
 
 
 def target_mass(rows: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
-    """The weighted target of each row as (N, C): one-hot for class indices (which `weight` does not touch)."""
+    """The weighted target of each row as (N, C): one-hot for class indices, without `weight`."""
     if target.dim() == 1:
         return torch.zeros_like(rows).scatter_(-1, target.unsqueeze(-1), 1.0)
     mass = target.to(rows.dtype)
@@ -105,20 +105,20 @@ def cross_entropy(q: Tensor, log_p: Tensor) -> Tensor:
 
 
 def mix(data: Tensor, term: Tensor, alpha: float | Tensor) -> Tensor:
-    """(1 - alpha) * data + alpha * term, where a term of weight 0 is left out even if it is infinite."""
+    """(1 - alpha) * data + alpha * term, where a term of weight 0 is 0 even if it is infinite."""
     if isinstance(alpha, Tensor):
         alpha = alpha.to(data.dtype)
-    return _share(1 - alpha, data) + _share(alpha, term)
+    return _times(1 - alpha, data) + _times(alpha, term)
 
 
-def _share(share: float | Tensor, term: Tensor) -> Tensor:
-    if not isinstance(share, Tensor):
-        return share * term if share else torch.where(torch.isinf(term), 0.0, term) * 0.0
-    return share * torch.where((share == 0) & torch.isinf(term), 0.0, term)
+def _times(factor: float | Tensor, term: Tensor) -> Tensor:
+    if not isinstance(factor, Tensor):
+        return factor * term if factor else torch.where(torch.isinf(term), 0.0, term) * 0.0
+    return factor * torch.where((factor == 0) & torch.isinf(term), 0.0, term)
 
 
 def _plugin(rows: Tensor, beta: Tensor, prior: Tensor | None) -> Tensor:
     with torch.no_grad():
         q = inner.labels_of_rows(rows, beta, prior)
-    solved = cross_entropy(q, masked_log_softmax(rows))
-    return torch.where(q.sum(-1) > 0, solved, math.inf)
+    losses = cross_entropy(q, masked_log_softmax(rows))
+    return torch.where(q.sum(-1) > 0, losses, math.inf)

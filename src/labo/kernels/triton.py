@@ -1,4 +1,4 @@
-"""The Triton implementation: what it needs, and the launch of its kernels, which imports Triton only then."""
+"""The Triton implementation: requirements and launch of the kernels. Triton is imported at the first launch."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from labo.kernels.triton_shapes import Shape, parts_of, power_of_2, shape_of, ti
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-# Explicit because Triton's default changes (3.10), and multiply-adds that are not fused are twice the instructions.
+# Explicit because the default changes in Triton 3.10, and unfused multiply-adds are twice the instructions.
 COMPILE_OPTIONS = {"enable_fp_fusion": True}
 
 SUMS = 6
 # Up to this beta, beta times the rounding of a plain sum of exponentials is within the loss's accuracy.
 MAX_PLAIN_BETA = 16.0
-# Compile-time forms of beta; 2, 3 and 4 stand for themselves. As in triton_algebra.py, which is not imported here.
+# Compile-time forms of beta, beside 2, 3 and 4; the same as in triton_algebra.py, which is not imported here.
 PLAIN, SERIES, LIMIT = 1, 0, -1
 SCALE_BLOCK = 4096
 
 
 def unavailable_reason() -> str | None:
-    """Why this machine cannot run the Triton kernels; None where it can.
+    """Why this machine cannot run the Triton kernels; None if it can.
 
     Example:
         >>> reason = unavailable_reason()
@@ -44,7 +44,7 @@ def unavailable_reason() -> str | None:
 
 
 def interpreted() -> bool:
-    """Whether Triton's interpreter runs the kernels, on CPU tensors; Triton asks once, when they are imported."""
+    """Whether Triton's interpreter runs the kernels, on CPU tensors; Triton checks once, when they are imported."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -66,9 +66,9 @@ def solve(
         target: (N,) int64 class indices, valid in every row.
         row_weights: (N,) float32. A row of weight 0 is not read: loss 0, gradient 0.
         options: alpha and beta floats, () or (N,); prior None for uniform, or probabilities (C,) that sum to 1.
-        gradient: whether the gradient is wanted.
-        out: where to write it, of the logits' shape and dtype; may be the logits themselves.
-        shape: how the kernels lie on the device; by default from the table in triton_shapes.py.
+        gradient: whether to compute the gradient.
+        out: buffer for the gradient, of the logits' shape and dtype; may be the logits themselves.
+        shape: launch configuration; by default from the table in triton_shapes.py.
 
     Returns:
         The losses (N,) in float32, and None or the gradient (N, C) in the dtype of `logits`, rounded once:
@@ -76,7 +76,7 @@ def solve(
 
     Raises:
         TypeError: `logits` has another dtype.
-        ValueError: this machine, or the device that `logits` lie on, cannot run the kernels.
+        ValueError: this machine, or the device of `logits`, cannot run the kernels.
     """
     if reason := unavailable_reason():
         raise ValueError(f"Expected a machine that runs Triton kernels, but {reason}.")
@@ -96,7 +96,7 @@ def solve(
 
 
 def scale_gradient(grads: Tensor, factor: Tensor) -> Tensor:
-    """Multiply `grads`, contiguous, by the scalar `factor` in place; where it is 1 nothing is read but the factor."""
+    """Multiply `grads`, contiguous, by the scalar `factor` in place; if it is 1, only the factor is read."""
     from labo.kernels import triton_kernels
 
     kernels: Any = triton_kernels
@@ -109,7 +109,7 @@ def scale_gradient(grads: Tensor, factor: Tensor) -> Tensor:
 
 
 def beta_form(options: Options) -> int:
-    """The compile-time form of beta: what the kernels sum and how they make exponentials."""
+    """The compile-time form of beta: which sums the kernels compute, and how they compute exponentials."""
     beta = options.beta
     if isinstance(beta, Tensor):
         return SERIES
@@ -129,7 +129,7 @@ class _Batch(NamedTuple):
 
 
 def _output(logits: Tensor, out: Tensor | None) -> Tensor:
-    """Where the kernels write the gradient: `out`, or a contiguous buffer."""
+    """The tensor that the kernels write the gradient to: `out`, or a contiguous buffer."""
     # The interpreter truncates to bfloat16 where devices round.
     narrow = interpreted() and logits.dtype == torch.bfloat16
     if out is not None and not narrow and (out.stride(1) == 1 or out.shape[1] == 1):
@@ -141,7 +141,7 @@ def _output(logits: Tensor, out: Tensor | None) -> Tensor:
 def _on(device: torch.device) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if device.type == "cuda":
-            stack.enter_context(torch.cuda.device(device))  # Triton launches on the current one
+            stack.enter_context(torch.cuda.device(device))  # Triton launches on the current device
         if interpreted():
             import numpy as np
 
@@ -159,7 +159,7 @@ def _option(value: float | Tensor, logits: Tensor) -> tuple[float | Tensor, int,
 
 
 def _unit(logits: Tensor, row_stride: int, grad_logits: Tensor | None, grad_stride: int) -> int:
-    """Consecutive classes, up to 16 bytes of them, in which all addresses of rows are aligned."""
+    """The largest number of classes, up to 16 bytes, to which all rows are aligned."""
     unit = 16 // logits.element_size() if logits.stride(1) == 1 else 1
     sizes = [logits.shape[1], row_stride]
     if grad_logits is not None:
@@ -172,7 +172,7 @@ def _unit(logits: Tensor, row_stride: int, grad_logits: Tensor | None, grad_stri
 def _launch(batch: _Batch, options: Options, shape: Shape) -> None:
     from labo.kernels import triton_kernels
 
-    kernels: Any = triton_kernels  # Triton's types do not know what a launch takes
+    kernels: Any = triton_kernels  # Triton's types do not describe launch arguments
     logits, target, row_weights, losses, grad_logits = batch
     rows, classes = logits.shape
     row_stride, class_stride = logits.stride() if rows > 1 else (classes, logits.stride(1))

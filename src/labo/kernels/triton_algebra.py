@@ -1,27 +1,27 @@
-"""What the Triton kernels compute: the sums of a row, its loss, and its gradient, tile by tile.
+"""The algebra of the Triton kernels: the sums of a row, its loss, and its gradient, tile by tile.
 
 A tile is (A, N, V) classes: N lanes of V consecutive classes each, A times. Triton keeps A and V inside a thread, so
-that each lane sums its own classes, measured from its own maximum, without a shuffle or a barrier; lanes meet once a
-row. A tile (1, R, V) is R whole rows, and its lanes are its rows.
+that each lane sums its own classes, relative to its own maximum, without a shuffle or a barrier; lanes are combined
+once per row. A tile (1, R, V) is R whole rows, and its lanes are its rows.
 
-With top the largest logit, best the largest of the prior's support and x = (z - best) / beta, a lane keeps
+With top the largest logit, best the largest in the support of the prior and x = (z - best) / beta, a lane keeps
 
     total  = sum exp(z - top)     the normaliser of p
     labels = sum r exp(x)         the normaliser of q*
-    mass   = sum r                what renormalises the prior over the classes that are not masked
+    mass   = sum r                renormalises the prior over the unmasked classes
     pull   = sum r beta expm1(x)  the inner problem's mean, free of cancellation; sum r (z - best) at beta = inf
 
 Every term of the loss has one sign, and nothing cancels:
 
     V = log total + (top - best) - beta log(labels / mass),   beta log(labels / mass) = beta log1p(pull / (beta mass))
 
-What is kept, and how exponentials are made, depends on the compile-time `form` of beta: 2, 3 and 4 take p as a power of
-q; PLAIN is any beta up to 16; SERIES is free of cancellation for every beta, one of each row included; LIMIT is inf.
+Which sums are kept, and how exponentials are computed, depends on the compile-time `form` of beta: 2, 3 and 4 take p as
+a power of q; PLAIN is any beta up to 16; SERIES is free of cancellation for every beta, also one per row; LIMIT is inf.
 Options of lanes, (N,) or (1,): alpha, beta (0 for inf), inverse = 1 / beta and scale = log2(e) / beta.
 """
 
-# Where Triton is missing (this module is then never imported) pyright takes the file triton.py beside this one for it;
-# where it is there, its types do not describe what one jit function passes to another.
+# Without Triton (this module is then never imported) pyright resolves its name to the sibling file triton.py; with it,
+# its types do not describe calls between jit functions.
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportIndexIssue=false
 # pyright: reportCallIssue=false, reportArgumentType=false, reportAssignmentType=false
 
@@ -34,10 +34,10 @@ PLAIN = tl.constexpr(1)
 SERIES = tl.constexpr(0)
 LIMIT = tl.constexpr(-1)
 LOG2E = tl.constexpr(1.4426950408889634)
-# Where maxima begin: finite, so that a masked logit needs no select before its exponential.
+# Initial maxima: finite, so that a masked logit needs no select before its exponential.
 LOWEST = tl.constexpr(-3.4028234663852886e38)
-# Sums weighed by a prior are kept 2^100 too large: a class of prior 1e-38 can be the best by far, and those that
-# it beats by a factor near 1 must not be lost to underflow.
+# Sums weighted by a prior are scaled by 2^100: a class of prior 1e-38 can be the best by far, and classes close to it
+# must not underflow.
 LIFT = tl.constexpr(2.0**100)
 # Below this 1 / beta overflows; q* is the argmax long before.
 SMALLEST_BETA = tl.constexpr(1e-37)
@@ -45,7 +45,7 @@ SMALLEST_BETA = tl.constexpr(1e-37)
 
 @triton.jit
 def over_lane(x):
-    """A value of each lane (N,) beside a tile (A, N, V)."""
+    """Broadcast a value per lane (N,) over a tile (A, N, V)."""
     return x[None, :, None]
 
 
@@ -106,7 +106,7 @@ def _scaled_log1p(mean, inverse):
 def _moved(
     total, labels, mass, pull, down, best_down, scale, inverse, beta, has_prior: tl.constexpr, form: tl.constexpr
 ):
-    """Sums, measured from maxima that lie higher: by -down for all classes, by -best_down on the prior's support."""
+    """Rescale sums to higher maxima: higher by -down for all classes, by -best_down on the support of the prior."""
     if form >= 2:
         factor = tl.exp2(down * (LOG2E / form))
         total, labels = total * _power(factor, form), labels * factor
@@ -115,7 +115,7 @@ def _moved(
         if form == LIMIT:
             pull = pull + tl.where(mass == 0.0, 0.0, mass * best_down)
         else:
-            # Where nothing was summed the old maximum means nothing, and -inf / inf is NaN.
+            # Without a summed class the old maximum is meaningless, and -inf / inf is NaN.
             best_down = tl.where(mass == 0.0, 0.0, best_down)
             if form == SERIES:
                 factor = tl.exp2(best_down * scale)
@@ -129,7 +129,7 @@ def _moved(
 def add_tile(
     x, r, top, total, best, labels, mass, pull, scale, inverse, beta, has_prior: tl.constexpr, form: tl.constexpr
 ):
-    """The sums of lanes (N,) with a tile of logits (A, N, V), of prior r, added."""
+    """Add a tile of logits (A, N, V) with prior r to the sums of lanes (N,)."""
     new_top = tl.maximum(top, _max(x))
     if has_prior:
         here = tl.where(r > 0, x, float("-inf"))
@@ -164,7 +164,7 @@ def add_tile(
 
 @triton.jit
 def meet(top, total, best, labels, mass, pull, scale, inverse, beta, has_prior: tl.constexpr, form: tl.constexpr):
-    """The sums of a row, (1,), from those of its lanes."""
+    """Combine the sums of the lanes of a row; (1,) each."""
     row_top, row_best = tl.max(top, 0, keep_dims=True), tl.max(best, 0, keep_dims=True)
     total, labels, mass, pull = _moved(
         total, labels, mass, pull, top - row_top, best - row_best, scale, inverse, beta, has_prior, form
@@ -193,21 +193,21 @@ def losses_of(
         gained = tl.where(gained * inverse <= -0.5, plain, near) if form == SERIES else plain
     gap = top - best if has_prior else 0.0
     value = tl.where(feasible, log_total + gap - gained, float("inf"))
-    # A term of weight 0 is left out even where it is infinite.
+    # A term of weight 0 is 0 even if it is infinite.
     loss = (1 - alpha) * tl.where(alpha < 1.0, data, 0.0) + alpha * tl.where(alpha > 0.0, value, 0.0)
     return weight * tl.where(weight == 0.0, 0.0, loss)
 
 
 @triton.jit
 def factors(alpha, total, labels, mass, form: tl.constexpr):
-    """What makes exponentials p, and alpha q*."""
+    """The factors that turn exponentials into p and into alpha q*."""
     norm = mass if form == LIMIT else labels
     return 1 / tl.where(total == 0.0, 1.0, total), alpha / tl.where(norm == 0.0, 1.0, norm)
 
 
 @triton.jit
 def difference(x, r, top, best, p_factor, q_factor, scale, has_prior: tl.constexpr, form: tl.constexpr):
-    """The gradient of logits x but for the target: p - alpha q*."""
+    """The gradient of logits x without the term of the target: p - alpha q*."""
     d = x - top
     if form >= 2:
         e = tl.exp2(d * (LOG2E / form))

@@ -1,16 +1,16 @@
-"""The Triton kernels, which triton.py prepares and launches; what they compute is in triton_algebra.py.
+"""The Triton kernels, launched by triton.py; their algebra is in triton_algebra.py.
 
-- `short_rows` holds whole rows in registers: one read of the logits, several rows a program.
+- `short_rows` holds whole rows in registers: one read of the logits, several rows per program.
 - `long_rows` sweeps a row twice, by lanes: once for its sums, then backwards for its gradient.
-- `sum_parts` and `write_parts` do the same where rows are few: each program has a part of a row.
-- `scale_gradient` multiplies a gradient by a number that lies on the device, and does nothing where it is 1.
+- `sum_parts` and `write_parts` do the same for few rows: each program handles a part of a row.
+- `scale_gradient` multiplies a gradient by a scalar on the device, and does nothing if it is 1.
 
-Arguments are as `labo.kernels.triton.solve` names them; row strides and classes come in units of `unit` classes, so
-that the compiler knows which addresses are multiples of 16 bytes.
+Arguments have the names of `labo.kernels.triton.solve`; row strides and classes are in units of `unit` classes, so that
+the compiler knows which addresses are multiples of 16 bytes.
 """
 
-# Where Triton is missing (this module is then never imported) pyright takes the file triton.py beside this one for it;
-# where it is there, its types do not describe what one jit function passes to another.
+# Without Triton (this module is then never imported) pyright resolves its name to the sibling file triton.py; with it,
+# its types do not describe calls between jit functions.
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportIndexIssue=false
 # pyright: reportCallIssue=false, reportArgumentType=false, reportAssignmentType=false
 
@@ -42,7 +42,7 @@ def _offsets(columns, stride, contiguous: tl.constexpr):
 
 @triton.jit
 def _row_values(value, rows, inside, stride, of_rows: tl.constexpr):
-    """An option of each row: loaded, or one number for all."""
+    """The option of each row: loaded, or one number for all rows."""
     if of_rows:
         return tl.load(value + rows * stride, mask=inside, other=1.0).to(tl.float32)
     else:
@@ -59,7 +59,7 @@ def _scales(beta):
 
 @triton.jit
 def _chosen(logits, rows, target, live, classes, row_stride, class_stride):
-    """The logits of the targets, and which are classes; NaN for one that is not (nobody looked in a compiled graph)."""
+    """The logits of the targets, and which are valid; NaN for invalid ones (compiled graphs do not check them)."""
     known = live & (target >= 0) & (target < classes)
     found = tl.load(logits + rows * row_stride + target * class_stride, mask=known, other=0.0).to(tl.float32)
     return tl.where(live & (known == 0), float("nan"), found), known
@@ -78,7 +78,7 @@ def _columns(groups: tl.constexpr, lanes: tl.constexpr, unit: tl.constexpr):
 
 @triton.jit
 def _prior_at(prior, at, inside):
-    """The prior's probabilities; 0 where there is none, which nothing reads."""
+    """The probabilities of the prior; without a prior an unused 0."""
     if prior is None:
         return 0.0
     elif inside is None:
@@ -158,12 +158,12 @@ def _write_target(
     grad_logits, rows, grad_stride, target, known, chosen, prior, weight, alpha, top, best, p_factor, q_factor, scale,
     form: tl.constexpr,
 ):  # fmt: skip
-    """Write the entries of the targets again, with their -(1 - alpha), rounded once."""
+    """Overwrite the entries of the targets, including -(1 - alpha), rounded once."""
     has_prior: tl.constexpr = prior is not None
     r = _prior_at(prior, target, known)
     grad = difference(chosen, r, top, best, p_factor, q_factor, scale, has_prior, form)
     grad = weight * (grad - (1 - alpha))
-    tl.debug_barrier()  # other threads have written there
+    tl.debug_barrier()  # other threads have written these entries
     tl.store(grad_logits + rows * grad_stride + target, grad.to(grad_logits.dtype.element_ty), mask=known)
 
 
@@ -180,7 +180,7 @@ def short_rows(
     alpha_stride, beta_stride, count, class_units, contiguous: tl.constexpr, alpha_of_rows: tl.constexpr,
     beta_of_rows: tl.constexpr, form: tl.constexpr, unit: tl.constexpr, together: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    """Losses and gradient of `together` rows a program, each held whole."""
+    """Losses and gradient of `together` rows per program, each held in registers."""
     row_stride, grad_stride, classes = row_units * unit, grad_units * unit, class_units * unit
     has_prior: tl.constexpr = prior is not None
     rows = tl.program_id(0).to(tl.int64) * together + tl.arange(0, together)
@@ -205,7 +205,7 @@ def short_rows(
     tl.store(losses + rows, loss, mask=inside)
     if grad_logits is not None:
         p_factor, q_factor = factors(row_alpha, total, labels, mass, form)
-        # Where all classes are masked there is nothing to learn, not even at the target.
+        # If all classes are masked the gradient is 0, also at the target.
         weight = tl.where(total == 0.0, 0.0, weight)
         grad = over_lane(weight) * difference(
             x, r, over_lane(top), over_lane(best), over_lane(p_factor), over_lane(q_factor), over_lane(scale),
@@ -226,7 +226,7 @@ def long_rows(
     alpha_stride, beta_stride, class_units, contiguous: tl.constexpr, alpha_of_rows: tl.constexpr,
     beta_of_rows: tl.constexpr, form: tl.constexpr, unit: tl.constexpr, groups: tl.constexpr, lanes: tl.constexpr,
 ):  # fmt: skip
-    """Loss and gradient of one row a program."""
+    """Loss and gradient of one row per program."""
     row_stride, grad_stride, classes = row_units * unit, grad_units * unit, class_units * unit
     has_prior: tl.constexpr = prior is not None
     index = tl.program_id(0).to(tl.int64)
@@ -252,7 +252,7 @@ def long_rows(
         tl.store(losses + rows, loss)
         if grad_logits is not None:
             p_factor, q_factor = factors(row_alpha, total, labels, mass, form)
-            weight = tl.where(total == 0.0, 0.0, weight)  # all classes masked: nothing to learn
+            weight = tl.where(total == 0.0, 0.0, weight)  # all classes masked: zero gradient
             _write_range(
                 row, prior, grad_logits + index * grad_stride, 0, classes, class_stride, weight, top, best, p_factor,
                 q_factor, scale, contiguous, form, groups, lanes, unit,
@@ -269,7 +269,7 @@ def sum_parts(
     contiguous: tl.constexpr, beta_of_rows: tl.constexpr, form: tl.constexpr, unit: tl.constexpr,
     groups: tl.constexpr, lanes: tl.constexpr,
 ):  # fmt: skip
-    """The sums of one part of `width` classes of one row a program, as (6, rows, parts)."""
+    """The sums of a part of `width` tiles of a row per program, as (6, rows, parts)."""
     classes = class_units * unit
     index, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     if tl.load(row_weights + index) != 0.0:
@@ -299,10 +299,10 @@ def write_parts(
     alpha_of_rows: tl.constexpr, beta_of_rows: tl.constexpr, form: tl.constexpr, unit: tl.constexpr,
     groups: tl.constexpr, lanes: tl.constexpr, places: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of one part of one row a program, from the sums of its parts (`places` is no less than they are).
+    """The gradient of a part of a row per program, from the sums of all parts (`places` is at least their number).
 
-    The program that holds the target reads it before it writes: the gradient may lie where the logits do. It writes the
-    row's loss too.
+    The program with the target also writes the loss of the row. It reads the target's logit before it writes, because
+    the gradient may overwrite the logits.
     """
     row_stride, grad_stride, classes = row_units * unit, grad_units * unit, class_units * unit
     has_prior: tl.constexpr = prior is not None
@@ -352,7 +352,7 @@ def write_parts(
 
 @triton.jit
 def scale_gradient(grads, factor, count, block: tl.constexpr):
-    """Multiply `count` numbers by a scalar that lies on the device, rounded once; a scalar of 1 costs a look at it."""
+    """Multiply `count` numbers by a scalar on the device, rounded once; a scalar of 1 costs only its read."""
     by = tl.load(factor).to(tl.float32)
     if by != 1.0:
         step = tl.num_programs(0).to(tl.int64) * block

@@ -1,6 +1,6 @@
-"""How the Triton kernels lie on the device: rows held in registers or swept by lanes, lanes and warps of a program.
+"""Launch configurations of the Triton kernels: rows per program or lanes, and warps.
 
-`benchmarks/gpu.py --section shapes` times the candidates and prints a table to put in `TABLE`.
+`benchmarks/gpu.py --section shapes` times candidates and prints a new `TABLE`.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from typing import NamedTuple
 
 # Classes up to which a row can be held in registers.
 MAX_HELD = 4096
-# Programs that keep a large GPU busy: fewer rows than this are cut into parts.
+# Programs that keep a large GPU busy: with fewer rows than this, rows are split into parts.
 ENOUGH_PROGRAMS = 256
 
 
 class Shape(NamedTuple):
-    """`rows` that a program holds, or 0 where it sweeps one; groups of 16 bytes that a lane reads at once; warps."""
+    """Rows that a program holds (0 if it sweeps one row), groups of 16 bytes that a lane reads at once, and warps."""
 
     rows: int
     groups: int
     warps: int
 
 
-# (classes up to which it holds, shape) by the bytes of a logit; chosen by instruction counts and occupancy.
+# (maximum number of classes, shape) by bytes per logit; chosen by instruction counts and occupancy.
 TABLE: dict[int, tuple[tuple[int, Shape], ...]] = {
     4: (
         (16, Shape(16, 1, 1)),
@@ -49,7 +49,7 @@ TABLE: dict[int, tuple[tuple[int, Shape], ...]] = {
 
 
 def shape_of(classes: int, itemsize: int) -> Shape:
-    """The shape for rows of so many classes, of so many bytes each."""
+    """The shape for rows of `classes` logits of `itemsize` bytes each."""
     return next(shape for limit, shape in TABLE[itemsize] if classes <= limit)
 
 
@@ -60,11 +60,11 @@ def tile_of(shape: Shape, unit: int, itemsize: int) -> tuple[int, int]:
 
 
 def parts_of(rows: int, classes: int, tile: int) -> int:
-    """Tiles a part of a row has, so that few rows make enough programs; 0 where rows stay whole."""
+    """Tiles per part of a row, so that few rows make enough programs; 0 if rows are not split."""
     parts = min(-(-ENOUGH_PROGRAMS // rows), classes // (2 * tile))
     return 0 if parts < 2 else -(-classes // (parts * tile))
 
 
 def power_of_2(count: int) -> int:
-    """The least that is no less than `count`."""
+    """The smallest power of 2 that is at least `count`."""
     return 1 << (count - 1).bit_length()

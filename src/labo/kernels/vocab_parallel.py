@@ -1,9 +1,9 @@
-"""The loss of logits whose classes are split over the ranks of a process group; only per-row scalars cross.
+"""The loss of logits whose classes are split over the ranks of a process group; only per-row scalars are communicated.
 
-The algebra is that of `labo.inner`: two log-sum-exps, each measured from its own maximum. The maxima cross first, the
-sums that are measured from them second; what a prior needs for being renormalised over the unmasked classes is linear
-and crosses with the sums. Scalars cross in float64: they are few, and a prior that is tiny where the logits are large
-then neither underflows nor rounds a second time.
+The algebra is that of `labo.inner`: two log-sum-exps, each relative to its own maximum. The first all-reduce
+communicates the maxima, the second the sums relative to them, including the prior mass of the unmasked classes, which
+renormalises the prior. Scalars are communicated in float64: they are few, and a prior that is tiny where the logits are
+large then neither underflows nor is rounded twice.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from labo.reduction import Rows
 
 __all__ = ["vocab_parallel_labo_cross_entropy"]
 
-_GATHER = "gather the logits and take labo.labo_cross_entropy"
+_GATHER = "gather the logits and use labo.labo_cross_entropy"
 
 
 def vocab_parallel_labo_cross_entropy(
@@ -42,15 +42,16 @@ def vocab_parallel_labo_cross_entropy(
     """`labo.labo_cross_entropy` of logits whose classes are split over ranks: (1 - alpha) * CE(target, p) + alpha * V.
 
     Rank i of the group holds a contiguous range of classes, after those of the ranks before it; ranges may differ in
-    length and may be empty. Two all-reduces of a few scalars a row cross, nothing of the size of the classes. The
-    backward pass gives each rank its slice of the gradient without communication, provided that every rank
-    backpropagates the same loss.
+    length and may be empty. The forward pass communicates by two all-reduces of a few scalars per row, nothing of the
+    size of the classes. The backward pass computes the gradient of each rank's slice without communication, provided
+    that every rank backpropagates the same loss.
 
     Args:
-        input: this rank's logits (C_local) or (…, C_local), floating point, classes last, as column-parallel heads give
-            them; -inf masks a class. Or a DTensor that is sharded on its last dimension over a one-dimensional mesh.
+        input: this rank's logits (C_local) or (…, C_local), floating point, classes last, as column-parallel heads
+            return them; -inf masks a class. Or a DTensor that is sharded on its last dimension over a one-dimensional
+            mesh.
         target: class indices (…), counted over all ranks; the same on every rank.
-        group: the ranks that hold the classes; None for all. A DTensor brings its own.
+        group: the ranks that hold the classes; None for all ranks. With a DTensor, the group of its mesh.
         alpha, beta: as in `labo.labo_cross_entropy`, the same on every rank.
         prior: None for uniform, or this rank's slice (C_local,) or (…, C_local) of probabilities that sum to 1 over
             the classes of all ranks.
@@ -59,10 +60,10 @@ def vocab_parallel_labo_cross_entropy(
 
     Returns:
         The loss, equal on every rank, as `labo.labo_cross_entropy` returns it. alpha, beta and prior get no gradient,
-        and there is no second derivative.
+        and second derivatives are not supported.
 
     Raises:
-        ValueError, TypeError: an argument is out of range, does not fit or asks for a gradient; the message names it.
+        ValueError, TypeError: an argument is out of range, does not fit or requires a gradient; the message names it.
         RuntimeError: torch.distributed is not initialised; the loss is differentiated twice.
 
     Source:
@@ -84,25 +85,25 @@ def vocab_parallel_labo_cross_entropy(
 
 
 @dataclass(frozen=True)
-class _Measure:
-    """What a rank measures its logits by.
+class _RowReference:
+    """The reference values for the logits of a rank.
 
     `r`, (C_local,) or (N, C_local), is its slice of the prior up to a factor; uniform is 1. `top` (N, 1) is the maximum
-    over the classes of all ranks, `support_top` over those with prior mass, for a prior may exclude the largest logit.
-    `place` (N,) of the target counts from this rank's first class; outside [0, C_local) it is another rank's.
+    over the classes of all ranks, `support_top` over those with prior mass: a prior may exclude the largest logit.
+    `target` (N,) is relative to the first class of this rank; outside [0, C_local) it belongs to another rank.
     """
 
     beta: Tensor
     r: Tensor
     top: Tensor
     support_top: Tensor
-    place: Tensor
+    target: Tensor
 
 
 class _Shard:
-    """A rank's classes of every row (N, C_local), measured from the maxima over all ranks."""
+    """The classes of a rank for every row (N, C_local), relative to the maxima over all ranks."""
 
-    def __init__(self, rows: Tensor, measure: _Measure) -> None:
+    def __init__(self, rows: Tensor, measure: _RowReference) -> None:
         finite = rows != -math.inf
         self.mass = torch.where(finite, measure.r, 0.0)
         self.support = self.mass > 0
@@ -111,7 +112,7 @@ class _Shard:
         self.distance = torch.where(finite, rows - measure.support_top, 0.0)
         self.u = self.distance / measure.beta
         self.scores = torch.where(self.support, self.u + measure.r.log(), -math.inf)
-        self.is_target = torch.arange(rows.shape[-1], device=rows.device) == measure.place.unsqueeze(-1)
+        self.is_target = torch.arange(rows.shape[-1], device=rows.device) == measure.target.unsqueeze(-1)
 
 
 class _RowTerms(torch.autograd.Function):
@@ -131,15 +132,15 @@ class _RowTerms(torch.autograd.Function):
         r, prior_total = _prior_of_rows(rows, prior, wide.dtype)
         tops, sizes = _maxima(wide, r, group)
         _check_over_ranks(rows, sizes.sum())
-        place = rows.target - sizes[: dist.get_rank(group)].sum()
-        measure = _Measure(inner.over_rows("beta", beta, wide), r, *tops, place)
+        local_target = rows.target - sizes[: dist.get_rank(group)].sum()
+        measure = _RowReference(inner.over_rows("beta", beta, wide), r, *tops, local_target)
         sums = torch.stack((*_sums(_Shard(wide, measure), measure, plugin), prior_total))
         dist.all_reduce(sums, op=dist.ReduceOp.SUM, group=group)
         if prior is not None:
-            # The total is all that is known of the other slices: a distribution over one class.
+            # Only the total over all slices is known here; check it as a distribution over one class.
             checks.distribution("prior", sums[-1].to(prior.dtype).unsqueeze(-1), -1)
-        belief_sum, label_sum = sums[:2].unsqueeze(-1)
-        ctx.save_for_backward(logits, belief_sum.to(wide.dtype), label_sum.log().to(wide.dtype))
+        exp_z_sum, label_sum = sums[:2].unsqueeze(-1)
+        ctx.save_for_backward(logits, exp_z_sum.to(wide.dtype), label_sum.log().to(wide.dtype))
         ctx.measure = measure
         data, term = _combine(sums, measure, plugin)
         return data.to(wide.dtype), term.to(wide.dtype)
@@ -151,15 +152,15 @@ class _RowTerms(torch.autograd.Function):
                 "Expected no second derivative (create_graph=True) of vocab_parallel_labo_cross_entropy, which has "
                 f"none; {_GATHER}."
             )
-        logits, belief_sum, log_label_sum = ctx.saved_tensors
+        logits, exp_z_sum, log_label_sum = ctx.saved_tensors
         shard = _Shard(inner.working(logits), ctx.measure)
         grad_data, grad_term = (grad.unsqueeze(-1) for grad in grads)
-        p = shard.shifted.exp() / belief_sum
+        p = shard.shifted.exp() / exp_z_sum
         q = torch.where(shard.support, (shard.scores - log_label_sum).exp(), 0.0)
         grad = p * (grad_data + grad_term) - q * grad_term
         grad = torch.where(shard.is_target, grad - grad_data, grad)
-        # A row whose classes are all masked has no belief and no gradient.
-        return torch.where(belief_sum == 0, 0.0, grad).to(logits.dtype), None, None, None, None, None
+        # A row whose classes are all masked has no gradient.
+        return torch.where(exp_z_sum == 0, 0.0, grad).to(logits.dtype), None, None, None, None, None
 
 
 def _maxima(logits: Tensor, r: Tensor, group: dist.ProcessGroup | None) -> tuple[tuple[Tensor, Tensor], Tensor]:
@@ -175,8 +176,8 @@ def _maxima(logits: Tensor, r: Tensor, group: dist.ProcessGroup | None) -> tuple
     return (tops[0], tops[1]), local[2 * count :].long()
 
 
-def _sums(shard: _Shard, measure: _Measure, plugin: bool) -> tuple[Tensor, ...]:
-    """This rank's part of what `_combine` takes, float64 (N,) each."""
+def _sums(shard: _Shard, measure: _RowReference, plugin: bool) -> tuple[Tensor, ...]:
+    """This rank's part of the sums for `_combine`, float64 (N,) each."""
     log_label_sum = shard.scores.logsumexp(-1)
     label_sum = log_label_sum.double().exp()
     if plugin:
@@ -193,28 +194,28 @@ def _sums(shard: _Shard, measure: _Measure, plugin: bool) -> tuple[Tensor, ...]:
     )
 
 
-def _combine(sums: Tensor, measure: _Measure, plugin: bool) -> tuple[Tensor, Tensor]:
+def _combine(sums: Tensor, measure: _RowReference, plugin: bool) -> tuple[Tensor, Tensor]:
     """CE(target, p) and V (or CE(q*, p)) of each row from the sums over all ranks.
 
-    With mean = sum r expm1(u) / mass, the log of sum r exp(u) / mass is log1p(mean) where nothing cancels; where the
-    mean falls below -1/2 it would, and the plain log is large enough (as in `labo.inner`). At beta = inf the second sum
-    is that of r * distance instead.
+    With mean = sum r expm1(u) / mass, the log of sum r exp(u) / mass is log1p(mean), without cancellation unless the
+    mean is below -1/2; there the plain log is accurate (as in `labo.inner`). At beta = inf the second sum is that of
+    r * distance instead.
     """
-    belief_sum, label_sum, pull, mass, target, _ = sums
-    log_belief_sum = belief_sum.log()
-    data = torch.where(belief_sum == 0, math.inf, log_belief_sum - target)
+    exp_z_sum, label_sum, pull, mass, target, _ = sums
+    log_exp_z_sum = exp_z_sum.log()
+    data = torch.where(exp_z_sum == 0, math.inf, log_exp_z_sum - target)
     if plugin:
         pull = pull / label_sum
     else:
         beta, mean = measure.beta.squeeze(-1).double(), pull / mass
         log_mean = torch.where(mean > -0.5, mean.clamp(min=-0.5).log1p(), (label_sum / mass).log())
         pull = torch.where(torch.isinf(beta), mean, beta * log_mean)
-    gap = (measure.top - measure.support_top).squeeze(-1)  # what an excluding prior gives away
-    return data, torch.where(mass == 0, math.inf, log_belief_sum + gap - pull)
+    gap = (measure.top - measure.support_top).squeeze(-1)  # 0 unless the prior excludes the largest logit
+    return data, torch.where(mass == 0, math.inf, log_exp_z_sum + gap - pull)
 
 
 def _as_rows(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int) -> Rows:
-    """As `reduction.as_rows`, for targets that are counted over all ranks: their range is checked when it is known."""
+    """Like `reduction.as_rows`, for targets over the classes of all ranks, whose range is checked later."""
     checks.floating("input", input)
     if not isinstance(target, Tensor):
         raise TypeError(f"Expected argument `target` to be a tensor, but got {type(target).__name__}.")
@@ -249,7 +250,7 @@ def _prior_of_rows(rows: Rows, prior: Tensor | None, dtype: torch.dtype) -> tupl
             f"{tuple(prior.shape)}."
         )
     checks.same_device("prior", prior, rows.logits)
-    # Told through the total, a bad entry is refused on every rank; refused here alone, it would leave others waiting.
+    # NaN in the total raises the error on every rank; an error on this rank only would leave the others waiting.
     total = torch.where((prior < 0).any(-1), math.nan, prior.sum(-1, dtype=torch.float64))
     checks.broadcasts("prior", total, rows.shape)
     if prior.dim() > 1:
@@ -258,16 +259,16 @@ def _prior_of_rows(rows: Rows, prior: Tensor | None, dtype: torch.dtype) -> tupl
 
 
 def _check_over_ranks(rows: Rows, classes: Tensor) -> None:
-    """Refuse targets and class weights that do not fit the classes of all ranks, without waiting for an accelerator."""
+    """Check targets and class weights against the classes of all ranks, without device synchronization."""
     if classes.device.type == "cpu":
         checks.class_indices("target", rows.target, int(classes), None)
     else:
         fits = (rows.target >= 0) & (rows.target < classes)
         checks.require(fits, "Expected argument `target` to be indices of the classes of all ranks, but got others.")
     if rows.weight is not None:
-        came = tuple(rows.weight.shape)
+        shape = tuple(rows.weight.shape)
         fits = (classes == rows.weight.numel()) & (rows.weight.dim() == 1)
-        checks.require(fits, f"Expected argument `weight` to have the classes of all ranks, but got shape {came}.")
+        checks.require(fits, f"Expected argument `weight` to have the classes of all ranks, but got shape {shape}.")
 
 
 def _check_options(alpha: Any, beta: Any, prior: Tensor | None, reduction: str, value: str) -> None:
@@ -278,11 +279,13 @@ def _check_options(alpha: Any, beta: Any, prior: Tensor | None, reduction: str, 
         raise ValueError(f"Expected argument `value` to be one of inner, plugin, but got {value!r}.")
     for name, option in (("alpha", alpha), ("beta", beta), ("prior", prior)):
         if isinstance(option, Tensor) and option.requires_grad:
-            raise ValueError(f"Expected argument `{name}` not to require grad: split classes give none; {_GATHER}.")
+            raise ValueError(
+                f"Expected argument `{name}` not to require grad: split classes have no gradient in it; {_GATHER}."
+            )
 
 
 def _local(input: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, dist.ProcessGroup | None]:
-    """This rank's logits and the group: those of a DTensor and of its mesh, or the arguments as they are."""
+    """This rank's logits and the group: from a DTensor and its mesh, or the arguments themselves."""
     if not (dist.is_available() and dist.is_initialized()):
         raise RuntimeError("Expected torch.distributed to be initialised: call torch.distributed.init_process_group.")
     if (mesh := getattr(input, "device_mesh", None)) is not None:
@@ -294,5 +297,5 @@ def _local(input: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, dist
             )
         input, group = sharded.to_local(), mesh.get_group()
     if dist.get_rank(group) < 0:
-        raise ValueError("Expected argument `group` to hold this process, but it is not among the group's ranks.")
+        raise ValueError("Expected argument `group` to include this process, but it is not among the group's ranks.")
     return input, group

@@ -1,1 +1,1 @@
-"""What predictions are measured by, and when a difference is more than luck."""
+"""Metrics of predictions, and significance tests of their differences."""

@@ -1,4 +1,4 @@
-"""Calibration: whether predictions of 80% are right 80% of the time."""
+"""Calibration metrics: reliability bins and expected calibration error."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def reliability(probabilities: Tensor, target: Tensor, bins: int = BINS) -> list
     Args:
         probabilities: (N, C).
         target: (N,) class indices.
-        bins: how many.
+        bins: number of bins.
 
     Raises:
-        ValueError, TypeError: no probabilities that sum to 1, targets that are no classes, other shapes, or no example.
+        ValueError, TypeError: invalid probabilities, targets or shapes, or no example.
 
     Returns:
-        One dict a bin: mean "confidence" and "accuracy" (fractions; None where the bin is empty) and "count".
+        One dict per bin: mean "confidence" and "accuracy" (fractions; None if the bin is empty) and "count".
 
     Source: Guo et al., *On Calibration of Modern Neural Networks*, ICML 2017, section 2.
 
@@ -39,29 +39,29 @@ def reliability(probabilities: Tensor, target: Tensor, bins: int = BINS) -> list
 
 
 def binned(confidence: Tensor, correct: Tensor, bins: int = BINS) -> Tensor:
-    """What `reliability` counts, as sums over examples, which those of several batches add up to.
+    """The sums over examples behind `reliability`; those of several batches can be added.
 
     Args:
         confidence: (N,) float64, in (0, 1].
         correct: (N,) bool.
-        bins: how many.
+        bins: number of bins.
 
     Returns:
-        (3, bins) float64 on the CPU: the number of examples, the sum of their confidence, how many are right.
+        (3, bins) float64 on the CPU: the number of examples, the sum of their confidence, the number correct.
     """
-    # The upper edge belongs to a bin, as in the paper.
+    # Bins include their upper edge, as in the paper.
     index = (torch.ceil(confidence * bins).long() - 1).clamp(0, bins - 1)
     values = torch.stack([torch.ones_like(confidence), confidence, correct.to(confidence.dtype)])
     return values.new_zeros(3, bins).index_add(1, index, values).cpu()
 
 
 def entries(sums: Tensor) -> list[dict[str, Any]]:
-    """The sums of `binned` as `reliability` gives them."""
-    found = []
-    for held, sure, right in sums.T.tolist():
-        mean = (sure / held, right / held) if held else (None, None)
-        found.append({"confidence": mean[0], "accuracy": mean[1], "count": int(held)})
-    return found
+    """The entries of `reliability` from the sums of `binned`."""
+    bins = []
+    for count, confidence, correct in sums.T.tolist():
+        mean = (confidence / count, correct / count) if count else (None, None)
+        bins.append({"confidence": mean[0], "accuracy": mean[1], "count": int(count)})
+    return bins
 
 
 def expected_calibration_error(probabilities: Tensor, target: Tensor, bins: int = BINS) -> float:
@@ -77,9 +77,9 @@ def expected_calibration_error(probabilities: Tensor, target: Tensor, bins: int 
     return gap(reliability(probabilities, target, bins))
 
 
-def gap(found: list[dict[str, Any]]) -> float:
+def gap(bins: list[dict[str, Any]]) -> float:
     """The expected calibration error of `reliability`'s entries."""
-    held = [entry for entry in found if entry["count"]]
-    total = sum(entry["count"] for entry in held)
-    gaps = sum(abs(entry["confidence"] - entry["accuracy"]) * entry["count"] for entry in held)
+    nonempty = [entry for entry in bins if entry["count"]]
+    total = sum(entry["count"] for entry in nonempty)
+    gaps = sum(abs(entry["confidence"] - entry["accuracy"]) * entry["count"] for entry in nonempty)
     return gaps / total if total else 0.0

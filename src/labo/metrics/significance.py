@@ -1,4 +1,4 @@
-"""When a difference over seeds is more than luck: intervals, exact paired permutation tests, Holm's correction."""
+"""Significance of differences over seeds: confidence intervals, exact paired permutation tests, Holm's correction."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import random
 from collections.abc import Sequence
 
-# Up to this many pairs every assignment of signs is tried; above, this many random ones.
+# Up to this many pairs all sign assignments are enumerated; above, this many are drawn.
 EXACT_PAIRS = 16
 DRAWS = 50_000
 
@@ -31,9 +31,9 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
 
 
 def sign_flip_test(differences: Sequence[float]) -> float:
-    """Two-sided p of a mean difference this far from 0, were each pair's sign a coin toss.
+    """The two-sided p-value of a mean difference, under random signs of the paired differences.
 
-    Exact for up to `EXACT_PAIRS` pairs; above, from `DRAWS` seeded draws with the observed one counted in. Source:
+    Exact for up to `EXACT_PAIRS` pairs; above, estimated from `DRAWS` seeded draws, including the observed one. Source:
     Fisher, *The Design of Experiments*, 1935, section 21.
 
     Args:
@@ -65,12 +65,12 @@ def _flip(differences: list[float]) -> float:
         raise ValueError("Expected argument `differences` to hold at least one difference, but got none.")
     sizes = [abs(d) for d in differences]
     # Sums that differ by rounding alone are ties.
-    bar = abs(math.fsum(differences)) - 1e-9 * math.fsum(sizes)
+    threshold = abs(math.fsum(differences)) - 1e-9 * math.fsum(sizes)
     if len(sizes) <= EXACT_PAIRS:
         signs = list(itertools.product((1, -1), repeat=len(sizes) - 1))  # the first sign is symmetric
-        return sum(abs(sizes[0] + math.fsum(map(_times, s, sizes[1:]))) >= bar for s in signs) / len(signs)
+        return sum(abs(sizes[0] + math.fsum(map(_times, s, sizes[1:]))) >= threshold for s in signs) / len(signs)
     draw = random.Random(0)
-    hits = sum(abs(sum(v if draw.random() < 0.5 else -v for v in sizes)) >= bar for _ in range(DRAWS))
+    hits = sum(abs(sum(v if draw.random() < 0.5 else -v for v in sizes)) >= threshold for _ in range(DRAWS))
     return (hits + 1) / (DRAWS + 1)
 
 
@@ -79,7 +79,7 @@ def _times(sign: int, value: float) -> float:
 
 
 def smallest_p(pairs: int) -> float:
-    """The least p that `sign_flip_test` can give with so many pairs (1 for none): 2 / 2 ** pairs, or that of a draw."""
+    """The smallest p-value of `sign_flip_test` for a number of pairs (1 for none)."""
     return min(1.0, 2.0 ** (1 - pairs)) if pairs <= EXACT_PAIRS else 1 / (DRAWS + 1)
 
 

@@ -1,4 +1,4 @@
-"""What translations are scored by: BLEU and chrF by sacreBLEU, with their signatures, and predictions of tokens."""
+"""Translation metrics: BLEU and chrF by sacreBLEU, with their signatures, and scores of token predictions."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from labo.errors import UserError, unknown
 from labo.metrics.calibration import BINS, binned, entries, gap
 
 METRICS = ("bleu", "chrf")
-# Elements of logits that are made float64 at a time.
+# The number of logits that are converted to float64 at a time.
 CHUNK_ELEMENTS = 2**22
 
 
 def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
-    """Corpus BLEU of plain text, from 0 to 100, and the signature that says how it was made.
+    """Corpus BLEU of plain text, from 0 to 100, and its sacreBLEU signature.
 
     Args:
-        hypotheses: N translations, as they are read: not in pieces.
-        references: N lines.
+        hypotheses: N detokenized translations.
+        references: N reference translations.
 
     Raises:
-        UserError: other numbers of lines on the two sides, or none; sacreBLEU is not there.
+        UserError: the numbers of lines differ or are 0; sacreBLEU is not installed.
 
     Source: Papineni et al., ACL 2002; Post, *A Call for Clarity in Reporting BLEU Scores*, WMT 2018.
 
@@ -53,16 +53,16 @@ def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, s
 
 
 def signatures() -> dict[str, str]:
-    """What sacreBLEU says of how `bleu` and `chrf` score, by their names: the same for any text.
+    """The sacreBLEU signatures of `bleu` and `chrf`, by name; they do not depend on the text.
 
     Raises:
-        UserError: sacreBLEU is not there.
+        UserError: sacreBLEU is not installed.
 
     Example:
         >>> signatures()["bleu"].split("|version")[0]
         'nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp'
     """
-    return {name: _scored(name, ["a"], ["a"])[1] for name in METRICS}  # it tells once it has scored
+    return {name: _scored(name, ["a"], ["a"])[1] for name in METRICS}  # available only after scoring
 
 
 def paired_bootstrap(
@@ -74,26 +74,27 @@ def paired_bootstrap(
     n: int = 1000,
     seed: int = 12345,
 ) -> dict[str, Any]:
-    """Whether a system's score differs from a baseline's by more than the choice of the N test sentences explains.
+    """Paired bootstrap over N test sentences of the difference between a system and a baseline.
 
-    It says nothing of what another seed of training would give.
+    It does not cover the variance over training seeds.
 
     Args:
         baseline, system: N translations each.
-        references: N lines.
+        references: N reference translations.
         metric: "bleu" or "chrf".
-        n: how many times the sentences are drawn, with replacement.
-        seed: of the draws, above 0.
+        n: number of bootstrap samples.
+        seed: seed of the samples, above 0.
 
     Returns:
-        "baseline" and "system" (scores), "difference" (system - baseline) and "p" (two-sided; 1 for translations that
-        are the same); the half widths of the 95% intervals "baseline_interval" and "system_interval" around the means
-        "baseline_mean" and "system_mean" of the draws; "signature".
+        "baseline" and "system" (scores), "difference" (system - baseline) and "p" (two-sided; 1 for identical
+        translations); the half widths of the 95% intervals "baseline_interval" and "system_interval" around the means
+        "baseline_mean" and "system_mean" of the samples; "signature".
 
     Raises:
         UserError: as in `bleu`; an option is out of range.
 
-    Source: Koehn, *Statistical Significance Tests for Machine Translation Evaluation*, EMNLP 2004, as sacreBLEU has it.
+    Source: Koehn, *Statistical Significance Tests for Machine Translation Evaluation*, EMNLP 2004, as implemented by
+        sacreBLEU.
 
     Example:
         >>> same = ["a dog runs in the park", "a cat sits on a wall"]
@@ -101,23 +102,23 @@ def paired_bootstrap(
         0.0
     """
     for name, value in (("n", n), ("seed", seed)):
-        checks.integer(name, value)  # sacreBLEU takes a seed of 0 for none
+        checks.integer(name, value)  # sacreBLEU treats a seed of 0 as none
     for lines in (baseline, system):
-        _refuse(lines, references)
+        _check_lengths(lines, references)
     scorer = _metric(metric)
     from sacrebleu.significance import PairedTest
 
     with _seeded(seed):
         named: list[tuple[str, Sequence[str]]] = [("baseline", list(baseline)), ("system", list(system))]
         signatures, scores = PairedTest(named, {metric: scorer}, [list(references)], test_type="bs", n_samples=n)()
-    same = list(baseline) == list(system)  # which sacreBLEU gives the least p there is
+    identical = list(baseline) == list(system)  # for which sacreBLEU returns the smallest p
     ((name, signature),) = signatures.items()
     first, second = (result for result in scores[name] if not isinstance(result, str))
     return {
         "baseline": first.score,
         "system": second.score,
         "difference": second.score - first.score,
-        "p": 1.0 if same else second.p_value,
+        "p": 1.0 if identical else second.p_value,
         "baseline_mean": _number(first.mean),
         "baseline_interval": _number(first.ci),
         "system_mean": _number(second.mean),
@@ -127,13 +128,13 @@ def paired_bootstrap(
 
 
 class TokenScores:
-    """How well tokens are predicted, from batches of logits, none of which is kept.
+    """Scores of token predictions, accumulated over batches of logits without storing them.
 
     Example:
         >>> scores = TokenScores()
         >>> scores.add(torch.tensor([[[0.0, 0.0], [9.0, 0.0]]]), torch.tensor([[1, -100]]))
-        >>> found = scores.result()
-        >>> found["tokens"], round(found["perplexity"], 3)
+        >>> result = scores.result()
+        >>> result["tokens"], round(result["perplexity"], 3)
         (1, 2.0)
     """
 
@@ -144,11 +145,11 @@ class TokenScores:
 
     @torch.no_grad()
     def add(self, logits: Tensor, labels: Tensor) -> None:
-        """Count a batch.
+        """Add a batch.
 
         Args:
             logits: (…, V).
-            labels: (…), class indices; those of `ignore_index` are left out.
+            labels: (…), class indices; those equal to `ignore_index` are ignored.
 
         Raises:
             ValueError: the shapes do not fit.
@@ -162,43 +163,43 @@ class TokenScores:
         for at in torch.nonzero(kept).squeeze(-1).split(max(1, CHUNK_ELEMENTS // max(1, rows.shape[1]))):
             if not len(at):
                 continue
-            part, wanted = rows[at].double(), target[at]
+            part, labels_at = rows[at].double(), target[at]
             total = part.logsumexp(-1)
             highest, predicted = part.max(-1)
-            self.nll += (total - part.gather(-1, wanted.unsqueeze(-1)).squeeze(-1)).sum().item()
-            self.sums += binned((highest - total).exp(), predicted == wanted, self.sums.shape[1])
+            self.nll += (total - part.gather(-1, labels_at.unsqueeze(-1)).squeeze(-1)).sum().item()
+            self.sums += binned((highest - total).exp(), predicted == labels_at, self.sums.shape[1])
 
     @property
     def tokens(self) -> int:
-        """How many were counted."""
+        """The number of tokens added."""
         return int(self.sums[0].sum())
 
     def result(self) -> dict[str, Any]:
-        """The scores of what was counted.
+        """The scores of all tokens added.
 
         Returns:
-            "tokens"; "nll" in nats and "perplexity"; "accuracy" and "ece" (15 bins) as fractions; "reliability" as
-            `labo.metrics.calibration.reliability` gives it.
+            "tokens"; "nll" in nats and "perplexity"; "accuracy" and "ece" (15 bins) as fractions; "reliability" as in
+            `labo.metrics.calibration.reliability`.
 
         Raises:
-            ValueError: nothing was counted.
+            ValueError: no token was added.
         """
         if not self.tokens:
             raise ValueError("Expected at least one token to score, but got none.")
-        found = entries(self.sums)
+        bins = entries(self.sums)
         nll = self.nll / self.tokens
         return {
             "tokens": self.tokens,
             "nll": nll,
             "perplexity": math.exp(nll) if nll < 700 else math.inf,
             "accuracy": self.sums[2].sum().item() / self.tokens,
-            "ece": gap(found),
-            "reliability": found,
+            "ece": gap(bins),
+            "reliability": bins,
         }
 
 
 def _scored(metric: str, hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
-    _refuse(hypotheses, references)
+    _check_lengths(hypotheses, references)
     scorer = _metric(metric)
     score = scorer.corpus_score(list(hypotheses), [list(references)]).score
     return float(score), str(scorer.get_signature())
@@ -211,12 +212,12 @@ def _metric(name: str) -> Any:
         from sacrebleu.metrics.bleu import BLEU
         from sacrebleu.metrics.chrf import CHRF
     except ImportError as error:
-        raise UserError("Scoring translations needs sacreBLEU, which the extra `text` has.") from error
-    # Text that looks as if it were in tokens is scored as it is, without a warning.
+        raise UserError("Scoring translations needs sacreBLEU: install the extra `text`.") from error
+    # force=True: no warning for text that looks tokenized.
     return BLEU(force=True) if name == "bleu" else CHRF()
 
 
-def _refuse(hypotheses: Sequence[str], references: Sequence[str]) -> None:
+def _check_lengths(hypotheses: Sequence[str], references: Sequence[str]) -> None:
     if len(hypotheses) != len(references) or not len(references):
         raise UserError(
             f"Expected as many translations as references and at least one, but got {len(hypotheses)} and "
@@ -226,7 +227,7 @@ def _refuse(hypotheses: Sequence[str], references: Sequence[str]) -> None:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """The seed where sacreBLEU takes it from: it has no argument for it."""
+    """Set the environment variable from which sacreBLEU reads its seed; it has no argument for it."""
     before = os.environ.get("SACREBLEU_SEED")
     os.environ["SACREBLEU_SEED"] = str(seed)
     try:

@@ -1,1 +1,1 @@
-"""The outer problem: how the labels are learnt, decided by data that the network did not train on."""
+"""The outer problem: choosing how labels are learnt, by held-out data."""

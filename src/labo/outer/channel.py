@@ -1,4 +1,4 @@
-"""How well predictions explain labels some of which may be wrong: likelihood through a noise channel."""
+"""The likelihood of noisy labels under predictions and a noise channel."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 _SCALES = torch.linspace(math.log(0.25), math.log(8.0), 14, dtype=torch.float64).exp()
 _NOISE_RATES = torch.linspace(0.0, 0.8, 33, dtype=torch.float64)
 _EM_STEPS, _STRENGTH = 30, 10.0
-# A class-dependent channel has a number for each pair of classes.
+# A class-dependent channel has a parameter for each pair of classes, so it needs few classes.
 MAX_CLASSES = 100
 _TINY = 1e-12
 
@@ -20,8 +20,8 @@ def channel_losses(logits: Tensor, labels: Tensor, *, seed: int = 0) -> Tensor:
     """-log sum_k p_k C[k, label] of each example, (N,) float64, p = softmax(scale * logits).
 
     The scale and the channel C[k, j] = P(label j | true class k) are fitted on one half of the examples and scored on
-    the other, both ways. The channel is symmetric (one noise rate) or class-dependent (EM, with a Dirichlet
-    prior of strength 10 towards the symmetric one): the one that predicts better.
+    the other, for both halves. The channel is symmetric (one noise rate) or class-dependent (EM, with a Dirichlet prior
+    of strength 10 towards the symmetric one), whichever predicts better.
 
     Args:
         logits: (N, C), of networks that did not train on these examples.
@@ -48,7 +48,7 @@ def channel_losses(logits: Tensor, labels: Tensor, *, seed: int = 0) -> Tensor:
 
 
 def _symmetric(logits: Tensor, labels: Tensor) -> tuple[float, Tensor]:
-    """(scale, channel (C, C)) of the best likelihood among `_SCALES` and `_NOISE_RATES`."""
+    """(scale, channel (C, C)) with the highest likelihood among `_SCALES` and `_NOISE_RATES`."""
     classes = logits.shape[1]
     p = torch.stack([(logits * scale).softmax(-1).gather(1, labels.unsqueeze(1)).squeeze(1) for scale in _SCALES])
     mean = torch.stack([((1 - rate) * p + rate / classes + _TINY).log().mean(-1) for rate in _NOISE_RATES], -1)
@@ -57,7 +57,7 @@ def _symmetric(logits: Tensor, labels: Tensor) -> tuple[float, Tensor]:
 
 
 def _class_dependent(logits: Tensor, labels: Tensor) -> tuple[float, Tensor]:
-    """(scale, channel (C, C)) by EM, of the best likelihood among `_SCALES`."""
+    """(scale, channel (C, C)) by EM, with the highest likelihood among `_SCALES`."""
     classes, best = logits.shape[1], None
     for scale in _SCALES.tolist():
         p, channel = (logits * scale).softmax(-1), _channel(classes, 0.2)
@@ -66,8 +66,8 @@ def _class_dependent(logits: Tensor, labels: Tensor) -> tuple[float, Tensor]:
             posterior /= posterior.sum(-1, keepdim=True) + _TINY
             counts = torch.zeros(classes, classes, dtype=torch.float64).index_add_(1, labels, posterior.T)
             rate = 1 - float(counts.trace() / counts.sum())
-            uneven = torch.full((classes, classes), rate / max(1, classes - 1), dtype=torch.float64)
-            channel = counts + _STRENGTH * uneven.fill_diagonal_(1 - rate)
+            symmetric = torch.full((classes, classes), rate / max(1, classes - 1), dtype=torch.float64)
+            channel = counts + _STRENGTH * symmetric.fill_diagonal_(1 - rate)
             channel /= channel.sum(-1, keepdim=True)
         value = ((p * channel[:, labels].T).sum(-1) + _TINY).log().mean().item()
         if best is None or value > best[0]:
@@ -77,6 +77,6 @@ def _class_dependent(logits: Tensor, labels: Tensor) -> tuple[float, Tensor]:
 
 
 def _channel(classes: int, rate: float) -> Tensor:
-    """Every label is replaced by a uniformly drawn one with probability `rate`."""
-    even = torch.full((classes, classes), rate / classes, dtype=torch.float64)
-    return even + (1 - rate) * torch.eye(classes, dtype=torch.float64)
+    """The channel that replaces each label by a uniformly drawn one with probability `rate`."""
+    uniform = torch.full((classes, classes), rate / classes, dtype=torch.float64)
+    return uniform + (1 - rate) * torch.eye(classes, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Signs that a memory has gone wrong: early mistakes of the network that have become its labels."""
+"""Signs that a memory has failed: early mistakes of the network have become its labels."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# A class has taken over whose fraction of the memory exceeds that of the labels by so much, and so many times.
+# A class has taken over if its share of the memory exceeds its share of the labels by this difference and this ratio.
 _EXCESS, _RATIO = 0.1, 2.0
-# The memory disagrees with most labels; where most labels are wrong, nothing can be learnt anyway.
+# Below this the memory disagrees with most labels. If most labels are wrong, nothing can be learnt anyway.
 _MIN_AGREEMENT = 0.3
-# The last epoch should not be less accurate than this early one by more than this.
+# The accuracy of the last epoch should not be below that of this early epoch by more than this.
 _EARLY_EPOCH, _MAX_DROP = 5, 0.01
-_ADVICE = "take a smaller alpha, sharpness=1, or label_smoothing (docs/memory.md#when-not-to-use-it)"
+_ADVICE = "use a smaller alpha, sharpness=1, or label_smoothing (docs/memory.md#when-not-to-use-it)"
 
 
 def signs(memory: Tensor, labels: Tensor, classes: Sequence[str], curve: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Sentences on what looks wrong with the memory of a finished run; empty where nothing does.
+    """Warnings about the memory of a finished run, a sentence each; empty if there are none.
 
     Args:
         memory: (N, C), the mean of the network's predictions of each example during training.
         labels: (N,) class indices, as given in the data.
         classes: their names.
-        curve: a line for each epoch, with "validation_accuracy" where it was measured.
+        curve: one entry per epoch, with "validation_accuracy" if it was measured.
 
     Example:
         >>> memory = torch.tensor([[0.9, 0.1]]).repeat(10, 1)
@@ -44,11 +44,11 @@ def signs(memory: Tensor, labels: Tensor, classes: Sequence[str], curve: Sequenc
         )
     agreement = (memory.argmax(-1) == labels).double().mean().item()
     if agreement < max(_MIN_AGREEMENT, 2 / len(classes)) and not sentences:
-        sentences.append(f"The memory agrees with {agreement:.1%} of the labels only; {_ADVICE}.")
+        sentences.append(f"The memory agrees with only {agreement:.1%} of the labels; {_ADVICE}.")
     accuracies = [line["validation_accuracy"] for line in curve if "validation_accuracy" in line]
     if len(accuracies) > _EARLY_EPOCH and accuracies[-1] < accuracies[_EARLY_EPOCH - 1] - _MAX_DROP:
         sentences.append(
             f"Validation accuracy ended at {accuracies[-1]:.1%}, below the {accuracies[_EARLY_EPOCH - 1]:.1%} of epoch "
-            f"{_EARLY_EPOCH}: the memory may hold on to early mistakes; {_ADVICE}."
+            f"{_EARLY_EPOCH}: the memory may preserve early mistakes; {_ADVICE}."
         )
     return sentences

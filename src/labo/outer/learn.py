@@ -1,4 +1,4 @@
-"""`labo_auto` for a training function of one's own: decide on held-out halves, then train on all data."""
+"""`labo_auto` for a user's training function: decide on held-out halves, then train on all data."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from labo.modules import LabelRegularizedLoss
 from labo.outer import trust
 from labo.outer.trust import Candidate, Decision
 
-# (criterion, indices to train on, indices to predict) to logits of the latter after each epoch; returns the model.
+# (criterion, indices to train on, held-out indices) -> yields logits of the latter after each epoch, returns the model.
 Train = Callable[[LabelRegularizedLoss, Tensor, Tensor], Generator[Tensor, None, Any]]
 
 
 @dataclass(frozen=True)
 class Learnt:
-    """What `learn_labels` gives: the model, the loss that it was trained with, and the decision."""
+    """The result of `learn_labels`: the model, the loss that it was trained with, and the decision."""
 
     model: Any
     criterion: LabelRegularizedLoss
@@ -30,9 +30,9 @@ class Learnt:
 
     @property
     def memory(self) -> Tensor | None:
-        """What the network has said of each example, (N, C) float32; None where label smoothing was chosen.
+        """The running average of the predictions for each example, (N, C) float32; None if label smoothing was chosen.
 
-        An example whose memory contradicts its label is perhaps labelled wrong.
+        An example whose average contradicts its label may be labelled wrong.
         """
         memory = self.criterion.regularizer.prediction_memory
         if memory is None or memory.values is None:
@@ -42,10 +42,10 @@ class Learnt:
 
 
 def learn_labels(train: Train, targets: Tensor, *, seed: int = 0, say: Callable[[str], None] = print) -> Learnt:
-    """Train with label smoothing or with LABO's memory, whichever predicts held-out labels better; nothing to set.
+    """Train with label smoothing or with LABO's memory, whichever predicts held-out labels better.
 
-    `train` is called two or four times on a half of the data, and a last time on all of them, so that the whole costs
-    two or three trainings. It is a generator function:
+    `train` is called two or four times on a half of the data, and once on all data, so that the total cost is that of
+    two or three training runs. It is a generator function:
 
         def train(criterion, indices, held_out):
             model = …                      # fresh each time
@@ -55,14 +55,14 @@ def learn_labels(train: Train, targets: Tensor, *, seed: int = 0, say: Callable[
             return model
 
     Args:
-        train: the training function. The last logits that it yields count; in the last training `held_out` is empty.
-        targets: (N,) class indices, as they are written.
-        seed: draws the halves.
+        train: the training function. Only the last yielded logits count. In the final run `held_out` is empty.
+        targets: (N,) class indices, as given in the data.
+        seed: seed of the halves.
         say: receives the decision as one sentence.
 
     Raises:
-        UserError: `targets` are no class indices or too few, or `train` is no generator function or yields logits of
-            another shape.
+        UserError: `targets` are not class indices or too few, or `train` is not a generator function or yields logits
+            of the wrong shape.
 
     Example:
         >>> def train(criterion, indices, held_out):
@@ -87,14 +87,14 @@ def learn_labels(train: Train, targets: Tensor, *, seed: int = 0, say: Callable[
     halves = trust.halves(targets, seed)
 
     def held_out(candidate: Candidate, half: int) -> tuple[Tensor, Tensor] | None:
-        predicted = halves[half - 1]
-        _, logits = _run(train, _criterion(candidate, len(targets)), halves[2 - half], predicted)
-        if logits.shape[:1] != predicted.shape or logits.dim() != 2:
+        held_out_indices = halves[half - 1]
+        _, logits = _run(train, _criterion(candidate, len(targets)), halves[2 - half], held_out_indices)
+        if logits.shape[:1] != held_out_indices.shape or logits.dim() != 2:
             raise UserError(
-                f"Expected the training function to yield logits ({len(predicted)}, C) of the held-out examples, but "
-                f"got shape {tuple(logits.shape)}."
+                f"Expected the training function to yield logits ({len(held_out_indices)}, C) of the held-out "
+                f"examples, but got shape {tuple(logits.shape)}."
             )
-        return (logits, targets[predicted]) if bool(logits.isfinite().all()) else None
+        return (logits, targets[held_out_indices]) if bool(logits.isfinite().all()) else None
 
     decision = trust.decide(held_out)
     criterion = _criterion(Candidate(decision.name, decision.method, decision.options), len(targets))
@@ -111,7 +111,7 @@ def _criterion(candidate: Candidate, examples: int) -> LabelRegularizedLoss:
 
 
 def _run(train: Train, criterion: LabelRegularizedLoss, indices: Tensor, held_out: Tensor) -> tuple[Any, Tensor]:
-    """(the model, the last logits that were yielded)."""
+    """(the model, the last yielded logits)."""
     training = train(criterion, indices, held_out)
     if not isinstance(training, Generator):
         raise UserError("Expected the training function to yield logits of the held-out examples after each epoch.")

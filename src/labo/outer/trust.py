@@ -1,8 +1,8 @@
-"""How far to trust a memory: label smoothing or LABO with a memory, decided on held-out labels.
+"""The choice between label smoothing and LABO with a memory, by held-out labels.
 
-Where networks come to learn labels by heart, a strong memory beats label smoothing by far; where they learn slowly to
-the end, it loses as far. Networks trained on one half of the data and judged on the other tell which it is: there the
-strong memory is compared with a mild one, on the labels as they are written.
+If networks memorize labels, a strong memory is much better than label smoothing; if they are still learning slowly at
+the end of training, it is much worse. To tell which is the case, networks with a strong and with a mild memory train on
+one half of the data, and are compared by how well they predict the given labels of the other half.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from torch import Tensor
 from labo.outer.channel import channel_losses
 from labo.splitting import equal_parts
 
-# A sum of two z-scores: at least `CLEAR` from 0 after one half decides; after both, memory below `LIMIT`. Both were set
-# on the digits, small convnets and CIFAR features of docs/memory.md#labo_auto.
+# Thresholds of the sum of two z-scores. After one half, an absolute value of at least `CLEAR` decides; after both, the
+# memory is chosen below `LIMIT`. Both were tuned on the digits, small convnets and CIFAR features of
+# docs/memory.md#labo_auto.
 CLEAR, LIMIT = 2.5, 0.7
 HALVES = (1, 2)
 MIN_EXAMPLES = 4
@@ -27,7 +28,7 @@ MIN_EXAMPLES = 4
 
 @dataclass(frozen=True)
 class Candidate:
-    """A method with its options, and what it is called in a decision."""
+    """A method with its options, and its name in decisions."""
 
     name: str
     method: str
@@ -41,11 +42,11 @@ STRONG = Candidate("strong", "labo", {"prior": "memory", "alpha": 0.8, "epsilon"
 
 @dataclass(frozen=True)
 class Evidence:
-    """What so many `halves` of held-out examples say of the strong memory against the mild one.
+    """The comparison of the strong memory with the mild one on `halves` held-out halves.
 
-    `channel` and `error` are z-scores of paired differences, strong minus mild, so that below 0 speaks for the memory:
-    of the negative log-likelihood of the labels as written through a noise channel, and of the share of them that is
-    not predicted. `accuracy` is that of the labels as written, by candidate.
+    `channel` and `error` are z-scores of paired differences, strong minus mild, so negative values favour the memory:
+    of the negative log-likelihood of the given labels through a noise channel, and of the error rate on them.
+    `accuracy` is the accuracy on the given labels, by candidate.
     """
 
     halves: int
@@ -61,7 +62,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Decision:
-    """What to train all data with, and why; `cost` is in plain trainings, the last one included."""
+    """The method for the final training, and why; `cost` is the total in plain runs, the final one included."""
 
     name: str
     method: str
@@ -72,17 +73,17 @@ class Decision:
     @property
     def sentence(self) -> str:
         """The decision in one sentence."""
-        word = "LABO with a memory" if self.name == "strong" else "label smoothing"
+        method = "LABO with a memory" if self.name == "strong" else "label smoothing"
         if self.evidence is None:
-            return f"labo_auto trained with {word}: networks with a memory failed, for {self.cost:g} plain trainings."
+            return f"labo_auto trained with {method}: networks with a memory failed (cost: {self.cost:g} plain runs)."
         mild, memory = (f"{self.evidence.accuracy[name]:.1%}" for name in ("mild", "strong"))
         return (
-            f"labo_auto trained with {word}: of the held-out labels as written a strong memory predicts {memory}, a "
-            f"mild one {mild} (z = {self.evidence.z:+.1f}, memory below {LIMIT:g}), for {self.cost:g} plain trainings."
+            f"labo_auto trained with {method}: of the held-out labels, a strong memory predicts {memory}, a mild one "
+            f"{mild} (z = {self.evidence.z:+.1f}, memory below {LIMIT:g}; cost: {self.cost:g} plain runs)."
         )
 
     def as_json(self) -> dict[str, Any]:
-        """The decision as records have it."""
+        """The decision as stored in records."""
         content = asdict(self)
         if self.evidence is not None:
             content["evidence"] |= {"z": self.evidence.z}
@@ -90,23 +91,23 @@ class Decision:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Decision:
-        """The decision in a record."""
+        """The decision from a record."""
         evidence = record.get("evidence")
         if evidence is not None:
             evidence = Evidence(*(evidence[key] for key in ("halves", "channel", "error", "accuracy")))
         return cls(record["name"], record["method"], record["options"], evidence, record["cost"])
 
 
-# (logits (n, C), labels as written (n,)) of the examples of a half, by a network that trained with the candidate on the
-# other half; None where that training failed.
+# (candidate, half) -> (logits (n, C), given labels (n,)) of the examples of that half, by a network that trained with
+# the candidate on the other half; None if that training failed.
 HeldOut = Callable[[Candidate, int], "tuple[Tensor, Tensor] | None"]
 
 
 def decide(held_out: HeldOut) -> Decision:
-    """Compare a strong memory with a mild one on one half, and on the other too where that is not clear.
+    """Compare a strong memory with a mild one on one half, and also on the other if the result is not clear.
 
     Args:
-        held_out: trains a candidate without a half, one of 1 and 2, and predicts it.
+        held_out: trains a candidate without a half (1 or 2), and predicts that half.
     """
     candidates = (MILD, STRONG)
     logits: dict[str, list[Tensor]] = {candidate.name: [] for candidate in candidates}
@@ -125,18 +126,18 @@ def decide(held_out: HeldOut) -> Decision:
         if abs(evidence.z) >= CLEAR:
             break
     assert evidence is not None
-    # After one half it is clear, and any limit between gives the same.
+    # After a clear result on one half, |z| is above `CLEAR`, so `LIMIT` decides the same way.
     chosen = STRONG if evidence.z < LIMIT else PLAIN
     return Decision(chosen.name, chosen.method, chosen.options, evidence, cost)
 
 
 def halves(targets: Tensor, seed: int) -> list[Tensor]:
-    """The indices of both halves of (N,) class indices, classes in proportion, drawn by the seed."""
+    """The indices of two random halves of (N,) class indices, stratified by class."""
     return equal_parts(targets, len(HALVES), seed)
 
 
 def compare(mild: Tensor, memory: Tensor, labels: Tensor, *, halves: int) -> Evidence:
-    """What held-out logits (N, C) of both say of `labels` (N,) as they are written."""
+    """The evidence from held-out logits (N, C) of both candidates and the given `labels` (N,)."""
     error = {"mild": (mild.argmax(-1) != labels).double(), "strong": (memory.argmax(-1) != labels).double()}
     channel = z_score(channel_losses(memory, labels) - channel_losses(mild, labels))
     accuracy = {name: round(1 - wrong.mean().item(), 6) for name, wrong in error.items()}
@@ -144,7 +145,7 @@ def compare(mild: Tensor, memory: Tensor, labels: Tensor, *, halves: int) -> Evi
 
 
 def z_score(differences: Tensor) -> float:
-    """The mean of paired differences (N,) over its standard error; 0 where they are all 0.
+    """The mean of paired differences (N,) over its standard error; 0 if they are all 0.
 
     Example:
         >>> z_score(torch.tensor([1.0, 0.0, 1.0, 0.0]))

@@ -1,7 +1,7 @@
-"""The family of label regularizers: one base, one file a member, one registry.
+"""The family of label regularizers: one base class, one file per member, one registry.
 
-`create("labo", alpha=0.1, beta=2.0)` makes a member, `labo.LabelRegularizedLoss` turns it into a loss. Names and
-options cost no import of torch; a member's module is imported when it is created or described.
+`create("labo", alpha=0.1, beta=2.0)` creates a member, and `labo.LabelRegularizedLoss` turns it into a loss. Listing
+the names does not import torch; the module of a member is imported when it is created or described.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """What needs torch, when it is first used."""
+    """Import names that need torch on first use."""
     if name in _LAZY_ATTRIBUTES:
         return getattr(importlib.import_module(f"labo.regularizers.{_LAZY_ATTRIBUTES[name]}"), name)
     raise AttributeError(f"module 'labo.regularizers' has no attribute {name!r}")

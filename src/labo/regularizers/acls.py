@@ -11,7 +11,7 @@ from typing_extensions import override
 from labo import checks, inner
 from labo.reduction import Rows
 from labo.regularizers.base import Regularizer, data_losses
-from labo.regularizers.margin_smoothing import below_the_top
+from labo.regularizers.margin_smoothing import distance_below_max
 
 
 class ACLS(Regularizer):
@@ -19,18 +19,19 @@ class ACLS(Regularizer):
 
     P = ReLU(max logits - margin)^2, and O = sum_k ReLU(max logits - logits_k - margin)^2 / (C - 1) over the classes
     below the largest. The maximum in O is constant for the gradient, that in P is not. If several classes share the
-    maximum, each counts in P, as in the authors' code. A masked class is none of the C. The target has no part in the
-    penalty, so it is the same for class indices and probabilities.
+    maximum, each counts in P, as in the authors' code. Masked classes do not count in C. The penalty does not depend
+    on the target, so it is the same for class indices and probabilities.
 
     Args:
         strength: weight of the penalty, at least 0.
         predicted_strength: weight of the predicted class in it, at least 0.
         others_strength: weight of the other classes in it, at least 0.
-        margin: what is free, in units of logits, at least 0.
+        margin: logits (P) or gaps (O) up to this are not penalized; in units of logits, at least 0.
 
-    When: for calibration. P looks at the logit itself, not at how far it is from the others: the same prediction with
-        all logits raised costs more, so the penalty also pulls on a bias that the prediction does not know of, and a
-        margin suits a network, not a task. At margin 10 many networks never pay.
+    When: for calibration. P depends on the logit itself, not on its distance to the others: adding a constant to all
+        logits raises the penalty though the prediction stays the same. The penalty therefore also acts on a common
+        bias of the logits, and a good margin depends on the network, not on the task. At margin 10 many networks are
+        never penalized.
 
     Raises:
         ValueError: an option is out of range.
@@ -77,8 +78,8 @@ class ACLS(Regularizer):
     def _penalty(self, logits: Tensor) -> Tensor:
         unmasked = logits != -math.inf
         predicted = unmasked & (logits == logits.amax(-1, keepdim=True))
-        # Where it is not the predicted class, 0 in place of the logit keeps -inf out of the gradient.
+        # 0 instead of the logit of other classes keeps -inf out of the gradient.
         above = torch.relu(torch.where(predicted, logits, 0.0) - self.margin) ** 2
-        below = torch.relu(below_the_top(logits, constant=True) - self.margin) ** 2
+        below = torch.relu(distance_below_max(logits, constant=True) - self.margin) ** 2
         others = (unmasked.sum(-1) - 1).clamp(min=1)
         return self.predicted_strength * above.sum(-1) + self.others_strength * below.sum(-1) / others

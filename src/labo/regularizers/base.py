@@ -1,7 +1,7 @@
-"""What a label regularizer is: a module that turns rows of logits and targets into one loss a row.
+"""The base class of label regularizers: a module that maps rows of logits and targets to one loss per row.
 
-Masks, class weights and denominators are not its business: `labo.LabelRegularizedLoss` applies them (reduction.py).
-Whatever a member remembers is in its state_dict, so that a resumed run is the run that was interrupted.
+`labo.LabelRegularizedLoss` applies masks, class weights and denominators (reduction.py); a member does not. All state
+of a member is in its state_dict, so that a resumed run equals an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -27,37 +27,37 @@ if TYPE_CHECKING:
     from labo.kernels.autograd import Solve
     from labo.regularizers.prediction_memory import PredictionMemory
 
-# Inputs that a regularizer may need once, before the first batch, and how a plain loop provides them.
+# Inputs that a regularizer may need once, before the first batch, and how a plain training loop provides them.
 SETUP_INPUTS: dict[str, str] = {
     "class_counts": "call regularizer.provide(class_counts=counts) with the (C,) counts of the training targets",
-    "model": "call regularizer.provide(model=model) with the network that is trained",
+    "model": "call regularizer.provide(model=model) with the network being trained",
     "teacher": "call regularizer.provide(teacher=teacher) with a trained network, or the folder of a run",
     "examples": "call regularizer.provide(examples=len(dataset)) with the number of training examples",
-    "epochs": "call regularizer.provide(epochs=E) with how many there will be",
-    "decision": "call regularizer.provide(decision=decision) with what labo.learn_labels decided; labo train and labo "
-    "compare decide by themselves",
+    "epochs": "call regularizer.provide(epochs=E) with the number of epochs",
+    "decision": "call regularizer.provide(decision=decision) with the decision of labo.learn_labels; labo train and "
+    "labo compare decide by themselves",
     "optimizer": "call regularizer.provide(optimizer=optimizer) after adding regularizer.learnt() to it as a group "
     "with weight_decay=0",
 }
-# Inputs that it may need with each batch, as keywords of the loss.
+# Inputs that a regularizer may need with each batch, as keyword arguments of the loss.
 BATCH_INPUTS: dict[str, str] = {
-    "indices": "pass indices=… to the loss, (N,): the place of each example in the training data",
+    "indices": "pass indices=… to the loss, (N,): the index of each example in the training data",
     "inputs": "pass inputs=… to the loss: what the network was called with, a tensor or its keyword arguments",
-    "partners": "pass partners=… to the loss: as inputs, of other examples of the same classes in the same order "
+    "partners": "pass partners=… to the loss: like inputs, for other examples of the same classes, in the same order "
     "(labo.regularizers.SameClass draws them)",
-    "dense_logits": "pass dense_logits=… to the loss, (N, P, C): the logits at P places of the last feature map",
-    "epoch": "pass epoch=… to the loss: the number of the epoch, from 0",
-    "step": "pass step=… to the loss: how many optimizer steps were taken before",
-    "progress": "pass progress=… to the loss: the share of training that is done, from 0 to 1",
+    "dense_logits": "pass dense_logits=… to the loss, (N, P, C): the logits at P positions of the last feature map",
+    "epoch": "pass epoch=… to the loss: the epoch, counted from 0",
+    "step": "pass step=… to the loss: the number of optimizer steps taken so far",
+    "progress": "pass progress=… to the loss: the fraction of training that is done, from 0 to 1",
 }
 INPUTS = {**SETUP_INPUTS, **BATCH_INPUTS}
 
 
 class Regularizer(LateBuffers, ABC):
-    """The base of the family.
+    """Base class of the family.
 
     A member sets `name`, `summary`, `paper`, `year` and `candidates`, takes its options as keyword-only arguments,
-    keeps each as the attribute of its name, and defines `losses`.
+    stores each as an attribute of the same name, and implements `losses`.
     """
 
     name: ClassVar[str] = ""
@@ -65,64 +65,71 @@ class Regularizer(LateBuffers, ABC):
     paper: ClassVar[str] = ""
     year: ClassVar[int | None] = None
     candidates: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
-    # Whether `labo compare` chooses its settings; False for a member that decides by itself.
+    # Whether `labo compare` tunes its options; False for a member that chooses them by itself.
     tuned: ClassVar[bool] = True
-    # Whether some of its terms are constant for the gradient: then it is not that of the value.
+    # Whether some terms are constant for the gradient, so that autograd's gradient is not that of the value.
     has_constants: ClassVar[bool] = False
     # Whether its gradient is p - (1 - strength) * target - strength * labels.
     pulls_to_labels: bool = True
-    # Whether adding the same number to all logits of a row changes nothing, as it changes nothing in the prediction.
+    # Whether the loss is unchanged when a constant is added to all logits of a row, as the prediction is.
     shift_invariant: ClassVar[bool] = True
 
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The options beside those `given`, with their defaults, where some depend on others; all that it has."""
+        """All options with their defaults, which may depend on the options `given`."""
         parameters = inspect.signature(cls.__init__).parameters
         return {name: parameters[name].default for name in cls.option_names()}
 
     @classmethod
     def option_names(cls) -> list[str]:
-        """The names of its options: the keyword-only arguments of `__init__`."""
+        """The names of the options: the keyword-only arguments of `__init__`."""
         parameters = inspect.signature(cls.__init__).parameters.values()
         return [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
 
     @classmethod
     def candidates_with(cls, given: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
-        """What `labo compare` may try of the options, where some are `given`."""
+        """The option settings that `labo compare` tries, which may depend on the options `given`."""
         return cls.candidates
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What training has to provide with these options: keys of `SETUP_INPUTS` and `BATCH_INPUTS`."""
+        """The inputs that training must provide with these options: keys of `SETUP_INPUTS` and `BATCH_INPUTS`."""
         return ()
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Which of `needs` has to be provided before the first batch and was not yet."""
+        """The setup inputs among `needs` that were not provided yet."""
         return tuple(need for need in self.needs if need in SETUP_INPUTS and need not in self._provided)
 
     def missing_from(self, batch: Mapping[str, Any]) -> tuple[str, ...]:
-        """Which of `needs` this batch lacks."""
+        """The batch inputs among `needs` that this batch lacks."""
         return tuple(need for need in self.needs if need in BATCH_INPUTS and batch.get(need) is None)
 
-    def provide(self, **given: Any) -> None:
-        """Take what `needs` names; anything else is refused.
+    def provide(self, **inputs: Any) -> None:
+        """Provide setup inputs by name; `provided(name)` returns them.
 
-        It is kept as `self.provided(name)`, not as a part of this module: a network given is not saved with it.
+        They are not part of the module: a network provided here is not in its state_dict.
+
+        Raises:
+            UserError: an input is not among `needs`.
         """
-        for name, value in given.items():
+        for name, value in inputs.items():
             if name not in SETUP_INPUTS or name not in self.needs:
                 raise UserError(f"Method '{self.name}' with these options takes no `{name}`.")
             self._provided[name] = value
 
     def provided(self, name: str) -> Any:
-        """What `provide` was given under this name."""
+        """The setup input of this name.
+
+        Raises:
+            UserError: it was not provided; the message says how to.
+        """
         if name not in self._provided:
             raise UserError(f"Method '{self.name}' needs {name}: {SETUP_INPUTS[name]}.")
         return self._provided[name]
 
     def learnt(self) -> list[nn.Parameter]:
-        """The parameters that the optimizer of training has to learn, without weight decay."""
+        """The parameters that the training optimizer must update, without weight decay."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     @abstractmethod
@@ -131,27 +138,27 @@ class Regularizer(LateBuffers, ABC):
 
     @property
     def has_linear_form(self) -> bool:
-        """Whether its loss may be LABO's, which can be taken from hidden states without all logits."""
+        """Whether the loss can be computed from hidden states, without materializing all logits."""
         return type(self).as_labo is not Regularizer.as_labo
 
     def as_labo(self, rows: Rows) -> Options | None:
-        """The options with which this member's loss is LABO's, which has fused kernels; None where it is not."""
+        """The options with which LABO's loss equals this member's, for the fused kernels; None if there are none."""
         return None
 
     def solver(self, rows: Rows) -> Solve | None:
-        """An implementation of its own that gives the losses of these rows and their gradient; None where it has none.
+        """A custom fused implementation of the losses of these rows and their gradient; None if there is none.
 
-        It is called with options that hold class weights inside rows alone.
+        It is called with options that hold only the class weights inside rows.
         """
         return None
 
     @property
     def prediction_memory(self) -> PredictionMemory | None:
-        """Its memory of what the network has said of each example; None where it keeps none."""
+        """The running average of the predictions of each example; None if the member keeps none."""
         return None
 
     def labels(self, rows: Rows) -> Tensor | None:
-        """The label distribution (N, C) that this member trains towards beside the target; None where it has none."""
+        """The label distribution (N, C) that this member mixes with the target; None if it has none."""
         return None
 
     def require(self, batch: Mapping[str, Any] | None = None) -> None:
@@ -178,23 +185,25 @@ class Regularizer(LateBuffers, ABC):
         return ", ".join(f"{name}={value!r}" for name, value in self.options().items())
 
     def options(self) -> dict[str, Any]:
-        """The options that it was made with, each from the attribute of its name; JSON-able unless tensors were given.
+        """The options and their values, JSON-serializable unless tensors were passed.
 
         Raises:
-            UserError: an option has no attribute of its name.
+            UserError: an option is not stored as an attribute of its name.
         """
         return {name: self._option(name) for name in self.option_names()}
 
     def _option(self, name: str) -> Any:
         if not hasattr(self, name):
-            raise UserError(f"Expected {type(self).__name__} to keep its option `{name}` as an attribute of that name.")
+            raise UserError(
+                f"Expected {type(self).__name__} to store its option `{name}` as an attribute of that name."
+            )
         return getattr(self, name)
 
 
 class SoftLabelRegularizer(Regularizer):
-    """A member that gives a distribution to train towards: (1 - strength) * CE(target, p) + strength * CE(labels, p).
+    """A member with soft labels as targets: (1 - strength) * CE(target, p) + strength * CE(labels, p).
 
-    It defines `labels` (constant for the gradient: they are made without it).
+    It implements `labels`, which are computed without gradient.
 
     Args:
         strength: the weight of the labels, in [0, 1]; a float, or a tensor () or (N,).
@@ -205,7 +214,7 @@ class SoftLabelRegularizer(Regularizer):
         checks.share(self.strength_name, strength)
         self.strength = strength
 
-    # What the member's users call the strength, for errors and options.
+    # The name of the option that sets the strength, for errors and `options`.
     strength_name: ClassVar[str] = "strength"
 
     @override
@@ -213,7 +222,7 @@ class SoftLabelRegularizer(Regularizer):
         with torch.no_grad():
             labels = self.labels(rows)
         if labels is None:
-            raise TypeError(f"Expected `labels` of method '{self.name}' to give a distribution, but got None.")
+            raise TypeError(f"Expected `labels` of method '{self.name}' to return a distribution, but got None.")
         return functional.soft_label_losses(rows, labels, self.strength_of(rows))
 
     def strength_of(self, rows: Rows) -> float | Tensor:
@@ -226,9 +235,9 @@ class SoftLabelRegularizer(Regularizer):
 
 
 def data_losses(rows: Rows) -> tuple[Tensor, Tensor]:
-    """The cross-entropy CE(target, p) of each row, (N,), and what a penalty beside it is multiplied by, (N,) or ().
+    """The cross-entropy CE(target, p) of each row, (N,), and the factor of an added penalty, (N,) or ().
 
-    The factor is 1 but for probability targets with class weights, where it is the target's weighted mass.
+    The factor is 1, except for probability targets with class weights: there it is the weighted mass of the target.
     """
     weight = rows.weight if rows.has_probabilities else None
     data, mass = reference.data_term(inner.working(rows.logits), rows.target, weight)
@@ -238,8 +247,8 @@ def data_losses(rows: Rows) -> tuple[Tensor, Tensor]:
 def smoothed_target(rows: Rows, epsilon: float) -> Tensor:
     """(1 - epsilon) * target + epsilon * uniform, (N, C), uniform over the classes that are not masked.
 
-    Each row sums to 1, but for probability targets with class weights: there the weights multiply the target, and the
-    row sums to the weighted mass.
+    Each row sums to 1, except for probability targets with class weights: there the weights multiply the target, and
+    the row sums to its weighted mass.
     """
     logits = inner.working(rows.logits)
     mass = reference.target_mass(logits, rows.target, rows.weight if rows.has_probabilities else None)
@@ -251,17 +260,17 @@ def smoothed_target(rows: Rows, epsilon: float) -> Tensor:
 
 
 def entropy(log_p: Tensor) -> Tensor:
-    """H(p) = -sum p log p of each row, (N,), from the log of the prediction; a masked class has no part in it."""
+    """H(p) = -sum p log p of each row, (N,), from log p; masked classes contribute 0."""
     return -(log_p.exp() * torch.where(log_p == -math.inf, 0.0, log_p)).sum(-1)
 
 
 def divergence(labels: Tensor, log_p: Tensor) -> Tensor:
-    """KL(labels || p) of each row, (N,), from the log of the prediction, for labels that are constant."""
+    """KL(labels || p) of each row, (N,), from log p and constant labels."""
     return reference.cross_entropy(labels, log_p) + torch.special.xlogy(labels, labels).sum(-1)
 
 
 def counts_to_prior(counts: Tensor, temperature: float = 1.0) -> Tensor:
-    """Class counts (C,) to a float64 distribution proportional to counts ** (1 / temperature)."""
+    """The float64 distribution proportional to counts ** (1 / temperature), from class counts (C,)."""
     checks.positive("temperature", temperature)
     counts = torch.as_tensor(counts).double()
     if counts.dim() != 1 or not bool((counts >= 0).all()) or not bool(counts.sum() > 0):

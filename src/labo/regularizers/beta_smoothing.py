@@ -1,4 +1,4 @@
-"""Beta smoothing: label smoothing of another strength for each example, drawn and dealt out by confidence."""
+"""Beta smoothing: label smoothing with a random strength per example, assigned by confidence."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from labo.regularizers.base import SoftLabelRegularizer
 class BetaSmoothing(SoftLabelRegularizer):
     """(1 - alpha) * CE(target, p) + alpha * CE(b * target + (1 - b) * others, p) with b from Beta(concentration, 1).
 
-    others is uniform over the classes other than the target. A batch draws as many b as it has rows, from torch's
-    global generator, sorts them, and gives the largest to the example of whose target a moving average of the network
-    is the most confident. In label smoothing's terms, the strength of an example is alpha * (1 - b).
+    others is uniform over the classes other than the target. For each batch, one b per row is drawn from torch's global
+    generator. The draws are sorted, and the largest b goes to the example whose target has the highest confidence
+    under a moving average of the network. As label smoothing, the strength of an example is alpha * (1 - b).
 
     Args:
         alpha: weight of the smoothed labels, in [0, 1].
-        concentration: of the Beta distribution, finite, above 0; the mean of b is concentration / (concentration + 1).
-        decay: how much of the moving average is kept at a step, in [0, 1]. The first steps keep less:
-            1 - 1 / (step + 1).
+        concentration: first parameter of the Beta distribution, finite, above 0; the mean of b is concentration /
+            (concentration + 1).
+        decay: decay of the moving average per step, in [0, 1]; at first at most 1 - 1 / (step + 1).
 
-    Needs: the network, by `provide(model=network)`, and with each batch its inputs and how many optimizer steps were
-        taken.
+    Needs: the network, by `provide(model=network)`, and with each batch its inputs and the number of optimizer
+        steps taken.
 
-    When: confidence differs between examples for a reason, as with noisy or ambiguous ones. It costs one more forward
-        pass for each batch, and a second network in memory and checkpoint. Here the moving average predicts in
-        evaluation mode, with the network's batch statistics; in the authors' code it does so in training mode.
+    When: confidence differs between examples for a reason, such as noise or ambiguity. It costs one more forward pass
+        per batch, and a second network in memory and in the checkpoint. Here the moving average predicts in evaluation
+        mode, with the network's running batch statistics; in the authors' code it predicts in training mode.
 
     Raises:
         ValueError: an option is out of range.
@@ -65,17 +65,17 @@ class BetaSmoothing(SoftLabelRegularizer):
         """The network; with each batch, its inputs and the step."""
         return ("model", "inputs", "step")
 
-    def provide(self, **given: Any) -> None:
-        """Take the network, of which the moving average is kept."""
-        super().provide(**given)
-        if "model" in given:
-            self.past = FrozenCopy(given["model"])
+    def provide(self, **inputs: Any) -> None:
+        """Take the network, and start its moving average."""
+        super().provide(**inputs)
+        if "model" in inputs:
+            self.past = FrozenCopy(inputs["model"])
 
     @override
     def losses(self, rows: Rows) -> Tensor:
         if self.training and self.turn.advanced(rows.given["step"]):
             assert self.past is not None
-            # The first time the average is the network as it is then, which may not be as it was when provided.
+            # At the first step, copy the network: its weights may have changed since it was provided.
             ramp = 1 - 1 / (int(rows.given["step"]) + 1)
             decay = min(self.decay, ramp) if self.turn.turns > 1 else 0.0
             self.past.ema_update(self.provided("model"), decay=decay)
@@ -90,12 +90,13 @@ class BetaSmoothing(SoftLabelRegularizer):
     def strength_of(self, rows: Rows) -> Tensor:
         """The strengths alpha * (1 - b), (N,); 0 for ignored rows."""
         logits = inner.working(rows.logits)
-        past = passes.beside(self._average(), rows)
+        past = passes.to_device_of(self._average(), rows)
         averaged = passes.constant_logits(past, rows.given["inputs"], rows, "the moving average of the network")
         p = reference.masked_log_softmax(averaged).exp()
         confidence = (reference.target_mass(p, rows.target, None) * p).sum(-1)
         at = torch.arange(len(p), device=p.device) if rows.kept is None else rows.kept.nonzero().squeeze(-1)
-        # The inverse of the distribution function, b ** concentration; on the CPU, whose generator every machine has.
+        # Inverse transform sampling: the CDF is b ** concentration. On the CPU, so that draws are the same on every
+        # device.
         draws = torch.rand(len(at), dtype=torch.float64) ** (1 / self.concentration)
         b = torch.ones_like(confidence)
         b[at[confidence[at].argsort(stable=True)]] = draws.sort().values.to(b)

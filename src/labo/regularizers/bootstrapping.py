@@ -1,4 +1,4 @@
-"""Bootstrapping: targets mixed with what the model itself says."""
+"""Bootstrapping: targets mixed with the model's own prediction."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ ALPHAS = {"soft": 0.05, "hard": 0.2}
 class Bootstrapping(Regularizer):
     """(1 - alpha) * CE(target, p) + alpha * CE(b, p): b = p if soft, b = the predicted class, one-hot, if hard.
 
-    Soft, the gradient flows through b too, so the second term is alpha * H(p): the confidence penalty with its sign
-    turned. (Were b constant, the term would have no gradient.) Hard, b is constant, and classes that share the maximum
-    share it: this is LABO in the limit of beta to 0.
+    If soft, the gradient flows through b too, so the second term is alpha * H(p): the confidence penalty with the
+    opposite sign. (With a constant b the term would have no gradient.) If hard, b is constant, and classes that tie for
+    the maximum share it equally: this is LABO in the limit beta -> 0.
 
     Args:
         kind: "soft" or "hard".
-        alpha: weight of the model's own say, in [0, 1]; None for 0.05 if soft and 0.2 if hard. In the paper's letters
-            it is 1 - beta.
+        alpha: weight of the model's prediction, in [0, 1]; None for 0.05 if soft and 0.2 if hard. It is 1 - beta in the
+            paper.
 
-    When: for targets that are partly wrong, once the model is mostly right. It makes a model surer of what it says, so
-        with clean targets expect worse calibration, and early in training it holds on to mistakes.
+    When: some targets are wrong, and the model is already mostly right. It makes predictions more confident, so with
+        clean targets calibration gets worse, and early in training it reinforces mistakes.
 
     Raises:
         ValueError: an option is out of range.
@@ -61,11 +61,11 @@ class Bootstrapping(Regularizer):
         data, factor = data_losses(rows)
         log_p = reference.masked_log_softmax(inner.working(rows.logits))
         labels = self.labels(rows)
-        own = entropy(log_p) if labels is None else reference.cross_entropy(labels, log_p)
-        return reference.mix(data, factor * own, self.alpha)
+        regularizer = entropy(log_p) if labels is None else reference.cross_entropy(labels, log_p)
+        return reference.mix(data, factor * regularizer, self.alpha)
 
     def labels(self, rows: Rows) -> Tensor | None:
-        """The predicted class of each row, (N, C), if hard; None if soft, whose label moves with the prediction."""
+        """The predicted class of each row, (N, C), if hard; None if soft, whose label is not constant."""
         if self.kind == "soft":
             return None
         with torch.no_grad():

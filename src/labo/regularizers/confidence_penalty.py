@@ -19,11 +19,11 @@ class ConfidencePenalty(Regularizer):
 
     Args:
         strength: weight of the entropy, at least 0.
-        convention: "paper", or "class_mean" as in a widespread version that averages over the classes too: a
-            strength of strength / C in effect.
+        convention: "paper"; or "class_mean", a common variant that also averages over the classes, so that the
+            effective strength is strength / C.
 
-    When: as label smoothing, but no class is pulled to another's logit: only a peaked prediction costs. A strength of
-        1 and more makes the network very under-confident; scale its temperature afterwards.
+    When: like label smoothing, but without pulling the wrong classes to equal logits: only low entropy is penalized. A
+        strength of 1 or more makes the network very under-confident; apply temperature scaling afterwards.
 
     Raises:
         ValueError: an option is out of range.

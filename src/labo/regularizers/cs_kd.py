@@ -1,4 +1,4 @@
-"""Class-wise self-knowledge distillation: examples of one class are to be predicted alike."""
+"""Class-wise self-knowledge distillation: consistent predictions for examples of the same class."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from labo.regularizers.base import Regularizer, data_losses
 class ClassWiseDistillation(Regularizer):
     """CE(target, p) + strength * temperature ** 2 * KL(soft(t) || soft(z)).
 
-    soft(z) = softmax(z / temperature); t are the network's own logits on a partner, another example of the same class,
-    constant for the gradient.
+    soft(z) = softmax(z / temperature); t are the network's own logits for a partner, another example of the same class,
+    and are constant for the gradient.
 
     Args:
         strength: weight of the divergence, at least 0.
         temperature: finite, above 0.
         hold_statistics: whether the forward pass of the partners leaves the running statistics of batch and instance
-            norms as they are.
+            norms unchanged.
 
     Needs: the network, by `provide(model=network)`, and the partners of each batch, which
         `labo.regularizers.SameClass` draws.
 
-    When: classes are fine-grained and have several examples each. The forward pass of the partners costs about a
-        third more. The authors' code lets it move the statistics of batch norms and takes the cross-entropy of half a
-        batch, the other half being the partners; here the batch is whole.
+    When: classes are fine-grained and have several examples each. The forward pass of the partners adds about a third
+        to the cost. In the authors' code that pass also updates batch-norm statistics, and half of each batch serves as
+        the partners of the other half; here the cross-entropy covers the whole batch.
 
     Raises:
-        ValueError: an option is out of range, or the partners are not as many as the rows.
+        ValueError: an option is out of range, or the number of partners differs from that of the rows.
 
     Source: Yun et al., *Regularizing Class-wise Predictions via Self-knowledge Distillation*, CVPR 2020.
     """

@@ -1,4 +1,4 @@
-"""Distillation from a teacher, and from a trained twin of the network."""
+"""Distillation from a teacher, and from a trained copy of the same architecture."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ CONVENTIONS = ("paper", "repo")
 class Distillation(Regularizer):
     """(1 - alpha) * CE(target, p) + alpha * temperature ** 2 * KL(soft(t) || soft(z)).
 
-    soft(z) = softmax(z / temperature); t are the logits of the teacher on the same inputs, z the network's. The
+    soft(z) = softmax(z / temperature); t are the teacher's logits for the same inputs, z the network's. The
     divergence is summed over the classes. Classes that the batch masks (a logit of -inf) are masked for the teacher.
 
     Args:
-        alpha: weight of the teacher in [0, 1].
+        alpha: weight of the divergence, in [0, 1].
         temperature: finite, above 0.
 
-    Needs: a teacher, by `provide(teacher=network)`, which is held still (evaluation mode, no gradient, not saved), and
-        the inputs of each batch.
+    Needs: a teacher, by `provide(teacher=network)`, which is frozen (evaluation mode, no gradient, not saved), and the
+        inputs of each batch.
 
-    When: there is a better network for the same classes. It costs a forward pass of the teacher for each batch. A
-        `KLDivLoss()` of another code base averages over the classes too: its alpha counts 1 / C of this one.
+    When: there is a better network for the same classes. It costs a forward pass of the teacher per batch. Code that
+        uses `KLDivLoss()` with its default reduction also averages over the classes: its alpha is worth 1 / C here.
 
     Raises:
-        ValueError: an option is out of range, or the teacher has other classes.
+        ValueError: an option is out of range, or the teacher has a different number of classes.
 
     Source: Hinton et al., *Distilling the Knowledge in a Neural Network*, 2015, section 2.
     """
@@ -60,15 +60,15 @@ class Distillation(Regularizer):
         """The teacher, and the inputs of each batch."""
         return ("teacher", "inputs")
 
-    def provide(self, *, teacher: Any = None, **given: Any) -> None:
+    def provide(self, *, teacher: Any = None, **inputs: Any) -> None:
         """Take the teacher, a network."""
-        super().provide(**given)
+        super().provide(**inputs)
         if teacher is None:
             return
         if isinstance(teacher, (str, Path)):
             raise UserError(
                 f"Expected argument `teacher` to be a network, but got the path '{teacher}': "
-                "labo.experiment.saved_run.load(path).model is the network of a run."
+                "labo.experiment.saved_run.load(path).model loads the network of a run."
             )
         if not isinstance(teacher, nn.Module):
             raise UserError(f"Expected argument `teacher` to be a network, but got {type(teacher).__name__}.")
@@ -77,7 +77,7 @@ class Distillation(Regularizer):
     @override
     def losses(self, rows: Rows) -> Tensor:
         data, factor = data_losses(rows)
-        term = passes.divergence(inner.working(rows.logits), self._taught(rows), self.temperature)
+        term = passes.divergence(inner.working(rows.logits), self._teacher_logits(rows), self.temperature)
         return reference.mix(data, factor * self._scale(rows) * term, self.alpha)
 
     def labels(self, rows: Rows) -> Tensor | None:
@@ -85,43 +85,43 @@ class Distillation(Regularizer):
         if rows.given.get("inputs") is None:
             return None
         with torch.no_grad():
-            return reference.masked_log_softmax(self._taught(rows) / self.temperature).exp()
+            return reference.masked_log_softmax(self._teacher_logits(rows) / self.temperature).exp()
 
     def _scale(self, rows: Rows) -> float:
-        """What the divergence is multiplied by: gradients shrink with the temperature squared."""
+        """The factor of the divergence: its gradients shrink with the temperature squared."""
         return self.temperature**2
 
-    def _taught(self, rows: Rows) -> Tensor:
-        teacher = passes.beside(self.provided("teacher"), rows).eval()
+    def _teacher_logits(self, rows: Rows) -> Tensor:
+        teacher = passes.to_device_of(self.provided("teacher"), rows).eval()
         return passes.constant_logits(teacher, rows.given["inputs"], rows, "the teacher")
 
 
 class TeacherFreeDistillation(Distillation):
     """(1 - alpha) * CE(target, p) + alpha * multiplier * temperature ** 2 * KL(soft(t) || soft(z)).
 
-    soft(z) = softmax(z / temperature); t are the logits of a trained twin: the same network, trained before on the
-    same data.
+    soft(z) = softmax(z / temperature); t are the logits of a teacher of the same architecture that was trained before
+    on the same data.
 
     Args:
-        alpha: weight of the twin in [0, 1].
+        alpha: weight of the divergence, in [0, 1].
         convention: "paper", or "repo" as in the authors' code, where the divergence is averaged over the classes.
-        temperature: finite, above 0; None for 20 in the paper and 6 in the repo.
-        multiplier: of the divergence, at least 0; None for 1 in the paper and 50 in the repo.
+        temperature: finite, above 0; None for 20 with "paper" and 6 with "repo".
+        multiplier: extra factor of the divergence, at least 0; None for 1 with "paper" and 50 with "repo".
 
-    Needs: the twin, by `provide(teacher=network)`, and the inputs of each batch.
+    Needs: the trained network, by `provide(teacher=network)`, and the inputs of each batch.
 
-    When: there is no better network to learn from, and training twice is affordable. In "repo" the effective weight
-        is alpha * multiplier / C: it falls with the number of classes.
+    When: there is no better teacher, and you can afford to train twice. With "repo" the effective weight is
+        alpha * multiplier / C: it falls with the number of classes.
 
     Raises:
-        ValueError: an option is out of range, or the twin has other classes.
+        ValueError: an option is out of range, or the teacher has a different number of classes.
 
     Source: Yuan et al., *Revisiting Knowledge Distillation via Label Smoothing Regularization*, CVPR 2020, Tf-KD_self;
-        "repo" is `loss_kd_self` of their code. The defaults are those for ResNet-18 on CIFAR-100.
+        "repo" is `loss_kd_self` in their code. The defaults are theirs for ResNet-18 on CIFAR-100.
     """
 
     name = "tf_kd_self"
-    summary = "distillation from a trained twin of the network"
+    summary = "distillation from a trained network of the same architecture"
     paper = "Yuan et al., CVPR 2020"
     year = 2020
     candidates = (
@@ -142,9 +142,9 @@ class TeacherFreeDistillation(Distillation):
     ) -> None:
         if convention not in CONVENTIONS:
             raise unknown("convention", convention, CONVENTIONS)
-        hot, many = (20.0, 1.0) if convention == "paper" else (6.0, 50.0)
-        super().__init__(alpha=alpha, temperature=hot if temperature is None else temperature)
-        self.multiplier = many if multiplier is None else multiplier
+        default_temperature, default_multiplier = (20.0, 1.0) if convention == "paper" else (6.0, 50.0)
+        super().__init__(alpha=alpha, temperature=default_temperature if temperature is None else temperature)
+        self.multiplier = default_multiplier if multiplier is None else multiplier
         checks.number("multiplier", self.multiplier, "[0, inf)")
         self.convention = convention
 

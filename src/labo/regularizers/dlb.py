@@ -22,32 +22,32 @@ _INPUT = "input"
 class LastMiniBatch(Regularizer):
     """CE(target, p) over this and the last mini-batch + alpha * temperature ** 2 * KL(soft(before) || soft(z)).
 
-    soft(z) = softmax(z / temperature); z are the logits of the last mini-batch as the network gives them now, before
-    those it gave then, which are constant. The cross-entropy is the mean over the rows of both, the divergence the mean
-    over the last ones. What the last mini-batch adds is one number: it is added to each row's loss, so that a mean
-    counts it once (a sum counts it as often as there are rows). The first batch has its cross-entropy alone.
+    soft(z) = softmax(z / temperature); z are the network's present logits for the last mini-batch, before its logits
+    at that time, which are constant. The cross-entropy is the mean over the rows of both mini-batches, the divergence
+    the mean over the last one. The terms of the last mini-batch are one number, added to the loss of each row: a mean
+    counts it once, a sum once per row. The first batch has only its cross-entropy.
 
     Args:
         alpha: weight of the divergence, at least 0.
         temperature: finite, above 0.
 
     Needs: the network, by `provide(model=network)`, and the inputs of each batch: a tensor, or a mapping of tensors,
-        with one entry for each example.
+        with one entry per example.
 
-    When: augmentation or dropout lets the network see an example in two ways. Each step costs two forward and two
-        backward passes; both passes move batch statistics. The inputs of a batch are kept, and saved. In the authors'
-        code the second pass sees the example augmented anew; here it sees the same inputs. All processes must pad
-        their inputs to one length.
+    When: augmentation or dropout gives the network two views of an example. Each step costs two forward and two
+        backward passes, and both update batch-norm statistics. The inputs of the last batch are stored, also in the
+        checkpoint. In the authors' code the second pass uses a new augmentation of the example; here it uses the same
+        inputs. All processes must pad their inputs to the same length.
 
     Raises:
-        ValueError: an option is out of range, or inputs that cannot be kept.
+        ValueError: an option is out of range, or the inputs cannot be stored.
 
     Source: Shen et al., *Self-Distillation from the Last Mini-Batch for Consistency Regularization*, CVPR 2022; the
         mean over both batches as in their code.
     """
 
     name = "dlb"
-    summary = "cross-entropy and the divergence from what was predicted for the last batch"
+    summary = "cross-entropy and the divergence from the previous predictions for the last batch"
     paper = "Shen et al., CVPR 2022"
     year = 2022
     candidates = ({"alpha": 1.0}, {"alpha": 0.3}, {"alpha": 3.0}, {"alpha": 0.1}, {"alpha": 1.0, "temperature": 1.0})
@@ -75,9 +75,9 @@ class LastMiniBatch(Regularizer):
         if kept is None:
             return data
         inputs, target, before = kept
-        found = networks.forward(self.provided("model"), passes.on_device(inputs, rows.raw.device))
-        whose = "the network on the last batch"
-        now = passes.rows_of(found, rows, whose, count=before.numel() // before.shape[-1])
+        outputs = networks.forward(self.provided("model"), passes.on_device(inputs, rows.raw.device))
+        source = "the network on the last batch"
+        now = passes.rows_of(outputs, rows, source, count=before.numel() // before.shape[-1])
         return self._over_both(rows, data, now, target.to(now.device), before.to(now))
 
     def _over_both(self, rows: Rows, data: Tensor, now: Tensor, target: Tensor, before: Tensor) -> Tensor:
@@ -88,40 +88,42 @@ class LastMiniBatch(Regularizer):
             target = target.reshape(-1)
             kept = target != IGNORE_INDEX
             last = Rows(now, torch.where(kept, target, 0), kept, rows.weight, torch.Size([len(now)]))
-        again, factor = data_losses(last)
-        towards = passes.masked_as(before, last.logits)
-        apart = factor * passes.divergence(last.logits, towards, self.temperature)
-        total, count = reduction.total_and_count(again, last)
-        here = reduction.row_weights(rows, data.dtype).sum()
-        both = torch.where(here + count == 0, 1.0, here + count)
-        mean_apart = reduction.mean(*reduction.total_and_count(apart, last))
-        # A mean over the rows here makes of this: all the cross-entropies over `both`, and the mean divergence.
-        return data * here / both + total / both + self.alpha * self.temperature**2 * mean_apart
+        last_losses, factor = data_losses(last)
+        labels = passes.masked_as(before, last.logits)
+        divergences = factor * passes.divergence(last.logits, labels, self.temperature)
+        total, count = reduction.total_and_count(last_losses, last)
+        weight_here = reduction.row_weights(rows, data.dtype).sum()
+        weight_both = torch.where(weight_here + count == 0, 1.0, weight_here + count)
+        mean_divergence = reduction.mean(*reduction.total_and_count(divergences, last))
+        # The mean of this over the rows is: all cross-entropies / weight_both, plus the mean divergence.
+        return (
+            data * weight_here / weight_both + total / weight_both + self.alpha * self.temperature**2 * mean_divergence
+        )
 
 
 class KeptBatch(nn.Module):
     """The last batch of all processes, examples first: inputs, targets (`IGNORE_INDEX` where ignored) and logits."""
 
     def keep(self, rows: Rows) -> None:
-        """Keep this batch in place of the last one."""
+        """Store this batch, replacing the last one."""
         named = _named(rows.given["inputs"])
         size = {len(tensor) if tensor.dim() else 0 for tensor in named.values()}
         examples = size.pop()
         if size or not examples or len(rows.raw) % examples:
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in named.values())
             raise UserError(
-                f"Expected `inputs` to have one entry for each of the examples that {len(rows.raw)} rows of logits are "
-                f"of, but got shape {shapes}."
+                f"Expected `inputs` to have one entry per example of the {len(rows.raw)} rows of logits, but got shape "
+                f"{shapes}."
             )
         target = rows.target if rows.kept is None else torch.where(rows.kept, rows.target, IGNORE_INDEX)
         named["target"] = target.unflatten(0, (examples, -1))
         named["logits"] = inner.working(rows.logits).unflatten(0, (examples, -1))
         self._clear()
         for name, tensor in named.items():
-            self.register_buffer(name, _of_all(name, tensor.detach().clone()))
+            self.register_buffer(name, _gathered(name, tensor.detach().clone()))
 
     def part(self) -> tuple[Any, Tensor, Tensor] | None:
-        """This process's part of what was kept: its share of the examples, in the order of the ranks."""
+        """This process's share of the stored examples, in the order of the ranks; None before the first batch."""
         buffers = dict(self.named_buffers())
         if not buffers:
             return None
@@ -137,7 +139,7 @@ class KeptBatch(nn.Module):
             delattr(self, name)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
-        # What is kept is as large as the batch was, and is nothing before the first.
+        # The buffers have the size of the batch, and do not exist before the first.
         self._clear()
         for name, saved in state_dict.items():
             if name.startswith(prefix):
@@ -146,7 +148,7 @@ class KeptBatch(nn.Module):
 
 
 def _named(inputs: Any) -> dict[str, Tensor]:
-    """The inputs as buffers by name."""
+    """The inputs by the name of their buffer."""
     if isinstance(inputs, Tensor):
         return {_INPUT: inputs}
     if not isinstance(inputs, Mapping) or not inputs:
@@ -157,10 +159,10 @@ def _named(inputs: Any) -> dict[str, Tensor]:
     return {f"{_INPUT}_{name}": value for name, value in inputs.items()}
 
 
-def _of_all(name: str, tensor: Tensor) -> Tensor:
-    """The examples of all processes, whose tensors must be of one shape but for the first dimension."""
+def _gathered(name: str, tensor: Tensor) -> Tensor:
+    """The examples of all processes, whose tensors may differ only in the first dimension."""
     if distributed.world_size() > 1:
         shapes = distributed.all_gather(torch.tensor([tensor.shape[1:]], device=tensor.device, dtype=torch.int64))
         if bool((shapes != shapes[0]).any()):
-            raise UserError(f"Expected `{name}` to have one shape in all processes, but got {shapes.tolist()}.")
+            raise UserError(f"Expected `{name}` to have the same shape in all processes, but got {shapes.tolist()}.")
     return distributed.all_gather(tensor)

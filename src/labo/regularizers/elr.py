@@ -1,4 +1,4 @@
-"""Early-learning regularization: the network is held to the running average of its own predictions."""
+"""Early-learning regularization: predictions stay close to their own running average."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ from labo.reduction import Rows
 from labo.regularizers.base import Regularizer
 from labo.regularizers.prediction_memory import PredictionMemory
 
-# The published code clamps predictions to [1e-4, 1 - 1e-4] before they are remembered and compared.
+# The authors' code clamps predictions to [1e-4, 1 - 1e-4] before it averages and compares them.
 _MARGIN = 1e-4
 
 
 class EarlyLearningRegularization(Regularizer):
     """CE(t, p) + strength * log(1 - <p, m>), t = (1 - epsilon) * target + epsilon / C.
 
-    m is a running average of the predictions for the example, m <- decay * m + (1 - decay) * p at each visit, from
-    zeros; the present prediction is in it already, and m is constant for the gradient. p is clamped to [1e-4, 1 - 1e-4]
-    first, and normalised where it is remembered.
+    m is a running average of the predictions for the example, m <- decay * m + (1 - decay) * p at each visit, starting
+    from zeros. It includes the present prediction and is constant for the gradient. p is clamped to [1e-4, 1 - 1e-4]
+    first, and normalised before it enters m.
 
     Args:
         strength: weight of the second term, a finite number of at least 0.
-        decay: the weight of the past, in [0, 1).
-        epsilon: label smoothing of the target, in [0, 1]; 0 as published. With 0.5 it is much stronger on wrong labels.
+        decay: decay of the running average, in [0, 1).
+        epsilon: label smoothing of the target, in [0, 1]; 0 as published. With 0.5 it is much more robust to wrong
+            labels.
 
-    Needs: how many training examples there are, by `provide(examples=…)`, and with each batch the places of its
-        examples in the training data, `indices`.
+    Needs: the number of training examples, by `provide(examples=…)`, and with each batch the indices of its examples in
+        the training data, `indices`.
 
-    When: some labels are wrong and the network comes to learn them by heart. It harms where the network learns slowly
-        to the end of training, as LABO with a memory does. The memory is in half precision.
+    When: some labels are wrong and the network memorizes them. It hurts if the network is still learning slowly at the
+        end of training, as LABO with a memory does. The memory is in half precision.
 
     Raises:
         ValueError: an option is out of range, an index is not in the training data, or an example's label changed.
@@ -45,7 +46,7 @@ class EarlyLearningRegularization(Regularizer):
     """
 
     name = "elr"
-    summary = "cross-entropy, with predictions held to the running average of those before"
+    summary = "cross-entropy, with predictions pulled to their running average"
     paper = "Liu et al., NeurIPS 2020"
     year = 2020
     candidates = (
@@ -67,7 +68,7 @@ class EarlyLearningRegularization(Regularizer):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """How many examples there are; with each batch, which they are."""
+        """The number of examples; with each batch, their indices."""
         return ("examples", "indices")
 
     @property
@@ -80,10 +81,10 @@ class EarlyLearningRegularization(Regularizer):
         """The decay of the memory."""
         return self.memory.decay
 
-    def provide(self, **given: Any) -> None:
+    def provide(self, **inputs: Any) -> None:
         """Take the number of training examples."""
-        checks.integer("examples", given.get("examples", 1))
-        super().provide(**given)
+        checks.integer("examples", inputs.get("examples", 1))
+        super().provide(**inputs)
 
     @override
     def losses(self, rows: Rows) -> Tensor:
@@ -96,7 +97,7 @@ class EarlyLearningRegularization(Regularizer):
 
     @torch.no_grad()
     def _average(self, rows: Rows, p: Tensor) -> Tensor:
-        """The running averages (N, C) with the present predictions in them, which are remembered in training."""
+        """The running averages (N, C), updated with the present predictions; in training the update is stored."""
         examples = self.provided("examples")
         self.memory.prepare(examples, rows)
         places = self.memory.places(rows, examples)

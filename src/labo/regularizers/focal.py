@@ -1,4 +1,4 @@
-"""The focal loss and the first Poly loss: the cross-entropy bent by how probable the gold class is."""
+"""The focal loss and Poly-1: cross-entropy with a factor or a term in the probability of the gold class."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Focal(Regularizer):
     """-sum_k target_k * (1 - p_k)^gamma * log p_k: for a class index y, (1 - p_y)^gamma times the cross-entropy.
 
     Args:
-        gamma: how fast examples that are right lose their weight, at least 0; 0 is the cross-entropy.
+        gamma: how strongly well-classified examples are down-weighted, at least 0; 0 is the cross-entropy.
 
-    When: what users compare label regularizers with, made for detectors with many easy negatives. It is no proper
-        score: the prediction that it asks for is less sure than the truth, which may look like better calibration.
-        The factor that weighs classes in the paper is `weight` of the loss.
+    When: as a common baseline; it was designed for detectors with many easy negatives. It is not a proper scoring rule:
+        its optimal prediction is less confident than the true distribution, which can look like better calibration.
+        The paper's class-balancing factor is the `weight` of the loss.
 
     Raises:
         ValueError: an option is out of range.
@@ -44,20 +44,19 @@ class Focal(Regularizer):
     @override
     def losses(self, rows: Rows) -> Tensor:
         mass, log_p = _target_and_log_softmax(rows)
-        # The least number in place of 0, whose power has no slope to multiply by 0.
-        doubt = (-torch.expm1(log_p)).clamp(min=torch.finfo(log_p.dtype).tiny)
-        return -(mass * doubt**self.gamma * log_p).sum(-1)
+        # The smallest normal number instead of 0, because the derivative of 0 ** gamma may be infinite.
+        one_minus_p = (-torch.expm1(log_p)).clamp(min=torch.finfo(log_p.dtype).tiny)
+        return -(mass * one_minus_p**self.gamma * log_p).sum(-1)
 
 
 class Poly1(Regularizer):
     """CE(target, p) + strength * sum_k target_k * (1 - p_k): for a class index y, strength * (1 - p_y).
 
     Args:
-        strength: epsilon_1 in the paper, at least -1, where the loss still falls as p_y grows.
+        strength: epsilon_1 in the paper, at least -1, where the loss still decreases in p_y.
 
-    When: what users compare label regularizers with. 2 is the paper's for ImageNet classification; others are to be
-        tuned, and may be negative. Above 0 it pulls harder towards labels, wrong ones too, where label smoothing lets
-        go.
+    When: as a common baseline. 2 is the paper's value for ImageNet classification; otherwise tune it, also below 0.
+        Above 0 it pulls harder towards the labels, including wrong ones, where label smoothing pulls less.
 
     Raises:
         ValueError: an option is out of range.
@@ -66,7 +65,7 @@ class Poly1(Regularizer):
     """
 
     name = "poly1"
-    summary = "cross-entropy plus the probability that misses the gold class"
+    summary = "cross-entropy plus the probability not on the gold class"
     paper = "Leng et al., ICLR 2022"
     year = 2022
     candidates = ({"strength": 2.0}, {"strength": 1.0}, {"strength": 4.0}, {"strength": -0.5}, {"strength": 8.0})
@@ -83,7 +82,7 @@ class Poly1(Regularizer):
 
 
 def _target_and_log_softmax(rows: Rows) -> tuple[Tensor, Tensor]:
-    """The (weighted) target and log p, both (N, C), log p being 0 at masked classes that the target gives nothing."""
+    """The (weighted) target and log p, both (N, C); log p is 0 at masked classes without target mass."""
     logits = inner.working(rows.logits)
     mass = reference.target_mass(logits, rows.target, rows.weight if rows.has_probabilities else None)
     log_p = reference.masked_log_softmax(logits)

@@ -11,7 +11,7 @@ from labo.kernels import reference
 from labo.reduction import Rows
 from labo.regularizers.base import Regularizer, smoothed_target
 
-# For a smaller q the loss is the cross-entropy to the last digit, and 1 / q may overflow.
+# Below this the loss equals the cross-entropy to the last digit, and 1 / q may overflow.
 MIN_Q = 1e-25
 
 
@@ -19,19 +19,19 @@ class GeneralizedCrossEntropy(Regularizer):
     """sum_k t_k * (1 - p_k^q) / q with the target t: for a class index y, (1 - p_y^q) / q.
 
     Its limits are the cross-entropy at q = 0 and the mean absolute error 1 - p_y at q = 1. The gradient of an example
-    is that of its cross-entropy times p_y^q, so an example whose label the model finds improbable counts for little.
+    is that of its cross-entropy times p_y^q, so an example whose label has a low probability counts for little.
 
     With epsilon above 0 the target is smoothed first: t = (1 - epsilon) * target + epsilon / C over the C classes that
-    are not masked. The loss is least where p_k is proportional to t_k^(1 / (1 - q)), which is sharper than t: the same
-    epsilon smooths less than under the cross-entropy.
+    are not masked. The loss is minimal where p_k is proportional to t_k^(1 / (1 - q)), which is sharper than t: the
+    same epsilon smooths less than under the cross-entropy.
 
     Args:
         q: in [0, 1]; 0 is the cross-entropy, 1 the mean absolute error.
         epsilon: smoothing mass in [0, 1]; 0 is the published loss.
 
-    When: for labels that are partly wrong. The larger q, the more robust to wrong labels and the slower the training,
-        the more so the more classes there are: at the start p_y is about 1 / C, and so p_y^q is small. It is no proper
-        score: with q above 0 the prediction that it asks for is surer than the truth.
+    When: some labels are wrong. A larger q is more robust to wrong labels and trains more slowly, especially with many
+        classes: at the start p_y is about 1 / C, so p_y^q is small. It is not a proper scoring rule: with q above 0 its
+        optimal prediction is more confident than the true distribution.
 
     Raises:
         ValueError: an option is out of range.

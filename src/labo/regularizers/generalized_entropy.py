@@ -17,19 +17,19 @@ from labo.regularizers.base import Regularizer, data_losses
 class GeneralizedEntropy(Regularizer):
     """CE(target, p) + strength * J(u, p), J = ((1 - skew) * KL(u || m) + skew * KL(p || m)) / (skew * (1 - skew)).
 
-    m = skew * p + (1 - skew) * u lies between the prediction and the uniform distribution u; J is their skew Jensen
-    divergence. Its limits, which are branches of their own here:
+    m = skew * p + (1 - skew) * u interpolates between the prediction and the uniform distribution u; J is their skew
+    Jensen divergence. Its limits, implemented separately:
 
-    * skew 0 is KL(p || u) = log C - H(p): the confidence penalty of the same strength, but for a constant.
+    * skew 0 is KL(p || u) = log C - H(p): the confidence penalty of the same strength, up to a constant.
     * skew 1 is KL(u || p): label smoothing of epsilon = strength / (1 + strength), times 1 + strength.
 
     Args:
-        skew: how near m is to the prediction, in [0, 1]; alpha in the paper. 0.5 is 4 times the Jensen-Shannon
+        skew: weight of the prediction in m, in [0, 1]; alpha in the paper. 0.5 is 4 times the Jensen-Shannon
             divergence.
         strength: weight of the divergence, at least 0.
 
-    When: to ask which of the two old penalties a task wants, or what lies between. Strengths do not compare across
-        `skew`: the same strength is another loss.
+    When: to choose between the confidence penalty, label smoothing and what lies between. Strengths are not comparable
+        across values of `skew`.
 
     Raises:
         ValueError: an option is out of range.
@@ -73,12 +73,12 @@ class GeneralizedEntropy(Regularizer):
             return -(p * gap).sum(-1)
         if skew == 1:
             return (u * gap).sum(-1)
-        # Of the two logs, the one that may vanish with the skew is made without cancelling, the other from it.
+        # Compute the log that vanishes in the limit of the skew without cancellation, and the other from it.
         if skew <= 0.5:
             log_u_over_m = -torch.log1p(skew * torch.expm1(-gap))
             log_p_over_m = log_u_over_m - gap
         else:
-            gap = gap.clamp(max=60.0)  # past this p is nothing beside u, and u / p may overflow
+            gap = gap.clamp(max=60.0)  # beyond this p is negligible against u, and u / p may overflow
             log_p_over_m = -torch.log1p((1 - skew) * torch.expm1(gap))
             log_u_over_m = log_p_over_m + gap
         return (u * log_u_over_m).sum(-1) / skew + (p * log_p_over_m).sum(-1) / (1 - skew)

@@ -1,4 +1,4 @@
-"""Label smoothing, in the three forms that go by this name."""
+"""Label smoothing, in the conventions of PyTorch, fairseq and Joey NMT."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ CONVENTIONS = ("torch", "fairseq", "joeynmt")
 
 
 class LabelSmoothing(SoftLabelRegularizer):
-    """Training towards (1 - epsilon) * target + epsilon * labels, with labels that know nothing of the example.
+    """CE((1 - epsilon) * target + epsilon * labels, p), with labels that do not depend on the input.
 
-    Three things are called epsilon:
+    Three conventions of epsilon are in use:
 
     * "torch": labels are 1 / C everywhere, the gold class included; what `F.cross_entropy(label_smoothing=)` does.
     * "fairseq": labels are 1 / (C - 1) on the other classes. epsilon_torch = epsilon_fairseq * C / (C - 1).
     * "joeynmt": labels are 1 / (C - 2) on the classes that are neither gold nor padding, the loss is the divergence
       KL(smoothed || p), and the loss of rows whose target is the padding class is 0. A mean counts such rows unless
-      they are ignored: give the loss ignore_index=padding_index, or have -100 there.
+      they are ignored: pass ignore_index=padding_index to the loss, or use -100 as their target.
 
     Args:
         epsilon: smoothing mass in [0, 1].
         convention: "torch", "fairseq" or "joeynmt".
-        padding_index: the padding class, needed by "joeynmt" and by nothing else.
+        padding_index: the padding class; required with "joeynmt", and only there.
 
-    When: the first thing to try, and what the others have to beat. The network becomes under-confident by about
-        epsilon: scale its temperature before its probabilities are used. All wrong classes are pulled to the same
+    When: the first method to try, and the baseline for the others. The network becomes under-confident by about
+        epsilon: apply temperature scaling before using its probabilities. All wrong classes are pulled to the same
         logit.
 
     Raises:
         ValueError: an option is out of range, or the logits have too few classes for the convention.
 
     Source: Szegedy et al., *Rethinking the Inception Architecture*, CVPR 2016, section 7; the conventions are those of
-        the named code bases.
+        the named libraries.
 
     Example:
         >>> from labo import LabelRegularizedLoss
@@ -76,13 +76,13 @@ class LabelSmoothing(SoftLabelRegularizer):
         classes = logits.shape[-1]
         if self.convention == "torch":
             return torch.full_like(logits[:1], 1 / classes).expand(logits.shape)
-        left = classes - (1 if self.convention == "fairseq" else 2)
-        if left < 1:
+        others_count = classes - (1 if self.convention == "fairseq" else 2)
+        if others_count < 1:
             raise ValueError(f"Expected argument `input` to have more classes for '{self.convention}', got {classes}.")
         others = 1 - _one_hot(rows, logits)
         if self.padding_index is not None:
             others = others.index_fill(-1, torch.tensor([self.padding_index], device=logits.device), 0.0)
-        return others / left
+        return others / others_count
 
     @override
     def losses(self, rows: Rows) -> Tensor:

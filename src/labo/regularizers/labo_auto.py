@@ -1,4 +1,4 @@
-"""LABO that decides from the data how far it trusts its memory."""
+"""LABO with a memory or label smoothing, chosen on held-out labels."""
 
 from __future__ import annotations
 
@@ -22,26 +22,27 @@ if TYPE_CHECKING:
 
 
 class LABOAuto(Regularizer):
-    """Label smoothing, or LABO with a memory: decided by predictions of labels that a network did not train on.
+    """Label smoothing, or LABO with a memory, whichever predicts held-out labels better.
 
-    A strong memory and a mild one are trained on one half of the training data and predict the labels of the other, as
-    they are written; where that is not clear, also the other way round. Where the strong one predicts them better, all
-    data are trained with it, else with label smoothing of 0.1 (`labo.outer.trust.decide`). There is nothing to set.
+    A network with a strong memory and one with a mild memory train on one half of the training data and predict the
+    given labels of the other half; if the result is not clear, the halves are also swapped. If the strong memory
+    predicts better, the final network trains on all data with it, else with label smoothing of 0.1
+    (`labo.outer.trust.decide`). It has no options.
 
-    Needs: the decision. `labo train` and `labo compare` find it, and `labo.learn_labels` finds it for a training
-        function of your own.
+    Needs: the decision. `labo train` and `labo compare` make it, and `labo.learn_labels` makes it for your own training
+        function.
 
-    When: you do not know whether labels are wrong, or whether the network comes to learn them by heart. It costs two or
-        three trainings in place of one.
+    When: you do not know whether labels are wrong, or whether the network memorizes them. It costs two or three
+        training runs instead of one.
 
     Raises:
-        ValueError: it is used before there is a decision.
+        ValueError: it is used before the decision is provided.
 
     Source: this project; docs/memory.md.
     """
 
     name = "labo_auto"
-    summary = "label smoothing or LABO with a memory, decided on held-out labels"
+    summary = "label smoothing or LABO with a memory, chosen on held-out labels"
     paper = ""
     year = None
     tuned = False
@@ -61,23 +62,23 @@ class LABOAuto(Regularizer):
     def missing(self) -> tuple[str, ...]:
         return ("decision",) if self.chosen is None else self.chosen.missing
 
-    def provide(self, *, decision: Decision | None = None, **given: Any) -> None:
-        """Take the decision, or what the chosen method needs."""
+    def provide(self, *, decision: Decision | None = None, **inputs: Any) -> None:
+        """Take the decision, or the inputs of the chosen method."""
         if decision is not None:
             self.chosen = registry.create(decision.method, **decision.options)
-        if given:
+        if inputs:
             if self.chosen is None:
-                super().provide(**given)
+                super().provide(**inputs)
             else:
-                self.chosen.provide(**given)
+                self.chosen.provide(**inputs)
 
     def get_extra_state(self) -> Tensor:
-        """The decision, as a tensor of the bytes of JSON: every format of checkpoints can hold one."""
+        """The decision as JSON bytes in a tensor, which every checkpoint format can hold."""
         chosen = {} if self.chosen is None else {"method": self.chosen.name, "options": self.chosen.options()}
         return torch.frombuffer(bytearray(json.dumps(chosen).encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Any) -> None:
-        """Take a decision that was saved, if there is none."""
+        """Restore a saved decision, unless there is one already."""
         chosen = json.loads(bytes(state.tolist()))
         if chosen and self.chosen is None:
             self.chosen = registry.create(chosen["method"], **chosen["options"])
@@ -99,21 +100,21 @@ class LABOAuto(Regularizer):
 
     @override
     def as_labo(self, rows: Rows) -> Options | None:
-        return self._decided().as_labo(rows)
+        return self._chosen_method().as_labo(rows)
 
     @override
     def solver(self, rows: Rows) -> Solve | None:
-        return self._decided().solver(rows)
+        return self._chosen_method().solver(rows)
 
     @override
     def losses(self, rows: Rows) -> Tensor:
-        return self._decided().losses(rows)
+        return self._chosen_method().losses(rows)
 
     def labels(self, rows: Rows) -> Tensor | None:
-        """The label distribution (N, C) of the chosen method; None where it has none."""
-        return self._decided().labels(rows)
+        """The label distribution (N, C) of the chosen method; None if it has none."""
+        return self._chosen_method().labels(rows)
 
-    def _decided(self) -> Regularizer:
+    def _chosen_method(self) -> Regularizer:
         if self.chosen is None:
             raise UserError("Method 'labo_auto' has not decided: train with labo.learn_labels, or with labo train.")
         return self.chosen

@@ -1,4 +1,4 @@
-"""Label Smoothing++: how the smoothing mass is spread over the other classes is learnt, class by class."""
+"""Label Smoothing++: label smoothing with a learnt distribution over the other classes, per class."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ MAX_CLASSES = 10_000
 class LabelSmoothingPlusPlus(Regularizer):
     """(CE(t, p) + CE(p, t)) / 2 with t = (1 - alpha) * target + alpha * C[y].
 
-    C[y] is a distribution over the classes other than y, the softmax of a row of a learnt table, uniform at first. In
-    the first term t is constant, in the second p: the network learns from the first alone, the table from the second
-    alone. A probability target mixes the rows of C.
+    C[y] is a distribution over the classes other than y: the softmax of a row of a learnt table, initially uniform. t
+    is constant in the first term, p in the second: the network learns only from the first, the table only from the
+    second. A probability target mixes the rows of C.
 
     Args:
         alpha: smoothing mass, above 0 and below 1.
-        allow_large: whether there may be more than 10,000 classes, which a float32 table of C x (C - 1) is learnt for.
+        allow_large: whether to allow more than 10,000 classes; the table is C x (C - 1) in float32.
 
-    Needs: the class counts, which tell how many classes there are, by `provide(class_counts=…)`; then the optimizer,
-        by `provide(optimizer=…)`, with `learnt()` in a group without weight decay.
+    Needs: the class counts, for the number of classes, by `provide(class_counts=…)`; then the optimizer, by
+        `provide(optimizer=…)`, with `learnt()` in a group without weight decay.
 
-    When: the optimizer is yours to set up. The gradient of the network is half of what label smoothing's is: the
-        learning rate counts half. Weight decay would pull C to uniform, so it is refused.
+    When: you set up the optimizer yourself. The gradient of the network is half that of label smoothing, which halves
+        the effective learning rate. Weight decay would pull C to uniform, so it raises an error.
 
     Raises:
-        ValueError: an option is out of range, there are too many classes, or the optimizer does not learn the table or
+        ValueError: an option is out of range, there are too many classes, or the optimizer does not update the table or
             decays it.
 
     Source: Chhabra et al., *Label Smoothing++: Enhanced Label Regularization for Training Neural Networks*, BMVC 2024;
-        their code adds 1e-6 inside each logarithm, this does not.
+        their code adds 1e-6 inside each logarithm; this does not.
     """
 
     name = "ls_plus"
@@ -65,17 +65,17 @@ class LabelSmoothingPlusPlus(Regularizer):
         """The class counts, then the optimizer."""
         return ("class_counts", "optimizer")
 
-    def provide(self, *, class_counts: Any = None, optimizer: Any = None, **given: Any) -> None:
-        """Take the (C,) class counts, which the table is made from, and the optimizer that learns it."""
-        super().provide(**given)
+    def provide(self, *, class_counts: Any = None, optimizer: Any = None, **inputs: Any) -> None:
+        """Take the (C,) class counts, which set the size of the table, and the optimizer that updates it."""
+        super().provide(**inputs)
         if class_counts is not None:
-            self._make(len(torch.as_tensor(class_counts)))
+            self._create_table(len(torch.as_tensor(class_counts)))
             super().provide(class_counts=class_counts)
         if optimizer is not None:
             self._check(optimizer)
             super().provide(optimizer=optimizer)
 
-    def _make(self, classes: int) -> None:
+    def _create_table(self, classes: int) -> None:
         if classes < 2:
             raise UserError(f"Expected argument `class_counts` of at least 2 classes, but got {classes}.")
         memory.refuse_large(self, classes, classes - 1, most=MAX_CLASSES**2)
@@ -85,7 +85,7 @@ class LabelSmoothingPlusPlus(Regularizer):
 
     def _check(self, optimizer: Any) -> None:
         if self.table is None:
-            raise UserError(f"Method '{self.name}' needs class_counts before the optimizer: they make what it learns.")
+            raise UserError(f"Method '{self.name}' needs class_counts before the optimizer: they create its table.")
         for group in optimizer.param_groups:
             if any(parameter is self.table for parameter in group["params"]):
                 if group.get("weight_decay"):
@@ -113,9 +113,9 @@ class LabelSmoothingPlusPlus(Regularizer):
             gold = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, rows.target.unsqueeze(-1), True)
             log_t = torch.where(gold, math.log1p(-self.alpha), math.log(self.alpha) + log_c)
         _, factor = data_losses(rows)
-        towards = functional.soft_label_losses(rows, labels.detach(), self.alpha)
-        back = factor * reference.cross_entropy(reference.masked_log_softmax(logits).exp().detach(), log_t)
-        return (towards + back) / 2
+        loss_of_network = functional.soft_label_losses(rows, labels.detach(), self.alpha)
+        loss_of_table = factor * reference.cross_entropy(reference.masked_log_softmax(logits).exp().detach(), log_t)
+        return (loss_of_network + loss_of_table) / 2
 
     def labels(self, rows: Rows) -> Tensor:
         """The learnt distribution over the other classes, (N, C)."""
@@ -130,12 +130,12 @@ class LabelSmoothingPlusPlus(Regularizer):
         dtype, device, classes = inner.working(rows.logits).dtype, rows.raw.device, rows.raw.shape[-1]
         memory.refuse_other_size(self, "table", tuple(self.table.shape), (classes, classes - 1))
         at = torch.arange(classes, device=device) if rows.has_probabilities else rows.target
-        of_others = self.table.to(device, dtype)[at].log_softmax(-1)
+        log_p_others = self.table.to(device, dtype)[at].log_softmax(-1)
         others = torch.arange(classes - 1, device=device)
-        others = others + (others >= at.unsqueeze(-1))  # the classes in order, the class itself left out
-        return of_others.new_full((len(at), classes), -math.inf).scatter(-1, others, of_others)
+        others = others + (others >= at.unsqueeze(-1))  # all classes in order except the class itself
+        return log_p_others.new_full((len(at), classes), -math.inf).scatter(-1, others, log_p_others)
 
 
 def _mean_of_processes(gradient: Tensor) -> Tensor:
-    """What data parallelism does for the network's gradients, and for those of a loss nobody does."""
+    """Average a gradient over the processes; data parallelism does this only for the network's parameters."""
     return distributed.all_reduce_sum(gradient) / distributed.world_size()

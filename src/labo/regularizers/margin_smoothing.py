@@ -1,4 +1,4 @@
-"""Margin-based label smoothing: logits may lie only so far below the largest one."""
+"""Margin-based label smoothing: a penalty on logits far below the largest one."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from labo.regularizers.base import Regularizer, data_losses
 class MarginSmoothing(Regularizer):
     """CE(target, p) + strength * mean_k ReLU(max logits - logits_k - margin).
 
-    The mean is over the classes that are not masked, the largest one (which is at distance 0) included. The gradient
-    flows through the maximum, in equal shares if several share it. The target has no part in the penalty, so it is the
+    The mean is over the classes that are not masked, including the largest one (at distance 0). The gradient flows
+    through the maximum, in equal shares if several classes tie. The penalty does not depend on the target, so it is the
     same for class indices and probabilities.
 
     Args:
         strength: weight of the penalty, at least 0.
-        margin: how far below the largest logit is free, in units of logits, at least 0.
+        margin: distances below the largest logit up to this are not penalized; in units of logits, at least 0.
 
-    When: for calibration with less bias than label smoothing. At margin 10 a class costs nothing until its probability
-        is exp(-10) of the largest one, so a network that never gets so sure trains with the plain cross-entropy; look
-        at its logits before choosing. Margin 0 is MaxSup.
+    When: for calibration with less bias than label smoothing. At margin 10 a class is not penalized until its
+        probability is below exp(-10) of the largest one, so a less confident network trains with the plain
+        cross-entropy; look at its logits before choosing. Margin 0 is MaxSup.
 
     Raises:
         ValueError: an option is out of range.
@@ -57,14 +57,14 @@ class MarginSmoothing(Regularizer):
     def losses(self, rows: Rows) -> Tensor:
         data, factor = data_losses(rows)
         logits = inner.working(rows.logits)
-        penalty = mean_of_unmasked(torch.relu(below_the_top(logits) - self.margin), logits)
+        penalty = mean_of_unmasked(torch.relu(distance_below_max(logits) - self.margin), logits)
         return data + self.strength * factor * penalty
 
 
-def below_the_top(logits: Tensor, *, constant: bool = False) -> Tensor:
-    """How far each class lies below the largest logit of its row, (N, C), at least 0; 0 for masked classes.
+def distance_below_max(logits: Tensor, *, constant: bool = False) -> Tensor:
+    """The distance of each logit below the largest of its row, (N, C), at least 0; 0 for masked classes.
 
-    With `constant` no gradient flows through the largest.
+    With `constant`, no gradient flows through the largest logit.
     """
     top = logits.amax(-1, keepdim=True)
     return torch.where(logits == -math.inf, 0.0, (top.detach() if constant else top) - logits)

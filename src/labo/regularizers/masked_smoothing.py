@@ -1,4 +1,4 @@
-"""Masked label smoothing: smoothing over the classes that occur."""
+"""Masked label smoothing: smoothing over the classes that occur as targets."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from labo.regularizers.unigram_smoothing import UnigramSmoothing
 class MaskedSmoothing(UnigramSmoothing):
     """CE((1 - epsilon) * target + epsilon * u, p) with u uniform over the classes whose count is above 0.
 
-    It is label smoothing where all classes occur, and unigram smoothing of infinite temperature everywhere.
+    It equals label smoothing if all classes occur, and always equals unigram smoothing at infinite temperature.
 
     Args:
         epsilon: smoothing mass in [0, 1].
 
-    Needs: once, `class_counts` (C,): how often each class is a training target. Only whether it is 0 matters.
+    Needs: the (C,) counts of the training targets, by `provide(class_counts=…)`; only whether a count is 0 matters.
 
-    When: for translation with one vocabulary for both languages, where plain smoothing gives mass to words of the
-        source language that are never right. A class that occurs once counts as much as the most frequent; where the
-        training targets are a sample, classes that only the test has are left out too.
+    When: for translation with a joint vocabulary, where plain smoothing gives mass to words of the source language that
+        are never targets. A class that occurs once counts as much as the most frequent. Classes that occur only in the
+        test data get no mass either.
 
     Raises:
         ValueError: an option is out of range; counts were not provided or do not fit the classes.

@@ -1,4 +1,4 @@
-"""Max suppression: label smoothing that holds down the largest logit in place of the gold one."""
+"""Max suppression: label smoothing that penalizes the largest logit instead of the gold one."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from labo import checks, inner
 from labo.errors import UserError
 from labo.reduction import Rows
 from labo.regularizers.base import Regularizer, data_losses
-from labo.regularizers.margin_smoothing import below_the_top, mean_of_unmasked
+from labo.regularizers.margin_smoothing import distance_below_max, mean_of_unmasked
 
-FIRST, LAST = 0.1, 0.2  # the strength over training
+START, END = 0.1, 0.2  # the linear schedule of the strength
 
 
 class MaxSup(Regularizer):
     """CE(target, p) + strength * (max logits - mean logits), over the classes that are not masked.
 
-    Label smoothing is CE + epsilon * (gold logit - mean logits): the same where the gold class is the largest, and the
-    other way round in the gold class where it is not. The gradient flows through the maximum, in equal shares if
-    several share it. The target has no part in the penalty, so it is the same for class indices and probabilities.
+    Label smoothing is CE + epsilon * (gold logit - mean logits): the same if the gold logit is the largest; otherwise
+    label smoothing lowers the gold logit, and MaxSup the wrong largest one. The gradient flows through the maximum, in
+    equal shares if several classes tie. The penalty does not depend on the target, so it is the same for class indices
+    and probabilities.
 
     Args:
-        strength: "linear" for 0.1 at the start of training to 0.2 at its end, in a straight line; or a number of at
-            least 0 that stays.
+        strength: "linear" for a linear schedule from 0.1 to 0.2 over training; or a constant of at least 0.
 
-    Needs: of each batch, `progress` (the share of training that is done), with strength="linear" alone.
+    Needs: with each batch, `progress` (the fraction of training that is done), only with strength="linear".
 
-    When: where label smoothing helps accuracy but features collapse. The penalty has no floor: a large strength
-        flattens all logits.
+    When: label smoothing helps accuracy but features collapse. A large strength flattens all logits, because the
+        penalty keeps decreasing with them.
 
     Raises:
-        ValueError: `strength` is neither, or `progress` is not in [0, 1].
+        ValueError: `strength` is invalid, or `progress` is not in [0, 1].
 
     Source: Zhou et al., *MaxSup: Overcoming Representation Collapse in Label Smoothing*, NeurIPS 2025.
     """
@@ -59,11 +59,11 @@ class MaxSup(Regularizer):
     def losses(self, rows: Rows) -> Tensor:
         data, factor = data_losses(rows)
         logits = inner.working(rows.logits)
-        return data + self._strength_of(rows) * factor * mean_of_unmasked(below_the_top(logits), logits)
+        return data + self._strength_of(rows) * factor * mean_of_unmasked(distance_below_max(logits), logits)
 
     def _strength_of(self, rows: Rows) -> float:
         if not isinstance(self.strength, str):
             return self.strength
         progress = float(rows.given["progress"])
         checks.share("progress", progress)
-        return FIRST + (LAST - FIRST) * progress
+        return START + (END - START) * progress

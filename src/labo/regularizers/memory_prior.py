@@ -1,4 +1,4 @@
-"""LABO's prior from a memory: what the network has said of each example, sharpened."""
+"""LABO's prior from a memory: the sharpened running average of the predictions for each example."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from labo.kernels.options import Options
 from labo.reduction import Rows
 from labo.regularizers.prediction_memory import Kept, PredictionMemory, spread
 
-# The sharpness that is taken where none is given: less with many classes.
+# The default sharpness: lower with many classes.
 MAX_CLASSES_SHARPENED, SHARP, LESS_SHARP = 50, 2.0, 1.5
 
 
@@ -24,8 +24,8 @@ class MemoryPrior(nn.Module):
     """The prior r = m ** sharpness / sum(m ** sharpness) of each example, m from a `PredictionMemory`.
 
     The loss of an example with smoothed target t = (1 - epsilon) * target + epsilon / C is
-    (1 - alpha) * CE(t, p) + alpha * V(logits; r), whose gradient is p - (1 - alpha) * t - alpha * q*. The prediction
-    is remembered afterwards, in training alone.
+    (1 - alpha) * CE(t, p) + alpha * V(logits; r), whose gradient is p - (1 - alpha) * t - alpha * q*. In training,
+    the prediction is then added to the memory.
 
     Args:
         method: the name of the method, for errors.
@@ -45,7 +45,7 @@ class MemoryPrior(nn.Module):
         self.memory = PredictionMemory(method, decay=decay, top=top)
 
     def options(self) -> dict[str, Any]:
-        """The options that it was made with."""
+        """The options and their values."""
         memory = {"decay": self.memory.decay, "epsilon": self.epsilon, "top": self.memory.top}
         return {"sharpness": self.sharpness, **memory}
 
@@ -58,7 +58,7 @@ class MemoryPrior(nn.Module):
     def losses(
         self, rows: Rows, examples: int, alpha: float | Tensor, beta: float | Tensor, value: str, training: bool
     ) -> Tensor:
-        """The loss of each row, (N,), in working precision; in training the predictions are remembered."""
+        """The loss of each row, (N,), in working precision; in training, the predictions are added to the memory."""
         with torch.no_grad():
             places = self._visit(rows, examples, training)
             m = self._distributions(places, rows)
@@ -73,13 +73,13 @@ class MemoryPrior(nn.Module):
         return losses
 
     def solver(self, rows: Rows, examples: int, alpha: float, training: bool) -> MemorySolver:
-        """The losses of the rows and their gradient, at beta = inf."""
+        """The fused implementation of the losses of these rows and their gradient, at beta = inf."""
         with torch.no_grad():
             places = self._visit(rows, examples, training)
             return MemorySolver(self, rows, places, alpha, self.memory.read(places), training)
 
     def _visit(self, rows: Rows, examples: int, training: bool) -> Tensor:
-        """The places of the rows, checked."""
+        """The indices of the rows in the memory, after checking them and (in training) their labels."""
         self.memory.prepare(examples, rows)
         places = self.memory.places(rows, examples)
         if training:
@@ -90,13 +90,13 @@ class MemoryPrior(nn.Module):
         return self.memory.distributions(places, rows.raw.shape[-1]).to(reference.working_dtype(rows.raw))
 
     def exponent(self, classes: int) -> float:
-        """The sharpness with so many classes."""
+        """The sharpness for this number of classes."""
         if self.sharpness is not None:
             return self.sharpness
         return SHARP if classes <= MAX_CLASSES_SHARPENED else LESS_SHARP
 
     def sharpened(self, m: Tensor) -> Tensor:
-        """The priors of distributions m (N, C); zeros where m is."""
+        """The priors of distributions m (N, C); rows of zeros stay zeros."""
         powered = _power(m, self.exponent(m.shape[-1]))
         return powered.div_(powered.sum(-1, keepdim=True).clamp_(min=torch.finfo(m.dtype).tiny))
 
@@ -104,8 +104,8 @@ class MemoryPrior(nn.Module):
 class MemorySolver:
     """The losses of rows and their gradient at beta = inf, in few operations; see `labo.kernels.autograd`.
 
-    The label of a row is known before its logits are: target, uniform distribution and prior, mixed. When it is called
-    first, in training, the predictions are remembered.
+    The label of a row does not depend on its logits: it mixes target, uniform distribution and prior. The first call,
+    in training, adds the predictions to the memory.
     """
 
     def __init__(
@@ -113,36 +113,36 @@ class MemorySolver:
     ) -> None:
         self.prior, self.memory, self.rows, self.places, self.alpha = prior, prior.memory, rows, places, alpha
         self.read = read
-        # Which rows are still to be remembered: a second backward pass solves again.
+        # Rows whose predictions are not yet in the memory: a second backward pass solves again.
         self.pending = torch.full((len(places),), training, device="cpu")
-        self.remembers = False
+        self.updates_memory = False
 
     def of(self, part: slice | Tensor) -> MemorySolver:
-        """The solver of some of the rows, which are remembered when it is called."""
+        """The solver of a subset of the rows; calling it adds their predictions to the memory."""
         kept = None if self.rows.kept is None else self.rows.kept[part]
-        if kept is not None and bool(kept.all()):  # ignored rows are left out of the product
+        if kept is not None and bool(kept.all()):  # the fused linear layer drops ignored rows
             kept = None
         rows = replace(self.rows, raw=self.rows.raw[part], target=self.rows.target[part], kept=kept, _clean=[])
         read = Kept(*(value[part] for value in self.read)) if isinstance(self.read, Kept) else self.read[part]
-        some = MemorySolver(self.prior, rows, self.places[part], self.alpha, read, False)
+        subset = MemorySolver(self.prior, rows, self.places[part], self.alpha, read, False)
         at = part if isinstance(part, slice) else part.cpu()
-        some.remembers = bool(self.pending[at].any())
+        subset.updates_memory = bool(self.pending[at].any())
         self.pending[at] = False
-        return some
+        return subset
 
     def __call__(
         self,
         logits: Tensor,
         target: Tensor,
-        shares: Tensor,
+        row_weights: Tensor,
         options: Options,
         *,
         gradient: bool,
         out: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """As `blocked.solve`; `out` may be taken for the gradient."""
+        """Like `blocked.solve`; `out` may hold the gradient."""
         if bool(self.pending.any()):
-            self.pending[:], self.remembers = False, True
+            self.pending[:], self.updates_memory = False, True
         z = inner.working(logits.detach())
         if self.rows.kept is not None:
             z = torch.where(self.rows.kept.unsqueeze(-1), z, 0.0)
@@ -150,10 +150,10 @@ class MemorySolver:
             out = None
         solved = None
         if isinstance(self.read, Kept) and z.device.type == "cpu" and target.dim() == 1:
-            solved = self._from_kept(z, self.read, shares, gradient, out)
-        losses, made = solved or self._from_whole(z, shares, options.weight, gradient)
-        self.remembers = False
-        return losses, None if made is None else made.to(logits.dtype)
+            solved = self._from_kept(z, self.read, row_weights, gradient, out)
+        losses, grad_logits = solved or self._from_whole(z, row_weights, options.weight, gradient)
+        self.updates_memory = False
+        return losses, None if grad_logits is None else grad_logits.to(logits.dtype)
 
     def row_losses(self, logits: Tensor, weight: Tensor | None) -> Tensor:
         """The losses (N,) by the reference formulas, differentiable in the logits to any order."""
@@ -164,7 +164,7 @@ class MemorySolver:
         return (spread(self.read, classes) if isinstance(self.read, Kept) else self.read).to(dtype)
 
     def _label(self, z: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(the labels (N, C), of which masked classes have nothing; their mass (N, 1))."""
+        """(labels (N, C), 0 at masked classes; their mass (N, 1))."""
         limit = inner.over_rows("beta", math.inf, z)
         label = inner.labels_of_rows(z, limit, self.prior.sharpened(self._whole(z.shape[-1], z.dtype))).mul_(self.alpha)
         label += inner.labels_of_rows(z, limit, None).mul_((1 - self.alpha) * self.prior.epsilon)
@@ -173,26 +173,26 @@ class MemorySolver:
         return label.mul_(mass).add_(target, alpha=(1 - self.alpha) * (1 - self.prior.epsilon)), mass
 
     def _from_whole(
-        self, z: Tensor, shares: Tensor, weight: Tensor | None, gradient: bool
+        self, z: Tensor, row_weights: Tensor, weight: Tensor | None, gradient: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """(losses times shares, the gradient of their sum), from whole distributions."""
+        """(losses times weights, the gradient of their sum), from full distributions."""
         solved = self._at_once(z) if z.device.type == "cpu" and not self.rows.has_probabilities else None
         if solved is None:  # probabilities, masked classes, or NaN
             label, mass = self._label(z, weight)
             losses, p = reference.cross_entropy(label, reference.masked_log_softmax(z)), inner.masked_softmax(z)
         else:
             (losses, p, label), mass = solved, None
-        made = None
+        grad_logits = None
         if gradient:
-            made = (p if mass is None else p * mass).sub(label).mul_(shares.unsqueeze(-1))
+            grad_logits = (p if mass is None else p * mass).sub(label).mul_(row_weights.unsqueeze(-1))
             if mass is not None:
-                made = torch.where((shares == 0).unsqueeze(-1), 0.0, made)
-        if self.remembers:
+                grad_logits = torch.where((row_weights == 0).unsqueeze(-1), 0.0, grad_logits)
+        if self.updates_memory:
             self.memory.remember(self.places, self._whole(z.shape[-1], z.dtype), p, self.rows)
-        return torch.where(shares == 0, 0.0, losses * shares), made
+        return torch.where(row_weights == 0, 0.0, losses * row_weights), grad_logits
 
     def _at_once(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-        """(losses, p, label) of class indices with finite logits; None for others."""
+        """(losses, p, label) of class indices with finite logits; None otherwise."""
         label = self.prior.sharpened(self._whole(z.shape[-1], z.dtype)).mul_(self.alpha)
         label.add_((1 - self.alpha) * self.prior.epsilon / max(1, z.shape[-1]))
         share = (1 - self.alpha) * (1 - self.prior.epsilon)
@@ -202,12 +202,12 @@ class MemorySolver:
         return (losses, log_p.exp_(), label) if math.isfinite(losses.sum().item()) else None
 
     def _from_kept(
-        self, z: Tensor, kept: Kept, shares: Tensor, gradient: bool, out: Tensor | None
+        self, z: Tensor, kept: Kept, row_weights: Tensor, gradient: bool, out: Tensor | None
     ) -> tuple[Tensor, Tensor | None] | None:
-        """The same from the entries that are kept of many classes; None where a class is masked.
+        """Like `_from_whole`, from the largest entries of many classes; None if a class is masked.
 
-        The label is uniform but at the kept classes and the target: a smoothed cross-entropy, whose fused
-        implementation makes losses and gradient, and some entries beside.
+        The label is uniform except at the kept classes and the target. So the fused smoothed cross-entropy computes
+        losses and gradient, and a few entries are corrected.
         """
         classes = z.shape[-1]
         total = z.sum(-1)
@@ -216,35 +216,36 @@ class MemorySolver:
         others = max(1, classes - kept.mass.shape[1])
         kept = Kept(kept.mass.to(z.dtype), kept.classes, kept.rest.to(z.dtype))
         sharpness = self.prior.exponent(classes)
-        entries, each = _power(kept.mass, sharpness), _power(kept.rest / others, sharpness)
-        norm = (entries.sum(-1) + others * each).clamp_(min=torch.finfo(entries.dtype).tiny)
-        entries, each = entries / norm.unsqueeze(-1), each / norm
-        uniform = ((1 - self.alpha) * self.prior.epsilon + self.alpha * classes * each).clamp_(0, 1)  # spread evenly
+        entries, each_other = _power(kept.mass, sharpness), _power(kept.rest / others, sharpness)
+        norm = (entries.sum(-1) + others * each_other).clamp_(min=torch.finfo(entries.dtype).tiny)
+        entries, each_other = entries / norm.unsqueeze(-1), each_other / norm
+        uniform = ((1 - self.alpha) * self.prior.epsilon + self.alpha * classes * each_other).clamp_(0, 1)
         options = Options(uniform, math.inf)
-        beside = (entries - each.unsqueeze(-1)).mul_(self.alpha)
+        correction = (entries - each_other.unsqueeze(-1)).mul_(self.alpha)
         at_target = (1 - self.alpha) * (1 - self.prior.epsilon) - (1 - uniform)
         index = self.rows.target.unsqueeze(-1)
-        # Before the gradient, which may lie where the logits did.
+        # Read before the gradient, which may overwrite the logits.
         z_kept, z_target = z.gather(-1, kept.classes), z.gather(-1, index).squeeze(-1)
-        top = largest(z, kept.mass.shape[1]) if self.remembers else None
-        ignored = torch.logsumexp(z, -1) if self.remembers and not bool(shares.all()) else None
+        top = largest(z, kept.mass.shape[1]) if self.updates_memory else None
+        ignored = torch.logsumexp(z, -1) if self.updates_memory and not bool(row_weights.all()) else None
         solve = kernels.choose("auto", (z,), self.rows.target, options) or reference.solve
-        losses, made = solve(z, self.rows.target, shares, options, gradient=gradient, out=out)
+        losses, grad_logits = solve(z, self.rows.target, row_weights, options, gradient=gradient, out=out)
         if top is not None:
-            weighed = shares != 0
-            plain = losses / torch.where(weighed, shares, 1.0) + (1 - uniform) * z_target + uniform * total / classes
-            lse = plain if ignored is None else torch.where(weighed, plain, ignored)
+            counted = row_weights != 0
+            row_losses = losses / torch.where(counted, row_weights, 1.0)
+            plain = row_losses + (1 - uniform) * z_target + uniform * total / classes
+            lse = plain if ignored is None else torch.where(counted, plain, ignored)
             self._remember_kept(kept, top, z_kept, lse.unsqueeze(-1), others)
-        losses = losses - shares * ((beside * z_kept).sum(-1) + at_target * z_target)
-        if made is not None:
-            made.scatter_add_(-1, kept.classes, beside.mul_(-shares.unsqueeze(-1)))
-            made.scatter_add_(-1, index, (-shares * at_target).unsqueeze(-1))
-        return losses, made
+        losses = losses - row_weights * ((correction * z_kept).sum(-1) + at_target * z_target)
+        if grad_logits is not None:
+            grad_logits.scatter_add_(-1, kept.classes, correction.mul_(-row_weights.unsqueeze(-1)))
+            grad_logits.scatter_add_(-1, index, (-row_weights * at_target).unsqueeze(-1))
+        return losses, grad_logits
 
     def _remember_kept(
         self, kept: Kept, largest_logits: tuple[Tensor, Tensor], z_kept: Tensor, lse: Tensor, others: int
     ) -> None:
-        """Take the predictions exp(z - lse): the largest entries are among those kept and the largest predictions."""
+        """Add the predictions exp(z - lse) to the memory; its new entries are old ones or the largest predictions."""
         decay, count = self.memory.decay, kept.mass.shape[1]
         old = kept.mass * decay + (z_kept - lse).exp_().mul_(1 - decay)
         z_top, top = largest_logits
@@ -256,7 +257,7 @@ class MemorySolver:
 
 
 def _power(m: Tensor, exponent: float) -> Tensor:
-    """The power of m, new; a general exponent takes five times as long as these."""
+    """The power m ** exponent as a new tensor; `pow` takes five times as long as the special cases."""
     if exponent == 1.0:
         return m.clone()
     if exponent == 1.5:

@@ -1,4 +1,4 @@
-"""Plain cross-entropy: the member that regularizes nothing."""
+"""Plain cross-entropy, without regularization."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from labo.regularizers.base import Regularizer, data_losses
 
 
 class NoRegularizer(Regularizer):
-    """CE(target, p), as `F.cross_entropy` without smoothing.
+    """CE(target, p), like `F.cross_entropy` without smoothing.
 
-    When: as the baseline; and where the network is to be used without a temperature fitted on held-out data.
+    When: as the baseline; and if the network will be used without temperature scaling.
     """
 
     name = "none"
     summary = "plain cross-entropy"
 
     def as_labo(self, rows: Rows) -> Options:
-        """LABO of strength 0."""
+        """LABO with strength 0."""
         return functional.row_options(rows, 0.0, math.inf, None)
 
     @override

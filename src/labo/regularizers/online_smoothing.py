@@ -1,4 +1,4 @@
-"""Online label smoothing: labels that are what the network said of the class an epoch before."""
+"""Online label smoothing: labels from the mean predictions of each class in the epoch before."""
 
 from __future__ import annotations
 
@@ -18,24 +18,23 @@ MAX_CLASSES = 10_000
 
 
 class OnlineSmoothing(SoftLabelRegularizer):
-    """(1 - strength) * CE(target, p) + strength * CE(S[y], p), S[y] the mean p of the examples of class y got right.
+    """(1 - strength) * CE(target, p) + strength * CE(S[y], p), S[y] the mean p of class y when predicted right.
 
-    S is made anew when the epoch number changes, from the epoch before: the mean, over the training examples of a
-    class whose largest p is at the class, of their p as it was when they were seen. A class with no such example keeps
-    its row. A probability target mixes the rows of S, and its largest class counts as its class.
+    S is recomputed when the epoch changes, from the epoch before: the mean of p over the correctly classified training
+    examples of a class, with p as it was when each was seen. A class without such an example keeps its row. A
+    probability target mixes the rows of S, and its largest entry counts as its class.
 
     Args:
-        strength: weight of S in [0, 1]; the paper's loss is half and half.
-        start: S in the first epoch. "uniform" is label smoothing. "zeros", as in the authors' code, leaves a share of
-            1 - strength of the loss. "smoothed", as in another published version, has 0.9 at the class. Uniform is the
-            default: its rows are distributions, so the loss is of one scale from the first epoch to the last, and
-            nothing has to be chosen.
-        allow_large: whether there may be more than 10,000 classes, which two float32 tables of C x C are kept for.
+        strength: weight of S in [0, 1]; 0.5 in the paper.
+        start: S in the first epoch. "uniform" is label smoothing. "zeros", as in the authors' code, leaves only
+            (1 - strength) * CE(target, p). "smoothed", as in another published version, has 0.9 at the class. Uniform
+            is the default because its rows are distributions: the scale of the loss is the same in all epochs.
+        allow_large: whether to allow more than 10,000 classes; the state is two C x C tables in float32.
 
-    Needs: the number of the epoch with each batch.
+    Needs: the epoch with each batch.
 
-    When: classes resemble each other, and there are epochs enough to see it. The labels of a class are those of what
-        is easy in it. Training in steps without epochs never makes S.
+    When: classes resemble each other, and training has enough epochs to learn how. The labels of a class come from its
+        easy examples. Without epochs, S is never updated.
 
     Raises:
         ValueError: an option is out of range, or there are too many classes.
@@ -44,7 +43,7 @@ class OnlineSmoothing(SoftLabelRegularizer):
     """
 
     name = "online_smoothing"
-    summary = "targets mixed with the mean right prediction of the class in the last epoch"
+    summary = "targets mixed with the mean correct prediction of the class in the last epoch"
     paper = "Zhang et al., IEEE TIP 2021"
     year = 2021
     candidates = ({"strength": 0.5}, {"strength": 0.1}, {"strength": 0.8}, {"strength": 0.3}, {"strength": 0.6})
@@ -65,48 +64,48 @@ class OnlineSmoothing(SoftLabelRegularizer):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The number of the epoch."""
+        """The epoch."""
         return ("epoch",)
 
     @override
     def losses(self, rows: Rows) -> Tensor:
         if self.training:
-            self._begin(rows)
+            self._allocate(rows)
             if self.turn.advanced(rows.given["epoch"]):
-                self._renew()
+                self._start_epoch()
         losses = super().losses(rows)
         if self.training:
-            self._add(rows)
+            self._accumulate(rows)
         return losses
 
     def labels(self, rows: Rows) -> Tensor:
         """The rows of S for the targets, (N, C)."""
         logits = inner.working(rows.logits)
         classes = logits.shape[-1]
-        table = self._first(classes, logits.device) if self.table is None else self.table
+        table = self._initial_table(classes, logits.device) if self.table is None else self.table
         memory.refuse_other_size(self, "table", tuple(table.shape), (classes, classes))
         table = table.to(logits)
         return rows.target.to(table.dtype) @ table if rows.has_probabilities else table[rows.target]
 
-    def _first(self, classes: int, device: torch.device) -> Tensor:
-        """S before anything was seen."""
+    def _initial_table(self, classes: int, device: torch.device) -> Tensor:
+        """S in the first epoch."""
         if self.start == "uniform":
             return torch.full((classes, classes), 1 / classes, device=device)
         if self.start == "zeros":
             return torch.zeros(classes, classes, device=device)
         return torch.full((classes, classes), 0.1 / max(1, classes - 1), device=device).fill_diagonal_(0.9)
 
-    def _begin(self, rows: Rows) -> None:
+    def _allocate(self, rows: Rows) -> None:
         if self.table is not None:
             return
         classes, device = rows.raw.shape[-1], rows.raw.device
         memory.refuse_large(self, classes, classes, most=MAX_CLASSES**2, tables=2)
-        self.table = self._first(classes, device)
+        self.table = self._initial_table(classes, device)
         self.sums = torch.zeros(classes, classes, device=device)
         self.counts = torch.zeros(classes, dtype=torch.int64, device=device)
 
-    def _renew(self) -> None:
-        """Make S from the epoch that is over, and begin to count anew."""
+    def _start_epoch(self) -> None:
+        """Compute S from the epoch that has ended, and reset the sums."""
         assert self.table is not None
         assert self.sums is not None
         assert self.counts is not None
@@ -116,20 +115,20 @@ class OnlineSmoothing(SoftLabelRegularizer):
         self.counts.zero_()
 
     @torch.no_grad()
-    def _add(self, rows: Rows) -> None:
-        """Count the examples of all processes that this batch got right."""
+    def _accumulate(self, rows: Rows) -> None:
+        """Add the correctly classified examples of this batch, of all processes."""
         assert self.sums is not None
         assert self.counts is not None
         p = reference.masked_log_softmax(inner.working(rows.logits)).exp()
         target = rows.target.argmax(-1) if rows.has_probabilities else rows.target
-        right = p.argmax(-1) == target
+        correct = p.argmax(-1) == target
         if rows.kept is not None:
-            right = right & rows.kept
-        # Gathered at once and not summed at the end of the epoch: a checkpoint, which one process writes, is then
-        # whole at any time.
-        seen, classes = (
-            distributed.all_gather(p[right].to(self.sums)),
-            distributed.all_gather(target[right].to(self.sums.device)),
+            correct = correct & rows.kept
+        # Gather every batch instead of summing at the end of the epoch, so that the state in a checkpoint, which one
+        # process writes, is always complete.
+        predictions, classes = (
+            distributed.all_gather(p[correct].to(self.sums)),
+            distributed.all_gather(target[correct].to(self.sums.device)),
         )
-        self.sums.index_add_(0, classes, seen)
+        self.sums.index_add_(0, classes, predictions)
         self.counts += torch.bincount(classes, minlength=len(self.counts))

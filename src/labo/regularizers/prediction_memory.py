@@ -1,4 +1,4 @@
-"""What a network has said of every training example: a running average of its predictions."""
+"""A running average of the predictions for every training example."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _MAX_INT16 = 2**15 - 1
 
 
 class Kept(NamedTuple):
-    """The entries of some distributions that are kept: `mass` (N, k) float32 at `classes` (N, k), and what is left.
+    """Truncated distributions: `mass` (N, k) float32 at `classes` (N, k).
 
-    `rest` (N,) is the mass of all other classes together.
+    `rest` (N,) is the total mass of all other classes.
     """
 
     mass: Tensor
@@ -31,21 +31,21 @@ class Kept(NamedTuple):
 
 
 class PredictionMemory(LateBuffers):
-    """m <- decay * m + (1 - decay) * p for each example, at each of its visits.
+    """The running average m <- decay * m + (1 - decay) * p of each example, updated at each visit.
 
     With at most `MAX_WHOLE_CLASSES` classes all of m is kept, else its `top` largest entries and the mass of the rest,
-    which is read as spread evenly; both in half precision. An example's place is its index in the training data. Of an
-    example that comes twice in one batch the last prediction counts. Processes that train together keep the same
-    memory: each adds what all of them saw.
+    which counts as spread evenly; both in half precision. The place of an example is its index in the training data.
+    If an example occurs twice in a batch, its last prediction counts. Processes that train together keep identical
+    memories: each adds the predictions of all.
 
-    The label of each example is remembered too, and an example that comes with another label is refused: then the
-    memory is of other data, or the indices do not follow the data.
+    The label of each example is stored too. An example whose label differs from the stored one raises an error: the
+    memory belongs to other data, or the indices do not follow the data.
 
     Args:
         method: the name of the method, for errors.
         decay: in [0, 1).
-        top: how many entries of m to keep; None for all or `TOP`, by the number of classes.
-        from_zeros: whether m starts as zeros, and not as the uniform distribution.
+        top: number of entries of m to keep; None for all or `TOP`, depending on the number of classes.
+        from_zeros: whether m starts as zeros instead of the uniform distribution.
     """
 
     values: Tensor | None  # (examples + 1, k) float16; the last row takes what is written for ignored rows
@@ -64,7 +64,7 @@ class PredictionMemory(LateBuffers):
             self.register_buffer(name, None)
 
     def prepare(self, examples: int, rows: Rows) -> None:
-        """Make the memory of so many examples, if it is not there, and refuse one of other examples or classes."""
+        """Allocate the memory if necessary; an error if it belongs to other examples or classes."""
         size = rows.raw.shape[-1]
         kept = self._kept(size)
         if self.values is None:
@@ -76,12 +76,12 @@ class PredictionMemory(LateBuffers):
         known = (len(self.values) - 1, self.values.shape[1], self.classes is None)
         if known != (examples, kept, kept == size):
             raise UserError(
-                f"Method '{self.name}' remembers {known[0]} examples with {known[1]} entries each, but this training "
-                f"has {examples} with {kept}: its memory is of other data."
+                f"Method '{self.name}' has a memory of {known[0]} examples with {known[1]} entries each, but this "
+                f"training has {examples} with {kept}: the memory belongs to other data."
             )
 
     def _kept(self, classes: int) -> int:
-        """How many entries of a distribution are kept."""
+        """The number of entries that are kept of a distribution."""
         wanted = self.top if self.top is not None else classes if classes <= MAX_WHOLE_CLASSES else TOP
         return min(wanted, classes)
 
@@ -100,7 +100,7 @@ class PredictionMemory(LateBuffers):
         """The place of each row, (N,) int64; the scratch row for ignored rows.
 
         Raises:
-            UserError: `indices` are no whole numbers, do not fit the rows, or are not those of training examples.
+            UserError: `indices` are not integers, do not fit the rows, or are out of range.
         """
         places = torch.as_tensor(rows.given["indices"])
         if places.dtype.is_floating_point or places.dtype in (torch.bool, torch.complex64, torch.complex128):
@@ -131,7 +131,7 @@ class PredictionMemory(LateBuffers):
             raise UserError(sentence.format(f"{high}: examples cannot be added later"))
 
     def check_labels(self, places: Tensor, rows: Rows) -> None:
-        """Refuse examples whose label is another one than at their last visit; remember those of new ones."""
+        """Raise an error if the label of an example has changed since its last visit; store new labels."""
         assert self.labels is not None
         if rows.has_probabilities or checks.traced(places):
             return
@@ -141,26 +141,26 @@ class PredictionMemory(LateBuffers):
             return
         if rows.kept is not None:
             target = torch.where(rows.kept, target, _UNSEEN)
-        other = (known != target) & (known != _UNSEEN)
-        if on_cpu and bool(other.any()):
-            at = int(other.nonzero()[0, 0])
+        changed = (known != target) & (known != _UNSEEN)
+        if on_cpu and bool(changed.any()):
+            at = int(changed.nonzero()[0, 0])
             raise UserError(
-                f"Method '{self.name}' remembers example {int(places[at])} with label {int(known[at])}, but now it has "
-                f"label {int(target[at])}: its memory is of other data, or `indices` do not follow the data."
+                f"Method '{self.name}' has stored example {int(places[at])} with label {int(known[at])}, but now it "
+                f"has label {int(target[at])}: the memory belongs to other data, or `indices` do not follow the data."
             )
         if not on_cpu:
-            checks.require(~other, f"Method '{self.name}' remembers examples with other labels.")
+            checks.require(~changed, f"Method '{self.name}' has stored examples with other labels.")
         self.labels[distributed.all_gather(places)] = distributed.all_gather(target)
 
     def kept(self, places: Tensor) -> Kept:
-        """The kept entries of m at `places` (N,), of a memory that does not keep all classes."""
+        """The kept entries of m at `places` (N,), if the memory does not keep all classes."""
         assert self.values is not None
         assert self.classes is not None
         assert self.rest is not None
         return Kept(self.values[places].float(), self.classes[places].long(), self.rest[places].float())
 
     def read(self, places: Tensor) -> Kept | Tensor:
-        """What is kept of m at `places` (N,): (N, C) float32 where that is all of it."""
+        """The stored m at `places` (N,): (N, C) float32 if all classes are kept, else the kept entries."""
         assert self.values is not None
         return self.values.index_select(0, places).float() if self.classes is None else self.kept(places)
 
@@ -173,17 +173,17 @@ class PredictionMemory(LateBuffers):
         """The distributions m of all examples, (N, C) float32.
 
         Raises:
-            RuntimeError: the memory is of other examples or classes.
+            RuntimeError: the memory belongs to other examples or classes.
         """
         kept = self._kept(classes)
         shape = None if self.values is None else tuple(self.values.shape)
         if shape != (examples + 1, kept) or (self.classes is None) != (kept == classes):
-            raise RuntimeError("The memory is of other examples or classes.")
+            raise RuntimeError("The memory belongs to other examples or classes.")
         assert self.values is not None
         return self.distributions(torch.arange(examples, device=self.values.device), classes)
 
     def remember(self, places: Tensor, before: Tensor, p: Tensor, rows: Rows) -> None:
-        """Take predictions p (N, C) of the examples at `places`, whose m was `before`, (N, C)."""
+        """Update m at `places` from `before` (N, C) with predictions p (N, C)."""
         after = torch.lerp(p, before, self.decay).float()
         if self.classes is None:
             self.write(places, Kept(after, places, places), rows)
@@ -193,11 +193,11 @@ class PredictionMemory(LateBuffers):
             self.write(places, Kept(mass, at, (after.sum(-1) - mass.sum(-1)).clamp(min=0)), rows)
 
     def write(self, places: Tensor, new: Kept, rows: Rows) -> None:
-        """Put `new` entries at `places`; what other processes saw too."""
+        """Write `new` entries at `places`, and those of all other processes."""
         if checks.transformed():
             raise UserError(
-                f"Method '{self.name}' remembers predictions, which transforms of torch.func do not allow: take "
-                "gradients by backward(), or evaluate (.eval())."
+                f"Method '{self.name}' stores predictions, which transforms of torch.func do not allow: use backward() "
+                "for gradients, or evaluation mode (.eval())."
             )
         assert self.values is not None
         written = [(self.values, new.mass.to(torch.float16))]
@@ -206,7 +206,7 @@ class PredictionMemory(LateBuffers):
         if distributed.world_size() > 1:
             places = distributed.all_gather(places)
             written = [(buffer, distributed.all_gather(value)) for buffer, value in written]
-        # Writing one place twice at once leaves open which write is last: all of them write the last one's.
+        # Duplicate places in one write have no defined order, so all of them write the value of the last.
         order = places.argsort(stable=True)
         ordered = places[order]
         last = order[torch.searchsorted(ordered, ordered, right=True) - 1]
@@ -217,11 +217,11 @@ class PredictionMemory(LateBuffers):
 
     @property
     def nbytes(self) -> int:
-        """What the memory takes, in bytes."""
+        """The size of the memory in bytes."""
         return sum(buffer.nbytes for buffer in self.buffers())
 
 
 def spread(kept: Kept, classes: int) -> Tensor:
-    """The distributions (N, C) with what is left spread evenly over the classes that are not kept."""
-    each = kept.rest / max(1, classes - kept.mass.shape[1])
-    return each.unsqueeze(-1).expand(-1, classes).scatter(-1, kept.classes, kept.mass)
+    """The distributions (N, C), with `rest` spread evenly over the classes that are not kept."""
+    each_other = kept.rest / max(1, classes - kept.mass.shape[1])
+    return each_other.unsqueeze(-1).expand(-1, classes).scatter(-1, kept.classes, kept.mass)

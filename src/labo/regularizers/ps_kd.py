@@ -1,4 +1,4 @@
-"""Progressive self-knowledge distillation: each example's label holds what the network said of it the last time."""
+"""Progressive self-knowledge distillation: targets mixed with the previous prediction for the example."""
 
 from __future__ import annotations
 
@@ -21,19 +21,17 @@ MAX_NUMBERS = 1_000_000_000
 class ProgressiveDistillation(SoftLabelRegularizer):
     """(1 - alpha_t) * CE(target, p) + alpha_t * CE(before, p), alpha_t = alpha * (epoch + 1) / epochs.
 
-    before is the p of the same example when it was seen the last time; the target in epoch 0, and for an example that
-    was not seen yet.
+    before is p at the last visit of the same example; it is the target in epoch 0 and for examples not seen yet.
 
     Args:
-        alpha: what the weight grows to, in [0, 1].
-        allow_large: whether the memory of training examples x classes may hold more than 10 ** 9 float32 numbers,
-            4 GB.
+        alpha: final value of the weight, in [0, 1].
+        allow_large: whether to allow a memory of training examples x classes above 10 ** 9 float32 numbers (4 GB).
 
-    Needs: how many training examples and epochs there are, by `provide(examples=…, epochs=…)`, and with each batch the
-        places of its examples in the training data and the number of the epoch.
+    Needs: the numbers of training examples and epochs, by `provide(examples=…, epochs=…)`, and with each batch the
+        indices of its examples in the training data and the epoch.
 
-    When: one example is one label, and the data are not augmented beyond recognition. Memory and checkpoint grow by
-        examples x classes.
+    When: each example has one label, and augmentation is not too strong. Memory and checkpoint grow by examples x
+        classes.
 
     Raises:
         ValueError: an option is out of range, the memory would be too large, or an index is not in the training data.
@@ -43,7 +41,7 @@ class ProgressiveDistillation(SoftLabelRegularizer):
     """
 
     name = "ps_kd"
-    summary = "targets mixed with the previous prediction for the example, more and more"
+    summary = "targets mixed increasingly with the previous prediction for the example"
     paper = "Kim et al., ICCV 2021"
     year = 2021
     strength_name = "alpha"
@@ -57,14 +55,14 @@ class ProgressiveDistillation(SoftLabelRegularizer):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """How many examples and epochs there are; with each batch, where it is from and the epoch."""
+        """The numbers of examples and epochs; with each batch, the indices and the epoch."""
         return ("examples", "epochs", "indices", "epoch")
 
-    def provide(self, **given: Any) -> None:
+    def provide(self, **inputs: Any) -> None:
         """Take the numbers of training examples and of epochs."""
         for name in ("examples", "epochs"):
-            checks.integer(name, given.get(name, 1))
-        super().provide(**given)
+            checks.integer(name, inputs.get(name, 1))
+        super().provide(**inputs)
 
     @override
     def losses(self, rows: Rows) -> Tensor:
@@ -78,7 +76,7 @@ class ProgressiveDistillation(SoftLabelRegularizer):
         return losses
 
     def labels(self, rows: Rows) -> Tensor | None:
-        """What was predicted for the examples the last time, (N, C); None without `indices`."""
+        """The previous predictions for the examples, (N, C); None without `indices`."""
         if rows.given.get("indices") is None:
             return None
         target = reference.target_mass(inner.working(rows.logits), rows.target, None)
@@ -86,7 +84,7 @@ class ProgressiveDistillation(SoftLabelRegularizer):
         if self.memory is None or rows.given.get("epoch") == 0:
             return target
         before = self.memory[places.to(self.memory.device)].to(target)
-        return torch.where(before.sum(-1, keepdim=True) > 0, before, target)  # zeros where nothing was seen
+        return torch.where(before.sum(-1, keepdim=True) > 0, before, target)  # zeros mean not seen yet
 
     def strength_of(self, rows: Rows) -> float | Tensor:
         """alpha_t."""
@@ -112,7 +110,7 @@ class ProgressiveDistillation(SoftLabelRegularizer):
 
     @torch.no_grad()
     def _remember(self, rows: Rows) -> None:
-        """Write the predictions of all processes; of an example that is there twice, the last one."""
+        """Store the predictions of all processes; the last one of an example that occurs twice."""
         assert self.memory is not None
         p = reference.masked_log_softmax(inner.working(rows.logits)).exp().to(self.memory)
         places = self._places(rows).to(self.memory.device)
@@ -121,7 +119,7 @@ class ProgressiveDistillation(SoftLabelRegularizer):
             p, places = p[kept], places[kept]
         p, places = distributed.all_gather(p), distributed.all_gather(places)
         examples, which = places.unique(return_inverse=True)
-        # Writing one place twice at once leaves open which write is last.
+        # Duplicate places in one write have no defined order, so select the last one.
         order = torch.arange(len(places), device=places.device)
         last = order.new_zeros(len(examples)).scatter_reduce(0, which, order, "amax")
         self.memory[examples] = p[last]

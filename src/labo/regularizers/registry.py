@@ -1,4 +1,4 @@
-"""Which members there are, and how one is made from its name and options."""
+"""The registry of members: create and describe them by name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from labo.errors import UserError, one_line, unknown
 if TYPE_CHECKING:
     from labo.regularizers.base import Regularizer
 
-# name -> "module:class"; a member is added by its file and its line here.
+# name -> "module:class". A new member is a file and a line here.
 _REGISTRY: dict[str, str] = {
     "none": "labo.regularizers.none:NoRegularizer",
     "label_smoothing": "labo.regularizers.label_smoothing:LabelSmoothing",
@@ -51,7 +51,7 @@ _USER_REGISTRY: dict[str, type[Regularizer]] = {}
 
 @dataclass(frozen=True)
 class Description:
-    """What `labo methods` tells of a member; `needs` is what its defaults need from training."""
+    """The entry of a member in `labo methods`; `needs` are the inputs it needs with its default options."""
 
     name: str
     summary: str
@@ -72,7 +72,7 @@ def available() -> tuple[str, ...]:
 
 
 def register(member: type[Regularizer]) -> type[Regularizer]:
-    """Class decorator that adds a member of your own under its `name`.
+    """Class decorator that registers your own member under its `name`.
 
     Raises:
         ValueError: the name is taken or empty.
@@ -84,10 +84,10 @@ def register(member: type[Regularizer]) -> type[Regularizer]:
 
 
 def create(name: str, **options: Any) -> Regularizer:
-    """The member `name` with its options.
+    """Create the member `name` with options.
 
-    `name` may also be "module:Class" of a `Regularizer` of your own; and any name may have options of its own in
-    brackets, "labo[prior=unigram]", which are its defaults then, so that a comparison can have both.
+    `name` may also be "module:Class" for your own `Regularizer`. A name may fix options in brackets, as in
+    "labo[prior=unigram]", so that a comparison can include several variants of a member.
 
     Raises:
         ValueError: unknown name or option (the message suggests the nearest), or a value out of range.
@@ -98,9 +98,9 @@ def create(name: str, **options: Any) -> Regularizer:
         >>> create("label_smoothing[epsilon=0.3]").strength
         0.3
     """
-    member, own = _variant(name)
+    member, fixed = _variant(name)
     known = member.option_names()
-    options = {**own, **options}
+    options = {**fixed, **options}
     for option in options:
         if option not in known:
             if not known:
@@ -109,71 +109,71 @@ def create(name: str, **options: Any) -> Regularizer:
     try:
         return member(**options)
     except (TypeError, ValueError) as error:
-        if not own:
+        if not fixed:
             raise
         raise UserError(f"Method '{name}': {error}") from error
 
 
 def candidates(name: str, given: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], ...]:
-    """The option settings that `labo compare` tries for a member, the first ones first.
+    """The option settings that `labo compare` tries for a member, in this order.
 
-    They may depend on options that are `given`: with prior="memory" LABO has others.
+    They may depend on the options `given`: LABO has different ones with prior="memory".
     """
-    member, own = _variant(name)
-    found: list[dict[str, Any]] = []
-    for options in member.candidates_with({**own, **(given or {})}):
-        if (candidate := {**options, **own}) not in found:
-            found.append(candidate)
-    return tuple(found)
+    member, fixed = _variant(name)
+    settings: list[dict[str, Any]] = []
+    for options in member.candidates_with({**fixed, **(given or {})}):
+        if (candidate := {**options, **fixed}) not in settings:
+            settings.append(candidate)
+    return tuple(settings)
 
 
 def is_tuned(name: str) -> bool:
-    """Whether `labo compare` chooses a member's settings; False for one that decides by itself."""
+    """Whether `labo compare` tunes the options of a member; False for one that chooses them by itself."""
     return _variant(name)[0].tuned
 
 
 def describe(name: str, given: Mapping[str, Any] | None = None) -> Description:
-    """Summary, source, needs and default options of a member; which options it has may depend on those `given`."""
-    member, own = _variant(name)
-    defaults = {**member.defaults({**own, **(given or {})}), **own}
+    """Summary, source, needs and default options of a member; the options may depend on those `given`."""
+    member, fixed = _variant(name)
+    defaults = {**member.defaults({**fixed, **(given or {})}), **fixed}
     return Description(name, member.summary, member.paper, member.year, create(name).needs, defaults)
 
 
 def document(name: str) -> str:
-    """What a member says of itself: summary, formula, options, needs, when to use it, source."""
+    """The documentation of a member: summary, formula, options, needs, when to use it, source."""
     member, _ = _variant(name)
     return f"{name}: {member.summary}\n\n{inspect.getdoc(member)}"
 
 
 def costs() -> dict[str, dict[str, dict[str, str]]]:
-    """What each member cost where it was measured: method, then setting, then "compute" (a ratio) and "state_bytes"."""
-    found: dict[str, dict[str, dict[str, str]]] = {}
+    """The measured cost of each member, by method and setting: "compute" (a ratio) and "state_bytes"."""
+    by_method: dict[str, dict[str, dict[str, str]]] = {}
     with open(Path(__file__).with_name("costs.csv"), newline="", encoding="utf-8") as file:
         for line in csv.DictReader(file):
-            found.setdefault(line["method"], {})[line["setting"]] = line
-    return found
+            by_method.setdefault(line["method"], {})[line["setting"]] = line
+    return by_method
 
 
 def _variant(name: str) -> tuple[type[Regularizer], dict[str, Any]]:
-    """(the member, the options in brackets after its name)."""
+    """The member class, and the options in brackets after its name."""
     base, bracket, text = name.partition("[")
     if not bracket:
         return _member(name), {}
-    own: dict[str, Any] = {}
+    fixed: dict[str, Any] = {}
     for part in text.removesuffix("]").split(","):
         option, equals, value = part.partition("=")
-        if not name.endswith("]") or not equals or not option.strip() or option.strip() in own:
+        if not name.endswith("]") or not equals or not option.strip() or option.strip() in fixed:
             raise UserError(f"Expected method '{name}' to be NAME[OPTION=VALUE,…].")
-        own[option.strip()] = _value(value.strip())
+        fixed[option.strip()] = _parse_value(value.strip())
     member = _member(base)
-    for option in own:
+    for option in fixed:
         if option not in member.option_names():
             raise unknown(f"{base} option", option, member.option_names())
-    return member, own
+    return member, fixed
 
 
-def _value(text: str) -> Any:
-    """A number, a truth value or a text."""
+def _parse_value(text: str) -> Any:
+    """Parse a number, a boolean or a string."""
     for read in (int, float):
         try:
             return read(text)
@@ -188,23 +188,23 @@ def _member(name: str) -> type[Regularizer]:
     if name in _REGISTRY:
         return _load(_REGISTRY[name])
     if ":" in name:
-        return _own(name)
+        return _user_member(name)
     raise unknown("method", name, available())
 
 
-def _load(home: str) -> Any:
-    module, _, attribute = home.partition(":")
+def _load(path: str) -> Any:
+    module, _, attribute = path.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 
-def _own(name: str) -> type[Regularizer]:
+def _user_member(name: str) -> type[Regularizer]:
     from labo.regularizers.base import Regularizer
 
     try:
         member = _load(name)
-    except Exception as error:  # a module of one's own may raise anything
+    except Exception as error:  # a user module may raise anything
         raise UserError(
-            f"Cannot load the method '{name}': {one_line(error)} (Python looks in the folder it starts in)."
+            f"Cannot load the method '{name}': {one_line(error)} (modules in the current folder are importable)."
         ) from error
     if not (isinstance(member, type) and issubclass(member, Regularizer)):
         raise UserError(f"Expected '{name}' to be a labo.regularizers.Regularizer, but it is not.")

@@ -1,4 +1,4 @@
-"""Partners: other examples of the same classes."""
+"""Partners: random other examples of the same classes."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from labo.errors import UserError
 
 
 class SameClass:
-    """Draws, for each example, another one of its class: a function of the seed, the epoch and the example alone.
+    """Draws another example of the same class, determined by the seed, the epoch and the example.
 
-    Neither the batch nor what was drawn before has a part in it, so an interrupted epoch goes on as it would have.
+    The draw does not depend on the batch or on earlier draws, so a resumed epoch equals an uninterrupted one.
 
     Args:
         target: (N,) class indices of the training data.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Raises:
         ValueError: `target` is not (N,) class indices.
 
     Example:
-        >>> SameClass(torch.tensor([0, 1, 0, 2])).draw(torch.tensor([0, 2, 3]), epoch=0)  # the third is alone
-        tensor([2, 0, 3])
+        >>> SameClass(torch.tensor([0, 1, 0, 2])).draw(torch.tensor([0, 2, 3]), epoch=0)  # example 3 is alone in its
+        class tensor([2, 0, 3])
     """
 
     def __init__(self, target: Tensor, seed: int = 0) -> None:
@@ -36,7 +36,8 @@ class SameClass:
             )
         self.seed = seed
         target = target.cpu()
-        # The examples by class; where each one's class begins there, how many it has, and where it is itself.
+        # The examples sorted by class. For each example: where its class begins, the size of the class, its own
+        # position.
         self._ordered = target.argsort(stable=True)
         _, classes, counts = target.unique(return_inverse=True, return_counts=True)
         self._begin = (counts.cumsum(0) - counts)[classes]
@@ -46,7 +47,7 @@ class SameClass:
         self._drawn: tuple[int, Tensor] | None = None
 
     def draw(self, indices: Tensor, epoch: int) -> Tensor:
-        """Indices of other examples of the same classes, on the device of `indices`; itself where a class has one.
+        """Indices of other examples of the same classes, on the device of `indices`; the example itself if it is alone.
 
         Raises:
             ValueError: an index is not in the training data.
@@ -57,12 +58,12 @@ class SameClass:
             raise UserError(f"Expected `indices` of {len(self._count)} training examples, but got {int(wrong)}.")
         count = self._count[at]
         others = (count - 1).clamp(min=1)
-        ahead = 1 + (self._uniform(int(epoch))[at] * others).long()  # 1 to count - 1 places on, round the class
-        place = self._begin[at] + (self._place[at] - self._begin[at] + ahead) % count
+        offset = 1 + (self._uniform(int(epoch))[at] * others).long()  # 1 to count - 1, cyclic in the class
+        place = self._begin[at] + (self._place[at] - self._begin[at] + offset) % count
         return self._ordered[place].to(torch.as_tensor(indices).device)
 
     def _uniform(self, epoch: int) -> Tensor:
-        """A number in [0, 1) for each training example, made once an epoch."""
+        """A random number in [0, 1) for each training example, drawn once per epoch."""
         if self._drawn is None or self._drawn[0] != epoch:
             seed = random.Random(f"{self.seed} {epoch}").getrandbits(63)
             generator = torch.Generator().manual_seed(seed)

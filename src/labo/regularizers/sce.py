@@ -1,4 +1,4 @@
-"""Symmetric cross-entropy: the cross-entropy beside the one with target and prediction exchanged."""
+"""Symmetric cross-entropy: cross-entropy plus reverse cross-entropy."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ class SymmetricCrossEntropy(Regularizer):
     target (mixup) is not the mixture of the losses.
 
     With epsilon above 0 the target of both terms is smoothed first: t = (1 - epsilon) * target + epsilon / C over the
-    C classes that are not masked. Then log_zero has a say only where log(epsilon / C) is below it.
+    C classes that are not masked. Then log_zero matters only if log(epsilon / C) is below it.
 
     Args:
         forward_strength: weight of the cross-entropy, at least 0; alpha in the paper.
         reverse_strength: weight of the reverse cross-entropy, at least 0; beta in the paper.
-        log_zero: what stands for log 0, below 0; A in the paper. A convention: the authors' code clamps labels at
-            1e-4, which is a log_zero of -9.21. For class indices without smoothing only its product with
+        log_zero: replacement of log 0, below 0; A in the paper. The authors' code clamps labels at 1e-4 instead, which
+            is a log_zero of -9.21. For class indices without smoothing only its product with
             reverse_strength matters.
         epsilon: smoothing mass in [0, 1]; 0 is the published loss.
 
-    When: for labels that are partly wrong. The cross-entropy learns fast and fits wrong labels, the reverse one is
-        robust to them and learns slowly. The defaults are the paper's for CIFAR-10; for CIFAR-100 it has 6 and 0.1,
-        since with many classes the reverse term alone hardly starts. The strengths scale the whole loss, and
-        with it the best learning rate. As with `gce`, the prediction that it asks for is surer than the truth.
+    When: some labels are wrong. The cross-entropy learns fast and fits wrong labels; the reverse one is robust to them
+        and learns slowly. The defaults are the paper's for CIFAR-10; for CIFAR-100 it uses 6 and 0.1, since with many
+        classes the reverse term alone hardly starts to learn. The strengths scale the whole loss, and so the best
+        learning rate. As with `gce`, the optimal prediction is more confident than the true distribution.
 
     Raises:
         ValueError: an option is out of range.
@@ -49,7 +49,7 @@ class SymmetricCrossEntropy(Regularizer):
     """
 
     name = "sce"
-    summary = "cross-entropy plus the one with target and prediction exchanged, for wrong labels"
+    summary = "cross-entropy plus reverse cross-entropy, for wrong labels"
     paper = "Wang et al., ICCV 2019"
     year = 2019
     pulls_to_labels = False

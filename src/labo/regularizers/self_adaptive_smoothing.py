@@ -1,4 +1,4 @@
-"""Self-adaptive smoothing: the surer the network, the more it is held to what it said an epoch before."""
+"""Self-adaptive smoothing: confident predictions are smoothed towards those of the last epoch's network."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from labo.regularizers.base import SoftLabelRegularizer, data_losses
 class SelfAdaptiveSmoothing(SoftLabelRegularizer):
     """(1 - s) * CE(target, p) + s * CE(p_past, p) with s = scale * (1 - H(p) / log C) for each example.
 
-    p_past is the prediction of the network as it was at the end of the last epoch. s is constant for the gradient.
-    In the first epoch there is no past, and the loss is the cross-entropy: a network that has learnt nothing is no
-    teacher.
+    p_past is the prediction of the network from the end of the last epoch. s is constant for the gradient. In the first
+    epoch the loss is the cross-entropy, because there is no past network.
 
     Args:
-        scale: what a sure prediction is smoothed by, in [0, 1]; 1 in the paper.
+        scale: smoothing strength of a fully confident prediction, in [0, 1]; 1 in the paper.
 
-    Needs: the network, by `provide(model=network)`, and with each batch its inputs and the number of the epoch.
+    Needs: the network, by `provide(model=network)`, and with each batch its inputs and the epoch.
 
-    When: over-confidence is what you fight, as in generation. It costs one more forward pass for each batch, and a
-        second network in memory and checkpoint. The paper takes the past network that did best on validation data;
-        here it is that of the last epoch, which needs none. At scale=1 a sure prediction hardly sees its target.
+    When: over-confidence is the problem, as in text generation. It costs one more forward pass per batch, and a second
+        network in memory and in the checkpoint. The paper uses the past network that was best on validation data; here
+        it is that of the last epoch, which needs no validation. At scale=1 a confident prediction hardly depends on its
+        target.
 
     Raises:
         ValueError: an option is out of range.
@@ -40,7 +40,7 @@ class SelfAdaptiveSmoothing(SoftLabelRegularizer):
     """
 
     name = "self_adaptive_smoothing"
-    summary = "targets mixed with the network's own past prediction, the more the surer it is"
+    summary = "targets mixed with the network's past prediction, more for confident predictions"
     paper = "Lee et al., EMNLP 2022"
     year = 2022
     strength_name = "scale"
@@ -57,11 +57,11 @@ class SelfAdaptiveSmoothing(SoftLabelRegularizer):
         """The network; with each batch, its inputs and the epoch."""
         return ("model", "inputs", "epoch")
 
-    def provide(self, **given: Any) -> None:
-        """Take the network, whose past is kept."""
-        super().provide(**given)
-        if "model" in given:
-            self.past = FrozenCopy(given["model"])
+    def provide(self, **inputs: Any) -> None:
+        """Take the network, and keep a frozen copy of it."""
+        super().provide(**inputs)
+        if "model" in inputs:
+            self.past = FrozenCopy(inputs["model"])
 
     @override
     def losses(self, rows: Rows) -> Tensor:
@@ -71,10 +71,10 @@ class SelfAdaptiveSmoothing(SoftLabelRegularizer):
         return data_losses(rows)[0] if self.turn.turns < 2 else super().losses(rows)
 
     def labels(self, rows: Rows) -> Tensor | None:
-        """What the past network predicts, (N, C); None without inputs, and before there is a past."""
+        """The predictions of the past network, (N, C); None without inputs and in the first epoch."""
         if self.past is None or self.turn.turns < 2 or rows.given.get("inputs") is None:
             return None
-        past = passes.beside(self.past, rows)
+        past = passes.to_device_of(self.past, rows)
         with torch.no_grad():
             logits = passes.constant_logits(past, rows.given["inputs"], rows, "the past network")
             return reference.masked_log_softmax(logits).exp()

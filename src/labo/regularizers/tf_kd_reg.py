@@ -1,4 +1,4 @@
-"""Teacher-free distillation by regularization: a teacher that is designed by hand."""
+"""Teacher-free distillation by regularization: distillation from a hand-designed teacher."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from labo.reduction import Rows
 from labo.regularizers.base import Regularizer, data_losses, divergence
 
 CONVENTIONS = ("paper", "class_mean")
-GOLD = 0.99  # what the teacher gives the gold class before the temperature
+GOLD = 0.99  # the teacher's probability of the gold class before the temperature
 
 
 class TeacherFreeRegularization(Regularizer):
     """(1 - alpha) * CE(target, p) + alpha * multiplier * KL(labels || p), labels = softmax(d / temperature).
 
-    d is 0.99 at the gold class and 0.01 / (C - 1) at the others. For a target of probabilities d is the same mixture
-    of such teachers as the target is of classes. A masked class is none of the C.
+    d is 0.99 at the gold class and 0.01 / (C - 1) at the others. For a probability target, d is the mixture of such
+    teachers with the target's weights. Masked classes do not count in C.
 
     Args:
         alpha: weight of the teacher in [0, 1].
         temperature: above 0; it divides probabilities, not logits.
         multiplier: further weight of the divergence, at least 0.
-        convention: "paper", or "class_mean" as in the authors' code, whose divergence is averaged over the classes
-            too: a multiplier of multiplier / C in effect.
+        convention: "paper"; or "class_mean" as in the authors' code, which also averages the divergence over the
+            classes, so that the effective multiplier is multiplier / C.
 
-    When: as a label smoothing that leans to the gold class. Beware of the temperature: a softmax of probabilities
-        divided by 20 is nearly uniform (with 100 classes the gold one gets 0.0105), so the default is label smoothing
-        by another name; at temperature 0.1 it gets 0.995. The default is what the code has for ResNet-18 on CIFAR-100,
-        "class_mean" with multiplier 100, which for 100 classes is "paper" with multiplier 1.
+    When: as label smoothing that favours the gold class. Beware of the temperature: a softmax of probabilities divided
+        by 20 is nearly uniform (with 100 classes the gold class gets 0.0105), so the default is almost label smoothing;
+        at temperature 0.1 the gold class gets 0.995. The authors' code uses "class_mean" with multiplier 100 for
+        ResNet-18 on CIFAR-100, which for 100 classes equals the default, "paper" with multiplier 1.
 
     Raises:
         ValueError: an option is out of range.
@@ -43,7 +43,7 @@ class TeacherFreeRegularization(Regularizer):
     """
 
     name = "tf_kd_reg"
-    summary = "distillation from a teacher designed by hand"
+    summary = "distillation from a hand-designed teacher"
     paper = "Yuan et al., CVPR 2020"
     year = 2020
     # With a multiplier the two weights do not sum to 1.
@@ -79,7 +79,7 @@ class TeacherFreeRegularization(Regularizer):
         return reference.mix(data, self.multiplier / classes * factor * term, self.alpha)
 
     def labels(self, rows: Rows) -> Tensor:
-        """What the teacher says, (N, C)."""
+        """The teacher's distribution, (N, C)."""
         with torch.no_grad():
             logits = inner.working(rows.logits)
             unmasked = logits != -math.inf

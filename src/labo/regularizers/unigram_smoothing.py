@@ -1,4 +1,4 @@
-"""Label smoothing towards how often each class occurs."""
+"""Label smoothing towards the class frequencies."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class UnigramSmoothing(SoftLabelRegularizer):
 
     Needs: the (C,) counts of the training targets, by `provide(class_counts=…)`.
 
-    When: classes are of very different sizes, and a rare one should not be held as likely as a common one. In token
-        counts the end of the sentence leads.
+    When: class frequencies differ much, and rare classes should not get as much mass as frequent ones. Among tokens,
+        the end-of-sentence token is the most frequent.
 
     Raises:
         ValueError: an option is out of range; counts were not provided or do not fit the classes.
@@ -57,24 +57,24 @@ class UnigramSmoothing(SoftLabelRegularizer):
         """The class counts until they were provided."""
         return () if self.prior is not None else self.needs
 
-    def provide(self, *, class_counts: Tensor | None = None, **given: Any) -> None:
+    def provide(self, *, class_counts: Tensor | None = None, **inputs: Any) -> None:
         """Take the (C,) counts of the training targets."""
-        super().provide(**given)
+        super().provide(**inputs)
         if class_counts is not None:
             self.prior = counts_to_prior(class_counts, self.temperature)
 
     def as_labo(self, rows: Rows) -> Options:
-        """LABO at infinite beta with the frequencies as prior."""
+        """LABO at infinite beta with the class frequencies as prior."""
         self.require()
-        return functional.row_options(rows, self.strength, math.inf, self._of(rows))
+        return functional.row_options(rows, self.strength, math.inf, self._prior_of(rows))
 
     def labels(self, rows: Rows) -> Tensor:
         """The class frequencies, (N, C)."""
         self.require()
         logits = inner.working(rows.logits)
-        return self._of(rows).to(logits.dtype).expand(logits.shape)
+        return self._prior_of(rows).to(logits.dtype).expand(logits.shape)
 
-    def _of(self, rows: Rows) -> Tensor:
-        """The prior beside the logits, if it is of their classes."""
+    def _prior_of(self, rows: Rows) -> Tensor:
+        """The prior on the device of the logits, after checking its number of classes."""
         checks.probabilities("class_counts", self.prior, rows.raw.shape[-1])
         return torch.as_tensor(self.prior, device=rows.raw.device)

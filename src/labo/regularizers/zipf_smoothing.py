@@ -1,4 +1,4 @@
-"""Zipf smoothing: the wrong classes pulled to 1, 1/2, 1/3, … by their rank."""
+"""Zipf smoothing: the wrong classes pulled towards probabilities 1, 1/2, 1/3, … by rank."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ RANKINGS = ("logits", "dense")
 class ZipfSmoothing(Regularizer):
     """CE(target, p) + strength * KL(labels || softmax over the wrong logits), labels_k proportional to 1 / rank_k.
 
-    The wrong classes are those that the target gives nothing and that are not masked: C - 1 for a class index. They
-    are ranked from 1, the highest score first. Equal scores share the best of their ranks, so the result does not
-    depend on an order. Ranks are constant for the gradient. Rows without a wrong class have no penalty.
+    The wrong classes are the unmasked classes without target mass: C - 1 for a class index. They are ranked from 1, the
+    highest score first. Equal scores share the best of their ranks, so the result does not depend on an order. Ranks
+    are constant for the gradient. Rows without a wrong class have no penalty.
 
     Args:
-        strength: weight of the divergence, at least 0; the authors run CIFAR-100 with 0.1, Tiny ImageNet with 1.
-        ranking: what the scores are: "logits"; or "dense", how many places of the last feature map have the class as
-            their first (the first index of equals). Classes that no place votes for then share the last rank.
-        gold_ranked: whether the gold class takes a rank beside the wrong ones and is left out after, as in the
-            authors' code: where it is the first, the wrong ones get 1/2, 1/3, … in proportion, which is flatter.
+        strength: weight of the divergence, at least 0; the authors use 0.1 for CIFAR-100 and 1 for Tiny ImageNet.
+        ranking: the scores: "logits"; or "dense", the number of positions of the last feature map whose top class it is
+            (the first index among ties). Classes without a vote then share the last rank.
+        gold_ranked: whether the gold class takes part in the ranking and is removed afterwards, as in the authors'
+            code: if it is first, the wrong classes get 1/2, 1/3, … in proportion, which is flatter.
 
-    Needs: of each batch, `dense_logits` (N, P, C), the classifier at each of P places, with ranking="dense" alone.
+    Needs: with each batch, `dense_logits` (N, P, C), the classifier at each of P positions, only with ranking="dense".
 
-    When: for image classification with many classes that resemble each other, at no cost but a sort. "dense" is what
-        was published; with "logits" the model confirms its own order. With few classes there is little to rank.
+    When: for image classification with many similar classes, at the cost of a sort. "dense" is the published method;
+        "logits" reinforces the model's own ranking. With few classes there is little to rank.
 
     Raises:
         ValueError: an option is out of range, or `dense_logits` is not (N, P, C).
@@ -43,10 +43,10 @@ class ZipfSmoothing(Regularizer):
     """
 
     name = "zipf_smoothing"
-    summary = "the wrong classes pulled to Zipf's law by their rank"
+    summary = "wrong classes pulled towards Zipf's law by rank"
     paper = "Liang et al., ECCV 2022"
     year = 2022
-    # Its labels are of the wrong classes alone.
+    # Its labels cover only the wrong classes.
     pulls_to_labels = False
     candidates = ({"strength": 0.1}, {"strength": 1.0}, {"strength": 0.3}, {"strength": 3.0}, {"strength": 0.03})
 
@@ -56,14 +56,14 @@ class ZipfSmoothing(Regularizer):
         if ranking not in RANKINGS:
             raise unknown("ranking", ranking, RANKINGS)
         if not isinstance(gold_ranked, bool):
-            raise UserError(f"Expected argument `gold_ranked` to be true or false, but got {gold_ranked!r}.")
+            raise UserError(f"Expected argument `gold_ranked` to be True or False, but got {gold_ranked!r}.")
         self.strength = strength
         self.ranking = ranking
         self.gold_ranked = gold_ranked
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The logits at the places of the feature map with ranking="dense"."""
+        """The logits at the positions of the feature map, with ranking="dense"."""
         return ("dense_logits",) if self.ranking == "dense" else ()
 
     @override
@@ -74,7 +74,7 @@ class ZipfSmoothing(Regularizer):
         return data + self.strength * factor * divergence(self._zipf(rows, logits), log_q)
 
     def labels(self, rows: Rows) -> Tensor | None:
-        """Zipf's law over the wrong classes, (N, C), 0 at the others; None without the dense logits that it needs."""
+        """Zipf's law over the wrong classes, (N, C), 0 elsewhere; None without the dense logits that it needs."""
         return None if self.missing_from(rows.given) else self._zipf(rows, inner.working(rows.logits))
 
     @torch.no_grad()
@@ -87,22 +87,22 @@ class ZipfSmoothing(Regularizer):
 
 
 def _wrong(rows: Rows, logits: Tensor) -> Tensor:
-    """Which classes (N, C) have no part in the target and are not masked."""
+    """The mask (N, C) of unmasked classes without target mass."""
     return (reference.target_mass(logits, rows.target, None) == 0) & (logits != -math.inf)
 
 
 def _ranks(scores: Tensor) -> Tensor:
-    """1 + how many scores of the row are greater, (N, C)."""
-    falling = (-scores).contiguous()
-    return 1 + torch.searchsorted(falling.sort(-1).values, falling).to(scores.dtype)
+    """The rank of each score in its row, 1 + the number of greater ones, (N, C)."""
+    negated = (-scores).contiguous()
+    return 1 + torch.searchsorted(negated.sort(-1).values, negated).to(scores.dtype)
 
 
 def _votes(dense_logits: Tensor, logits: Tensor) -> Tensor:
-    """How many places have each class as their first, (N, C)."""
+    """The number of positions whose top class it is, for each class, (N, C)."""
     count, classes = logits.shape
     if dense_logits.dim() != 3 or (dense_logits.shape[0], dense_logits.shape[2]) != (count, classes):
         raise ValueError(
-            f"Expected argument `dense_logits` to have shape ({count}, places, {classes}), but got "
+            f"Expected argument `dense_logits` to have shape ({count}, positions, {classes}), but got "
             f"{tuple(dense_logits.shape)}."
         )
     first = dense_logits.detach().to(logits.device).argmax(-1)

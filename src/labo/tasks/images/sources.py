@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from labo.errors import UserError, not_here
+from labo.errors import UserError, not_found
 from labo.tasks import data_files
 from labo.tasks.images import hf_datasets, npz
 from labo.tasks.images.dataset import PART_NAMES, ImageSet, Part
@@ -112,7 +112,7 @@ def require_local(data: str, fetch: bool) -> str:
         UserError: neither.
     """
     if not Path(data).exists() and not fetch:
-        raise not_here(data)
+        raise not_found(data)
     return data
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from labo.errors import UserError, not_here
+from labo.errors import UserError, not_found
 from labo.tasks.data_files import fingerprint, hf_fingerprint
 from labo.tasks.translation.corpora import HubDataset
 from labo.tasks.translation.corpus_files import CorpusFiles, in_folder, load_hub, read_hub
@@ -103,7 +103,7 @@ class Translation(TranslationTask):
             UserError: `data` does not exist, or its languages or training files are unknown.
         """
         if self.data is not None and not Path(self.data).exists():
-            raise not_here(self.data)
+            raise not_found(self.data)
         if self._files["train"]:
             return CorpusFiles({part: [pair] for part, pair in self._files.items() if pair})
         assert self.data is not None
