@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from rich.cells import cell_len
 
-from labo.cli.bars import bar, chart, likeliest, rest
+from labo.cli.bars import bar, chart, remainder, top_indices
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_long_and_wide_names_are_cut_and_stay_in_line(width: int):
 
 def test_the_class_that_the_label_prefers_is_shown_too():
     shares = [0.5, 0.3, 0.1, 0.06, 0.04]
-    assert likeliest(shares, None, 2) == [0, 1]
-    assert likeliest(shares, [0.2, 0.2, 0.2, 0.2, 0.2], 2) == [0, 1]
-    assert likeliest(shares, [0.1, 0.1, 0.1, 0.1, 0.6], 2) == [0, 1, 4]
-    assert rest(shares, [0, 1, 4]) == pytest.approx(0.16)
+    assert top_indices(shares, None, 2) == [0, 1]
+    assert top_indices(shares, [0.2, 0.2, 0.2, 0.2, 0.2], 2) == [0, 1]
+    assert top_indices(shares, [0.1, 0.1, 0.1, 0.1, 0.6], 2) == [0, 1, 4]
+    assert remainder(shares, [0, 1, 4]) == pytest.approx(0.16)

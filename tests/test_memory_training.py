@@ -86,7 +86,7 @@ def test_iterable_datasets_are_refused(tmp_path):
         def __iter__(self):
             return iter([])
 
-    with pytest.raises(TypeError, match="its examples have no indices that stay the same"):
+    with pytest.raises(TypeError, match="whose examples have no fixed indices"):
         trainer(tmp_path, Stream(), max_steps=2)
 
 
