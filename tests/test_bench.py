@@ -10,12 +10,12 @@ import torch
 
 from labo import regularizers
 from labo.bench import measure, methods
-from labo.bench.implementations import BASELINE, Shape, implementations
+from labo.bench.implementations import BASELINE, ProblemShape, implementations
 from labo.cli import main
 
 
 def test_every_implementation_trains_on_the_same_batch():
-    for shape in (Shape(6, 7), Shape(6, 7, 3), Shape(6, 7, 0, torch.bfloat16)):
+    for shape in (ProblemShape(6, 7), ProblemShape(6, 7, 3), ProblemShape(6, 7, 0, torch.bfloat16)):
         found = implementations(shape)
         assert next(iter(found)) == BASELINE
         for step in found.values():
@@ -23,7 +23,7 @@ def test_every_implementation_trains_on_the_same_batch():
 
 
 def test_memory_is_told_in_multiples_of_the_logits():
-    shape = Shape(1024, 16_384)  # 64 MiB
+    shape = ProblemShape(1024, 16_384)  # 64 MiB
     steps = implementations(shape)
     steps["labo"]()  # compiled, if it is the first
     ours, theirs = (measure._memory(steps[name], shape) for name in ("labo", "torch"))
@@ -38,7 +38,7 @@ def test_the_command_writes_a_line_a_measurement(tmp_path: Path, capsys: pytest.
     path = tmp_path / "deep" / "bench.csv"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure, "MIN_SECONDS", 0.0)
-        patch.setattr("labo.cli.bench._shapes", lambda *_: [Shape(10, 10), Shape(10, 10, 4)])
+        patch.setattr("labo.cli.bench._shapes", lambda *_: [ProblemShape(10, 10), ProblemShape(10, 10, 4)])
         assert main([*arguments, "--allocator", "stock", "--output", str(path)]) == 0
     lines = list(csv.DictReader(path.read_text().splitlines()))
     assert {"labo", "torch", BASELINE} <= {line["contender"] for line in lines}

@@ -28,7 +28,7 @@ Step = Callable[[], None]
 
 
 @dataclass(frozen=True)
-class Shape:
+class ProblemShape:
     """N rows of V classes; D is the width of the last layer, 0 for a loss of logits."""
 
     rows: int
@@ -50,7 +50,7 @@ def naive(logits: Tensor, target: Tensor) -> Tensor:
     return (1 - ALPHA) * data - ALPHA * (label * log_p).sum(-1).mean()
 
 
-def implementations(shape: Shape, *, device: str = "cpu", compiled: bool = False) -> dict[str, Step]:
+def implementations(shape: ProblemShape, *, device: str = "cpu", compiled: bool = False) -> dict[str, Step]:
     """Timed steps by name for a shape, the baseline first."""
     generator = torch.Generator(device=device).manual_seed(0)
     target = torch.randint(shape.classes, (shape.rows,), generator=generator, device=device)
@@ -123,7 +123,7 @@ def _cut_layer(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
     return linear_cross_entropy(hidden, weight, target)
 
 
-def _layer_implementations(shape: Shape, target: Tensor, generator: torch.Generator) -> dict[str, Step]:
+def _layer_implementations(shape: ProblemShape, target: Tensor, generator: torch.Generator) -> dict[str, Step]:
     device = target.device
     hidden = torch.randn(shape.rows, shape.width, generator=generator, device=device)
     hidden = hidden.to(shape.dtype).requires_grad_()

@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from labo.bench.implementations import BASELINE, Shape, Step, implementations
+from labo.bench.implementations import BASELINE, ProblemShape, Step, implementations
 
 # glibc settings that keep freed memory, so that no pages are requested from the system during a measurement.
 STEADY = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 MIN_SECONDS = 0.002
 
 
-def rows(shape: Shape, *, rounds: int, device: str = "cpu", compiled: bool = False) -> Iterator[dict[str, Any]]:
+def rows(shape: ProblemShape, *, rounds: int, device: str = "cpu", compiled: bool = False) -> Iterator[dict[str, Any]]:
     """One `row` per implementation."""
     steps = implementations(shape, device=device, compiled=compiled)
     copy = copy_seconds(shape, device)
@@ -27,7 +27,7 @@ def rows(shape: Shape, *, rounds: int, device: str = "cpu", compiled: bool = Fal
 
 
 def row(
-    name: str, step: Step, baseline: Step, shape: Shape, copy: float, *, rounds: int, device: str
+    name: str, step: Step, baseline: Step, shape: ProblemShape, copy: float, *, rounds: int, device: str
 ) -> dict[str, Any]:
     """Milliseconds of a step, ratio to the baseline, its quartiles, memory, and speed relative to a copy."""
     ours, ratios = _alternate(baseline, step, rounds, device)
@@ -71,13 +71,13 @@ def _seconds(step: Callable[[], object], times: int, device: str) -> float:
     return (time.perf_counter() - began) / times
 
 
-def copy_seconds(shape: Shape, device: str) -> float:
+def copy_seconds(shape: ProblemShape, device: str) -> float:
     """Seconds of a copy of the logits: one read and one write, a lower bound for a loss with gradient."""
     source, target = (torch.zeros(shape.rows, shape.classes, dtype=shape.dtype, device=device) for _ in range(2))
     return median(_seconds(lambda: target.copy_(source), 1, device) for _ in range(7))
 
 
-def _device_memory(step: Step, shape: Shape) -> float:
+def _device_memory(step: Step, shape: ProblemShape) -> float:
     """Like `_memory`, from the counters of the device allocator."""
     step()
     torch.cuda.reset_peak_memory_stats()
@@ -86,7 +86,7 @@ def _device_memory(step: Step, shape: Shape) -> float:
     return round((torch.cuda.max_memory_allocated() - before) / shape.logits_bytes, 3)
 
 
-def _memory(step: Step, shape: Shape) -> float | None:
+def _memory(step: Step, shape: ProblemShape) -> float | None:
     """Peak memory of a step in multiples of the logits; None if it cannot be measured.
 
     The allocator keeps freed buffers up to 32 MiB, and all buffers under `STEADY`; both hide the peak.

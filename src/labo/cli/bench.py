@@ -115,12 +115,12 @@ def _run(
 
 def _shapes(classes: list[int], elements: int, kinds: list[Any], device: str) -> list[Any]:
     """Batches of `elements` logits, small ones where overhead dominates, and a last linear layer."""
-    from labo.bench.implementations import Shape
+    from labo.bench.implementations import ProblemShape
 
-    batches = [Shape(max(1, elements // number), number, 0, kind) for kind in kinds for number in classes]
-    small = [Shape(rows, number) for rows, number in ((64, 10), (128, 100), (4096, 100))]
+    batches = [ProblemShape(max(1, elements // number), number, 0, kind) for kind in kinds for number in classes]
+    small = [ProblemShape(rows, number) for rows, number in ((64, 10), (128, 100), (4096, 100))]
     layer = (2048, 32_768, 512) if device == "cpu" else (8192, 131_072, 4096)
-    return [*batches, *small, *(Shape(*layer, kind) for kind in (kinds if device != "cpu" else kinds[:1]))]
+    return [*batches, *small, *(ProblemShape(*layer, kind) for kind in (kinds if device != "cpu" else kinds[:1]))]
 
 
 def _line(row: dict[str, Any]) -> str:

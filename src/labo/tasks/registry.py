@@ -39,7 +39,7 @@ _REGISTRY: dict[str, _Entry] = {
         "1,797 real 8x8 images of handwritten digits, 400 of them to train on; ships with scikit-learn",
     ),
     "table": _Entry(
-        "tabular.custom:Table",
+        "tabular.custom:CustomTable",
         ("data", "target", "split", *_SAMPLING),
         "your own table: --data FILE.csv|.parquet|.npz --target COLUMN",
     ),

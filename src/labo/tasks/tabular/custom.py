@@ -28,7 +28,7 @@ MAX_NUMERIC_CLASSES = 100
 DUPLICATE_KEY_COLUMNS = 16
 
 
-class Table(TabularTask):
+class CustomTable(TabularTask):
     """A table in a file.
 
     Args:
