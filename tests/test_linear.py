@@ -272,3 +272,17 @@ def test_bad_chunks_get_one_sentence(options: dict[str, Any], message: str):
     hidden, weight, _, target = layer()
     with pytest.raises(ValueError, match=message):
         linear_labo_cross_entropy(hidden, weight, target, **options)
+
+
+def test_the_module_takes_the_options_of_chunks():
+    criterion = labo.LinearLABOLoss(chunk_rows=2, accumulate="input")
+    hidden, weight, target = torch.randn(5, 3), torch.randn(4, 3, requires_grad=True), torch.arange(5) % 4
+    loss = criterion(hidden, weight, target)
+    loss.backward()
+    assert loss.item() == pytest.approx(labo.linear_labo_cross_entropy(hidden, weight, target).item(), rel=1e-6)
+    with pytest.raises(ValueError, match="`chunk_rows` to be a whole number of at least 1, but got 0"):
+        labo.LinearLABOLoss(chunk_rows=0)
+    with pytest.raises(ValueError, match="accumulate"):
+        labo.LinearLABOLoss(accumulate="bfloat16")
+    with pytest.raises(TypeError, match="`label_smoothing`"):
+        labo.LinearLABOLoss(label_smoothing=0.1)

@@ -134,15 +134,20 @@ def linear_labo_cross_entropy(
         tensor(1.3863)
     """
     check_options(alpha, beta, prior, reduction, value, impl)
-    if chunk_rows is not None:
-        checks.integer("chunk_rows", chunk_rows)
-    if accumulate not in ACCUMULATE:
-        raise unknown("accumulate", accumulate, ACCUMULATE)
+    check_chunks(chunk_rows, accumulate)
     head = Head(linear_weight, linear_bias)
     rows = last_layer.rows_of(input, head, target, weight, ignore_index)
     options = row_options(rows, alpha, beta, prior, value)
     chunks = Chunks(chunk_rows, accumulate)
     return last_layer.reduced(input, head, rows, options, reduction, impl=impl, chunks=chunks)
+
+
+def check_chunks(chunk_rows: int | None, accumulate: str) -> None:
+    """Check the options that only the linear form has."""
+    if chunk_rows is not None:
+        checks.integer("chunk_rows", chunk_rows)
+    if accumulate not in ACCUMULATE:
+        raise unknown("accumulate", accumulate, ACCUMULATE)
 
 
 def label_regularized_cross_entropy(

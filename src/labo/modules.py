@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from labo import checks, functional, last_layer
 from labo import reduction as _reduction
@@ -184,12 +185,32 @@ class LinearLABOLoss(_LABOOptions):
 
     Args:
         weight, alpha, beta, prior, ignore_index, reduction, value, impl: as in `LABOLoss`.
+        chunk_rows, accumulate: as in `labo.linear_labo_cross_entropy`.
+
+    Raises:
+        ValueError, TypeError: an option is out of range.
 
     Example:
         >>> import torch
         >>> LinearLABOLoss()(torch.zeros(2, 3), torch.ones(4, 3), torch.tensor([0, 3]))
         tensor(1.3863)
     """
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        *,
+        chunk_rows: int | None = None,
+        accumulate: str = "float32",
+        **options: Any,
+    ) -> None:
+        super().__init__(weight, **options)
+        functional.check_chunks(chunk_rows, accumulate)
+        self.chunk_rows, self.accumulate = chunk_rows, accumulate
+
+    @override
+    def options(self) -> dict[str, Any]:
+        return {**super().options(), "chunk_rows": self.chunk_rows, "accumulate": self.accumulate}
 
     def forward(
         self, input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None = None
