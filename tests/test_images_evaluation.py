@@ -209,7 +209,7 @@ def test_measuring_goes_on_where_it_was_stopped(labo: Run, copied: Path, monkeyp
     monkeypatch.setattr(post_hoc, "shift_scores", stopping)
     status, _, err = labo("report", copied, "--shift", "blur", "--severity", 1)
     assert status == 130
-    assert "the same command goes on from there" in err
+    assert "run the same command again to resume" in err
     first = (copied / "shift.jsonl").read_bytes()
     assert len(first.splitlines()) == 2
     with open(copied / "shift.jsonl", "ab") as file:  # as a kill would leave it

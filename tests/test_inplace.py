@@ -45,7 +45,7 @@ def test_a_second_backward_is_refused(dtype, reduction):
     loss = labo_cross_entropy(logits, target, inplace_backward=True, reduction=reduction, impl="blocked").sum()
     torch.autograd.grad(loss, logits, retain_graph=True)
     with pytest.raises(
-        RuntimeError, match=r"one backward pass .* inplace_backward=True .* Take inplace_backward=False"
+        RuntimeError, match=r"single backward pass .* inplace_backward=True .* Use inplace_backward=False"
     ):
         torch.autograd.grad(loss, logits)
     _, logits, target = batch(dtype)

@@ -23,8 +23,8 @@ class SameClass:
         ValueError: `target` is not (N,) class indices.
 
     Example:
-        >>> SameClass(torch.tensor([0, 1, 0, 2])).draw(torch.tensor([0, 2, 3]), epoch=0)  # example 3 is alone in its
-        class tensor([2, 0, 3])
+        >>> SameClass(torch.tensor([0, 1, 0, 2])).draw(torch.tensor([0, 2, 3]), epoch=0)  # 3 is alone in its class
+        tensor([2, 0, 3])
     """
 
     def __init__(self, target: Tensor, seed: int = 0) -> None:
