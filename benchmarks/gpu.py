@@ -224,7 +224,7 @@ def run_correctness_case(case: Line) -> Line:
         check = CHECKS.get(case["options"])
         return {"section": "correctness", **case, **(check() if check else check_kernel(case))}
     except Exception as error:
-        return {"section": "correctness", **case, "ok": 0, "note": _first_line(error)}
+        return {"section": "correctness", **case, "ok": 0, "note": _error_note(error)}
 
 
 # Shapes
@@ -277,7 +277,7 @@ def warm_shape_case(case: Line) -> Line:
         implementation.solve(logits, target, weights, Options(0.1, 2.0), gradient=True, shape=shape)
         torch.cuda.synchronize()
     except Exception as error:
-        return {"note": _first_line(error), **case}
+        return {"note": _error_note(error), **case}
     return {}
 
 
@@ -340,9 +340,9 @@ def _time_group(classes: int, dtype: str, group: list[Line], write: Callable[[Li
         shape, note = Shape(*case["shape"]), ""
         solve = partial(implementation.solve, gradient=True, out=out, shape=shape)
         try:
-            times[shape] = milliseconds(lambda: solve(z, target, weights, Options(0.1, 2.0)))  # noqa: B023
+            times[shape] = milliseconds(partial(solve, z, target, weights, Options(0.1, 2.0)))
         except Exception as error:
-            times[shape], note = math.inf, _first_line(error)
+            times[shape], note = math.inf, _error_note(error)
         line = {"section": "shapes", "name": str(tuple(shape)), "beta": 2.0, "note": note, "dtype": dtype}
         line |= {"milliseconds": round(times[shape], 4), "copy_share": round(copy / times[shape], 3)}
         write({**case, **line})
@@ -408,7 +408,7 @@ def _timed(shape: Any, compiled: bool, deadline: float, rounds: int) -> Iterator
             line = measure.row(name, step, steps[BASELINE], shape, copy, rounds=rounds, device="cuda")
             yield {"name": name, **{key: value for key, value in line.items() if key in COLUMNS}}
         except Exception as error:
-            yield {"name": name, "ok": 0, "note": _first_line(error)}
+            yield {"name": name, "ok": 0, "note": _error_note(error)}
 
 
 # Workers and the file
@@ -476,7 +476,7 @@ def _releasing() -> Iterator[None]:
         torch.cuda.empty_cache()
 
 
-def _first_line(error: BaseException) -> str:
+def _error_note(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[-1] if text else ''}"[:300]
 
@@ -520,8 +520,8 @@ def main() -> None:
             try:
                 run[section](write, began + options.seconds)
             except Exception as error:
-                print(f"  FAILED {_first_line(error)}", flush=True)
-                write({"section": section, "ok": 0, "note": _first_line(error)})
+                print(f"  FAILED {_error_note(error)}", flush=True)
+                write({"section": section, "ok": 0, "note": _error_note(error)})
             print(f"  {time.monotonic() - began:.0f} s", flush=True)
 
 

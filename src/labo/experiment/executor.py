@@ -82,10 +82,10 @@ class TrialExecutor:
         self, jobs: list[Job], update: UpdateJob, interrupted: threading.Event
     ) -> Iterator[tuple[Job, Record | WorkerDied]]:
         waiting = list(jobs)
-        suspects: dict[Path, int] = {}  # what ran when a worker died, and how often
+        deaths: dict[Path, int] = {}  # what ran when a worker died, and how often
         running: dict[Future[Record], Job] = {}
         while waiting or running:
-            while waiting and self._has_room(waiting[0], list(running.values()), suspects):
+            while waiting and self._has_room(waiting[0], list(running.values()), deaths):
                 job = waiting.pop(0)
                 running[self._submit(job)] = job
             done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -99,8 +99,8 @@ class TrialExecutor:
                 if future not in died:
                     yield job, future.result()
                     continue
-                suspects[job.folder] = suspects.get(job.folder, 0) + 1
-                if suspects[job.folder] < MAX_ATTEMPTS:
+                deaths[job.folder] = deaths.get(job.folder, 0) + 1
+                if deaths[job.folder] < MAX_ATTEMPTS:
                     waiting.append(job)
                 else:
                     yield job, WorkerDied()
@@ -110,9 +110,9 @@ class TrialExecutor:
                 self._stop()
                 self._start()
 
-    def _has_room(self, job: Job, running: list[Job], suspects: dict[Path, int]) -> bool:
-        """Whether a job may start now. A suspect runs alone, so that the next death identifies the culprit."""
-        if job.folder in suspects or any(other.folder in suspects for other in running):
+    def _has_room(self, job: Job, running: list[Job], deaths: dict[Path, int]) -> bool:
+        """Whether a job may start now: what ran when a worker died runs alone, to find which trial it was."""
+        if job.folder in deaths or any(other.folder in deaths for other in running):
             return not running
         return len(running) < self.processes
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from labo import regularizers
-from labo.errors import UserError, unknown
+from labo.errors import UserError, one_line, unknown
 from labo.training import settings as training_settings
 from labo.training.settings import DEFAULTS
 
@@ -72,7 +72,7 @@ def read_config(path: Path) -> Settings:
     except OSError as error:
         raise UserError(f"Cannot read the config '{path}': {error.strerror or error}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"The config '{path}' is not YAML: {' '.join(str(error).split())}.") from error
+        raise UserError(f"The config '{path}' is not YAML: {one_line(error)}.") from error
     if isinstance(content, dict) and isinstance(content.get("settings"), dict):
         content = content["settings"]
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):

@@ -21,31 +21,20 @@ class Shape(NamedTuple):
     warps: int
 
 
-# (maximum number of classes, shape) by bytes per logit; chosen by instruction counts and occupancy.
-TABLE: dict[int, tuple[tuple[int, Shape], ...]] = {
-    4: (
-        (16, Shape(16, 1, 1)),
-        (64, Shape(8, 1, 1)),
-        (256, Shape(2, 1, 1)),
-        (1024, Shape(1, 1, 1)),
-        (2048, Shape(1, 1, 2)),
-        (4096, Shape(1, 1, 4)),
-        (16384, Shape(0, 2, 8)),
-        (65536, Shape(0, 2, 16)),
-        (2**62, Shape(0, 2, 32)),
-    ),
-    2: (
-        (16, Shape(16, 1, 1)),
-        (64, Shape(8, 1, 1)),
-        (256, Shape(2, 1, 1)),
-        (1024, Shape(1, 1, 1)),
-        (2048, Shape(1, 1, 2)),
-        (4096, Shape(1, 1, 4)),
-        (16384, Shape(0, 2, 8)),
-        (65536, Shape(0, 2, 16)),
-        (2**62, Shape(0, 2, 32)),
-    ),
-}
+# (maximum number of classes, shape), chosen by instruction counts and occupancy: the same for every size of logits.
+_BY_CLASSES = (
+    (16, Shape(16, 1, 1)),
+    (64, Shape(8, 1, 1)),
+    (256, Shape(2, 1, 1)),
+    (1024, Shape(1, 1, 1)),
+    (2048, Shape(1, 1, 2)),
+    (4096, Shape(1, 1, 4)),
+    (16384, Shape(0, 2, 8)),
+    (65536, Shape(0, 2, 16)),
+    (2**62, Shape(0, 2, 32)),
+)
+# By bytes per logit.
+TABLE: dict[int, tuple[tuple[int, Shape], ...]] = {4: _BY_CLASSES, 2: _BY_CLASSES}
 
 
 def shape_of(classes: int, itemsize: int) -> Shape:

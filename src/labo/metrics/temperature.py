@@ -43,7 +43,7 @@ def fit_temperature(logits: Tensor, target: Tensor) -> float:
         3.641
     """
     temperature = search_temperature(logits, target)
-    if at_bound(temperature):
+    if _at_bound(temperature):
         reason = (
             "all predictions are right" if temperature == MIN_TEMPERATURE else "the predictions carry no information"
         )
@@ -55,7 +55,7 @@ def fit_temperature(logits: Tensor, target: Tensor) -> float:
     return temperature
 
 
-def at_bound(temperature: float) -> bool:
+def _at_bound(temperature: float) -> bool:
     """Whether a fitted temperature is an end of the search range, so that no minimum was found within."""
     return temperature in (MIN_TEMPERATURE, MAX_TEMPERATURE)
 

@@ -120,7 +120,7 @@ class MemorySolver:
     def of(self, part: slice | Tensor) -> MemorySolver:
         """The solver of a subset of the rows; calling it adds their predictions to the memory."""
         kept = None if self.rows.kept is None else self.rows.kept[part]
-        if kept is not None and bool(kept.all()):  # the fused linear layer drops ignored rows
+        if kept is not None and kept.device.type == "cpu" and bool(kept.all()):  # elsewhere looking would wait
             kept = None
         rows = replace(self.rows, raw=self.rows.raw[part], target=self.rows.target[part], kept=kept, _clean=[])
         read = Kept(*(value[part] for value in self.read)) if isinstance(self.read, Kept) else self.read[part]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from labo.records.comparison import Recorded
 from labo.records.trial import CURVE, FIGURES
@@ -12,6 +12,9 @@ from labo.report.measures import number
 from labo.report.model import Block, Cell, Details, Figure, Figures, Section, Table, Text
 from labo.report.svg import render
 from labo.report.verdict import TaskSummary
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as PlottedFigure
 
 _CANDIDATES = ("mild", "strong")  # of a method that chooses its settings by itself
 _FIRST = ("label_smoothing", "labo")  # the pair that the label maps are there to compare
@@ -42,8 +45,8 @@ def _order(task: TaskSummary) -> list[str]:
     return [summary.method for summary in task.methods]
 
 
-def _figure(figure: object, name: str, description: str) -> Figure:
-    return Figure(name, description, render(figure, name, description))  # type: ignore[arg-type] (matplotlib's figure, not imported for its type)
+def _figure(figure: PlottedFigure, name: str, description: str) -> Figure:
+    return Figure(name, description, render(figure, name, description))
 
 
 def _seeds(task: TaskSummary, prefix: str) -> Section:

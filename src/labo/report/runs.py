@@ -42,13 +42,11 @@ def pooled_bins(files: Sequence[dict[str, Any]], which: str) -> Bins:
         reliability = content.get("reliability")
         bins = reliability.get(which) if isinstance(reliability, dict) else None
         for index, entry in enumerate(bins if isinstance(bins, list) else ()):
-            values = (
-                [number(entry.get(key)) for key in ("confidence", "accuracy", "count")]
-                if isinstance(entry, dict)
-                else [None]
-            )
-            if None not in values and values[2]:
-                pooled.setdefault(index, []).append((values[0], values[1], values[2]))  # type: ignore[arg-type] (no None)
+            if not isinstance(entry, dict):
+                continue
+            confidence, accuracy, count = (number(entry.get(key)) for key in ("confidence", "accuracy", "count"))
+            if confidence is not None and accuracy is not None and count:
+                pooled.setdefault(index, []).append((confidence, accuracy, count))
     merged = []
     for index in sorted(pooled):
         total = sum(count for *_, count in pooled[index])

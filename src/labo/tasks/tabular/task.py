@@ -115,5 +115,6 @@ def build_network(inputs: int, classes: int, settings: Mapping[str, Any]) -> nn.
 class FeatureSequential(nn.Sequential):
     """A sequence of layers whose input is called `features`, the key of a batch."""
 
-    def forward(self, features):  # noqa: D102 (as in nn.Sequential)
+    @override
+    def forward(self, features: Tensor) -> Tensor:
         return super().forward(features)
