@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from labo.errors import UserError
@@ -98,6 +99,11 @@ class Splits:
     def size(self) -> int:
         """The number of classes; for sequences, the size of the target vocabulary."""
         return self.preprocessing["vocabulary_size"] if self.sequences else len(self.classes)
+
+
+def copy_to(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on `device`. A GPU copies it from pinned memory, so that nothing waits for work before it."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def no_shifts(name: str) -> UserError:

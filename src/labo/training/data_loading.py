@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from labo import distributed, machine
 from labo.errors import UserError
-from labo.tasks.base import Examples
+from labo.tasks.base import Examples, copy_to
 from labo.training.settings import TrainingSettings
 
 # Training examples of up to so many bytes are kept on the accelerator.
@@ -150,9 +150,7 @@ class ResidentExamples:
         return len(self.target)
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
-        chosen = torch.tensor(indices)
-        if self.target.device.type == "cuda":  # a copy from pageable memory would wait for the work before it
-            chosen = chosen.pin_memory().to(self.target.device, non_blocking=True)
+        chosen = copy_to(torch.tensor(indices), self.target.device)
         return {"features": self.features[chosen], "labels": self.target[chosen]}
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from labo.errors import UserError, unknown
+from labo.tasks.base import copy_to
 
 AUGMENTATIONS = ("none", "standard", "randaugment")
 # Images up to this size are padded by PADDING black pixels and cropped; larger ones get a random resized crop.
@@ -159,7 +160,7 @@ def mixup(features: Tensor, labels: Tensor, alpha: float) -> Batch:
         labels: probabilities (N, K).
         alpha: above 0.
     """
-    lam, partner = _sample_beta(alpha), torch.randperm(len(features)).to(features.device)
+    lam, partner = _sample_beta(alpha), copy_to(torch.randperm(len(features)), features.device)
     return features.lerp(features[partner], 1 - lam), labels.lerp(labels[partner], 1 - lam)
 
 
@@ -169,7 +170,7 @@ def cutmix(features: Tensor, labels: Tensor, alpha: float) -> Batch:
     The rectangle, one for the batch, has 1 - lambda of the area before it is clipped to the image, lambda from
     Beta(alpha, alpha). Arguments as in `mixup`.
     """
-    lam, partner = _sample_beta(alpha), torch.randperm(len(features)).to(features.device)
+    lam, partner = _sample_beta(alpha), copy_to(torch.randperm(len(features)), features.device)
     height, width = features.shape[2:]
     top, bottom = _random_span(height, lam)
     left, right = _random_span(width, lam)
@@ -190,8 +191,8 @@ def crop_and_flip(features: Tensor, padding: int = PADDING) -> Tensor:
     return F.pad(features, (padding,) * 4)[
         torch.arange(count, device=device)[:, None, None, None],
         torch.arange(channels, device=device)[:, None, None],
-        rows.to(device)[:, None, :, None],
-        columns.to(device)[:, None, None, :],
+        copy_to(rows, device)[:, None, :, None],
+        copy_to(columns, device)[:, None, None, :],
     ]
 
 
@@ -244,8 +245,9 @@ class RandAugment:
             drawn = torch.randint(len(self.operations) + 2, (len(features),))  # the last two slots are the identity
             for operation in dict.fromkeys(self.operations):
                 slots = torch.tensor([slot for slot, other in enumerate(self.operations) if other is operation])
-                rows = torch.nonzero(torch.isin(drawn, slots)).flatten().to(features.device)
+                rows = torch.nonzero(torch.isin(drawn, slots)).flatten()
                 if len(rows):
+                    rows = copy_to(rows, features.device)
                     features[rows] = operation(features[rows]).clamp(0, 1)
         return features
 
