@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from labo.kernels import implementations
     from labo.kernels.vocab_parallel import vocab_parallel_labo_cross_entropy
     from labo.modules import LabelRegularizedLoss, LABOLoss, LinearLABOLoss
+    from labo.outer.cross_fit import cross_fit
     from labo.outer.learn import learn_labels
 
 __version__ = "0.1.0"
@@ -29,6 +30,7 @@ _LAZY_ATTRIBUTES = {
     "implementations": "kernels",
     "vocab_parallel_labo_cross_entropy": "kernels.vocab_parallel",
     "IndexedDataset": "indexed",
+    "cross_fit": "outer.cross_fit",
     "learn_labels": "outer.learn",
 }
 _SUBMODULES = ("inner", "functional", "modules", "kernels", "regularizers")
@@ -38,6 +40,7 @@ __all__ = [
     "LABOLoss",
     "LabelRegularizedLoss",
     "LinearLABOLoss",
+    "cross_fit",
     "functional",
     "implementations",
     "inner",

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from labo import regularizers
-from labo.errors import UserError
 from labo.modules import LabelRegularizedLoss
 from labo.outer import trust
+from labo.outer.training_function import Run, Train, check_targets, criterion
 from labo.outer.trust import Candidate, Decision
-
-# (criterion, indices to train on, held-out indices) -> yields logits of the latter after each epoch, returns the model.
-Train = Callable[[LabelRegularizedLoss, Tensor, Tensor], Generator[Tensor, None, Any]]
 
 
 @dataclass(frozen=True)
@@ -79,47 +75,17 @@ def learn_labels(train: Train, targets: Tensor, *, seed: int = 0, say: Callable[
         >>> learn_labels(train, y, say=lambda sentence: None).decision.name in ("plain", "strong")
         True
     """
-    if not isinstance(targets, Tensor) or targets.dim() != 1 or targets.dtype.is_floating_point:
-        raise UserError("Expected argument `targets` to be (N,) class indices, one for each training example.")
-    if len(targets) < trust.MIN_EXAMPLES:
-        raise UserError(f"Expected at least {trust.MIN_EXAMPLES} training examples, but got {len(targets)}.")
-    targets = targets.long().cpu()
+    targets = check_targets(targets, trust.MIN_EXAMPLES)
     halves = trust.halves(targets, seed)
 
     def held_out(candidate: Candidate, half: int) -> tuple[Tensor, Tensor] | None:
-        held_out_indices = halves[half - 1]
-        _, logits = _run(train, _criterion(candidate, len(targets)), halves[2 - half], held_out_indices)
-        if logits.shape[:1] != held_out_indices.shape or logits.dim() != 2:
-            raise UserError(
-                f"Expected the training function to yield logits ({len(held_out_indices)}, C) of the held-out "
-                f"examples, but got shape {tuple(logits.shape)}."
-            )
-        return (logits, targets[held_out_indices]) if bool(logits.isfinite().all()) else None
+        loss = criterion(candidate.method, candidate.options, len(targets))
+        logits = Run(train, loss, halves[2 - half], halves[half - 1]).finish()
+        return (logits, targets[halves[half - 1]]) if bool(logits.isfinite().all()) else None
 
     decision = trust.decide(held_out)
-    criterion = _criterion(Candidate(decision.name, decision.method, decision.options), len(targets))
-    model, logits = _run(train, criterion, torch.arange(len(targets)), targets.new_empty(0))
+    loss = criterion(decision.method, decision.options, len(targets))
+    run = Run(train, loss, torch.arange(len(targets)), targets.new_empty(0))
+    logits = run.finish()
     say(decision.sentence)
-    return Learnt(model, criterion, decision, logits.shape[-1])
-
-
-def _criterion(candidate: Candidate, examples: int) -> LabelRegularizedLoss:
-    regularizer = regularizers.create(candidate.method, **candidate.options)
-    if "examples" in regularizer.missing:
-        regularizer.provide(examples=examples)
-    return LabelRegularizedLoss(regularizer)
-
-
-def _run(train: Train, criterion: LabelRegularizedLoss, indices: Tensor, held_out: Tensor) -> tuple[Any, Tensor]:
-    """(the model, the last yielded logits)."""
-    training = train(criterion, indices, held_out)
-    if not isinstance(training, Generator):
-        raise UserError("Expected the training function to yield logits of the held-out examples after each epoch.")
-    logits = None
-    while True:
-        try:
-            logits = next(training)
-        except StopIteration as end:
-            if logits is None:
-                raise UserError("Expected the training function to yield held-out logits, but it yields none.") from end
-            return end.value, logits.detach().float().cpu()
+    return Learnt(run.model, loss, decision, logits.shape[-1])
