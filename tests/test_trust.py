@@ -78,8 +78,19 @@ def test_a_clear_half_decides_alone():
     assert decision.evidence.z < -trust.CLEAR
     asked.clear()
     decision = trust.decide(answers(by_heart, right, labels, asked))
-    assert (decision.name, decision.method, decision.cost, len(asked)) == ("plain", "label_smoothing", 2.0, 2)
-    assert "trained with label smoothing" in decision.sentence
+    assert (decision.name, decision.method, decision.cost, len(asked)) == ("mild", "labo", 2.0, 2)
+    assert decision.options["alpha"] == 0.3
+    assert "trained with a mild memory" in decision.sentence
+
+
+def test_the_decision_tells_how_many_labels_are_wrong():
+    logits, labels = noisy(0.3, "symmetric", sure=6.0)
+    decision = trust.decide(answers(logits, logits, labels, []))
+    assert decision.channel is not None
+    assert decision.channel["wrong"] == pytest.approx(0.3, abs=0.04)
+    assert "of the labels are wrong" in decision.sentence
+    logits, labels = noisy(0.0, "symmetric", sure=6.0)
+    assert "No label noise found" in trust.decide(answers(logits, logits, labels, [])).sentence
 
 
 def test_what_is_not_clear_asks_the_other_half():

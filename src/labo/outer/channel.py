@@ -74,9 +74,11 @@ class Channel:
     def sentence(self) -> str:
         """The share of wrong labels in one sentence."""
         low, high = self.interval
+        if low == 0:
+            return f"No label noise found: at most {high:.1%} of the labels are wrong (95% interval)."
         share = f"{self.wrong:.1%} (95% interval {low:.1%} to {high:.1%})"
-        kind = "one noise rate" if self.kind == "symmetric" else "a rate for each pair of classes"
-        return f"About {share} of the labels are wrong, by {kind}." + (f" {self.warning}" if self.warning else "")
+        kind = "the same for all classes" if self.kind == "symmetric" else "differently by class"
+        return f"About {share} of the labels are wrong, {kind}." + (f" {self.warning}" if self.warning else "")
 
     def as_json(self) -> dict[str, Any]:
         """The channel as stored in records."""

@@ -26,7 +26,7 @@ class Learnt:
 
     @property
     def memory(self) -> Tensor | None:
-        """The running average of the predictions for each example, (N, C) float32; None if label smoothing was chosen.
+        """The running average of the predictions for each example, (N, C) float32; None without a memory.
 
         An example whose average contradicts its label may be labelled wrong.
         """
@@ -38,7 +38,7 @@ class Learnt:
 
 
 def learn_labels(train: Train, targets: Tensor, *, seed: int = 0, say: Callable[[str], None] = print) -> Learnt:
-    """Train with label smoothing or with LABO's memory, whichever predicts held-out labels better.
+    """Train with a strong or a mild memory (LABO), whichever predicts held-out labels better.
 
     `train` is called two or four times on a half of the data, and once on all data, so that the total cost is that of
     two or three training runs. It is a generator function:
@@ -72,7 +72,7 @@ def learn_labels(train: Train, targets: Tensor, *, seed: int = 0, say: Callable[
         ...         yield model(x[held_out])
         ...     return model
         >>> x, y = torch.eye(2).repeat(10, 1), torch.tensor([0, 1]).repeat(10)
-        >>> learn_labels(train, y, say=lambda sentence: None).decision.name in ("plain", "strong")
+        >>> learn_labels(train, y, say=lambda sentence: None).decision.name in ("mild", "strong")
         True
     """
     targets = check_targets(targets, trust.MIN_EXAMPLES)

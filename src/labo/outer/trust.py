@@ -1,8 +1,10 @@
-"""The choice between label smoothing and LABO with a memory, by held-out labels.
+"""The choice between a strong and a mild memory, by held-out labels.
 
 If networks memorize labels, a strong memory is much better than label smoothing; if they are still learning slowly at
-the end of training, it is much worse. To tell which is the case, networks with a strong and with a mild memory train on
-one half of the data, and are compared by how well they predict the given labels of the other half.
+the end of training, it is much worse, and a mild one is as good or better. To tell which is the case, networks with
+both train on one half of the data, and are compared by how well they predict the given labels of the other half.
+
+What they predict also tells how many labels are wrong: see `labo.outer.channel`.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from labo.outer.channel import channel_losses
+from labo.outer.channel import channel_losses, fit_channel
 from labo.splitting import equal_parts
 
 # Thresholds of the sum of two z-scores. After one half, an absolute value of at least `CLEAR` decides; after both, the
@@ -35,6 +37,7 @@ class Candidate:
     options: Mapping[str, Any]
 
 
+# For data on which networks with a memory diverge.
 PLAIN = Candidate("plain", "label_smoothing", {"epsilon": 0.1})
 MILD = Candidate("mild", "labo", {"prior": "memory", "alpha": 0.3, "sharpness": 1.0, "epsilon": 0.1, "decay": 0.9})
 STRONG = Candidate("strong", "labo", {"prior": "memory", "alpha": 0.8, "epsilon": 0.5, "decay": 0.8})
@@ -62,25 +65,40 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Decision:
-    """The method for the final training, and why; `cost` is the total in plain runs, the final one included."""
+    """The method for the final training, and why.
+
+    Args:
+        name, method, options: of the chosen candidate.
+        evidence: the comparison; None if there was none, because networks with a memory failed.
+        cost: the total in plain runs, the final one included.
+        channel: the noise channel of the held-out labels, as `labo.outer.Channel.as_json` gives it; None without
+            evidence.
+    """
 
     name: str
     method: str
     options: Mapping[str, Any]
     evidence: Evidence | None
     cost: float
+    channel: Mapping[str, Any] | None = None
 
     @property
     def sentence(self) -> str:
-        """The decision in one sentence."""
-        method = "LABO with a memory" if self.name == "strong" else "label smoothing"
+        """The decision and the share of wrong labels, in a few sentences."""
         if self.evidence is None:
-            return f"labo_auto trained with {method}: networks with a memory failed (cost: {self.cost:g} plain runs)."
-        mild, memory = (f"{self.evidence.accuracy[name]:.1%}" for name in ("mild", "strong"))
-        return (
-            f"labo_auto trained with {method}: of the held-out labels, a strong memory predicts {memory}, a mild one "
-            f"{mild} (z = {self.evidence.z:+.1f}, memory below {LIMIT:g}; cost: {self.cost:g} plain runs)."
+            return (
+                "labo_auto trained with label smoothing: networks with a memory failed "
+                f"(cost: {self.cost:g} plain runs)."
+            )
+        mild, strong = (f"{self.evidence.accuracy[name]:.1%}" for name in ("mild", "strong"))
+        chosen = (
+            "label smoothing" if self.name == PLAIN.name else f"a {self.name} memory"
+        )  # records of earlier versions
+        decision = (
+            f"labo_auto trained with {chosen}: of the held-out labels, a strong memory predicts {strong}, a mild one "
+            f"{mild} (z = {self.evidence.z:+.1f}, strong below {LIMIT:g}; cost: {self.cost:g} plain runs)."
         )
+        return decision if self.channel is None else f"{decision} {self.channel['sentence']}"
 
     def as_json(self) -> dict[str, Any]:
         """The decision as stored in records."""
@@ -95,7 +113,7 @@ class Decision:
         evidence = record.get("evidence")
         if evidence is not None:
             evidence = Evidence(*(evidence[key] for key in ("halves", "channel", "error", "accuracy")))
-        return cls(record["name"], record["method"], record["options"], evidence, record["cost"])
+        return cls(record["name"], record["method"], record["options"], evidence, record["cost"], record.get("channel"))
 
 
 # (candidate, half) -> (logits (n, C), given labels (n,)) of the examples of that half, by a network that trained with
@@ -127,8 +145,9 @@ def decide(held_out: HeldOut) -> Decision:
             break
     assert evidence is not None
     # After a clear result on one half, |z| is above `CLEAR`, so `LIMIT` decides the same way.
-    chosen = STRONG if evidence.z < LIMIT else PLAIN
-    return Decision(chosen.name, chosen.method, chosen.options, evidence, cost)
+    chosen = STRONG if evidence.z < LIMIT else MILD
+    channel = fit_channel(torch.cat(logits[chosen.name]), torch.cat(labels))
+    return Decision(chosen.name, chosen.method, chosen.options, evidence, cost, channel.as_json())
 
 
 def halves(targets: Tensor, seed: int) -> list[Tensor]:

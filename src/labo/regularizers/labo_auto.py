@@ -1,4 +1,4 @@
-"""LABO with a memory or label smoothing, chosen on held-out labels."""
+"""LABO with a strong or a mild memory, chosen on held-out labels."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ if TYPE_CHECKING:
 
 
 class LABOAuto(Regularizer):
-    """Label smoothing, or LABO with a memory, whichever predicts held-out labels better.
+    """LABO with a strong or a mild memory, whichever predicts held-out labels better.
 
-    A network with a strong memory and one with a mild memory train on one half of the training data and predict the
-    given labels of the other half; if the result is not clear, the halves are also swapped. If the strong memory
-    predicts better, the final network trains on all data with it, else with label smoothing of 0.1
-    (`labo.outer.trust.decide`). It has no options.
+    A network with each trains on one half of the training data and predicts the given labels of the other half; if the
+    result is not clear, the halves are also swapped. The final network trains on all data with the memory that was
+    chosen (`labo.outer.trust.decide`). It has no options.
 
     Needs: the decision. `labo train` and `labo compare` make it, and `labo.learn_labels` makes it for your own training
         function.
@@ -42,7 +41,7 @@ class LABOAuto(Regularizer):
     """
 
     name = "labo_auto"
-    summary = "label smoothing or LABO with a memory, chosen on held-out labels"
+    summary = "LABO with a strong or a mild memory, chosen on held-out labels"
     paper = ""
     year = None
     tuned = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from pathlib import PurePosixPath, PureWindowsPath
 from statistics import fmean
 from typing import Any
@@ -15,6 +16,8 @@ from labo.tasks.registry import TEXTS
 
 # Tasks whose data bring no test part (except by a table's split column, which is checked first); others may.
 _WITHOUT_TEST_PART = ("digits", "table")
+# What labo_auto chooses between, by its name in records.
+_CHOICES = {"strong": "a strong memory", "mild": "a mild memory", "plain": "label smoothing"}
 
 
 def sections(recorded: Recorded, summary: Summary) -> list[Section]:
@@ -139,15 +142,24 @@ def _decisions(recorded: Recorded) -> list[Text]:
             by_method.setdefault(str(record["method"]), []).append(decision)
     texts = []
     for method, decisions in by_method.items():
-        memory = sum(decision["name"] == "strong" for decision in decisions)
+        names = [_CHOICES.get(str(decision["name"]), str(decision["name"])) for decision in decisions]
+        counts = [f"{name} on {names.count(name)}" for name in dict.fromkeys(names)]
         cost = fmean(float(decision["cost"]) for decision in decisions)
         text = (
-            f"{method} decided by itself, without candidate settings: LABO with a memory on {memory} of "
-            f"{len(decisions)} seeds, label smoothing on the others, by labels held out of the training split. It cost "
-            f"{cost:.1f} plain trainings a seed."
+            f"{method} decided by itself, without candidate settings, by labels held out of the training split: "
+            f"{', '.join(counts)} of {len(decisions)} seeds. It cost {cost:.1f} plain trainings a seed."
         )
+        if wrong := [share for decision in decisions if (share := _wrong(decision)) is not None]:
+            low, high = min(wrong), max(wrong)
+            text += f" By its noise channel {low:.1%} to {high:.1%} of the labels are wrong, depending on the seed."
         texts.append(Text(text, term="Untuned"))
     return texts
+
+
+def _wrong(decision: Mapping[str, Any]) -> float | None:
+    """The share of wrong labels that a decision estimated; None in records without it."""
+    wrong = (decision.get("channel") or {}).get("wrong")
+    return float(wrong) if isinstance(wrong, int | float) else None
 
 
 def _data(task: Any, options: dict[str, Any], *, of_text: bool) -> str:
