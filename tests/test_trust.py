@@ -56,15 +56,21 @@ def test_many_classes_have_a_symmetric_channel():
     assert channel_losses(logits, torch.arange(600) % 150).mean() < 0.2
 
 
-def answers(memory: torch.Tensor, mild: torch.Tensor, labels: torch.Tensor, asked: list[tuple[str, int]]) -> Any:
+def answers(
+    memory: torch.Tensor,
+    mild: torch.Tensor,
+    labels: torch.Tensor,
+    asked: list[tuple[str, int]],
+    agreement: float = 1.0,
+) -> Any:
     halves = (slice(0, 1000), slice(1000, 2000))
 
-    def held_out(candidate: trust.Candidate, half: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def train_half(candidate: trust.Candidate, half: int) -> trust.HeldOut:
         asked.append((candidate.name, half))
         at = halves[half - 1]
-        return (memory if candidate.name == "strong" else mild)[at], labels[at]
+        return trust.HeldOut((memory if candidate.name == "strong" else mild)[at], labels[at], agreement)
 
-    return held_out
+    return train_half
 
 
 def test_a_clear_half_decides_alone():
@@ -81,6 +87,14 @@ def test_a_clear_half_decides_alone():
     assert (decision.name, decision.method, decision.cost, len(asked)) == ("mild", "labo", 2.0, 2)
     assert decision.options["alpha"] == 0.3
     assert "trained with a mild memory" in decision.sentence
+    assert decision.evidence is not None
+    assert decision.evidence.memorized == pytest.approx(1 - decision.evidence.accuracy["mild"], abs=1e-6)
+    # A network that agrees with no more of the labels it was trained on than of others does not memorize them.
+    agreement = decision.evidence.accuracy["mild"] + trust.MEMORIZED - 0.01
+    decision = trust.decide(answers(by_heart, right, labels, [], agreement))
+    assert (decision.name, decision.method, decision.options) == ("plain", "label_smoothing", {"epsilon": 0.1})
+    assert "trained with label smoothing" in decision.sentence
+    assert "memorized: 14.0% of the labels, mild from 15%" in decision.sentence
 
 
 def test_the_decision_tells_how_many_labels_are_wrong():
@@ -99,7 +113,9 @@ def test_what_is_not_clear_asks_the_other_half():
     decision = trust.decide(answers(logits, logits, labels, asked))
     assert asked == [("mild", 1), ("strong", 1), ("mild", 2), ("strong", 2)]
     assert decision.cost == 3.0
-    assert decision.evidence == Evidence(2, 0.0, 0.0, decision.evidence.accuracy)  # pyright: ignore[reportOptionalMemberAccess]
+    assert decision.evidence is not None
+    accuracy = decision.evidence.accuracy
+    assert decision.evidence == Evidence(2, 0.0, 0.0, accuracy, pytest.approx(1 - accuracy["mild"], abs=1e-6))
     assert decision.name == "strong"  # 0 is below the limit
     assert Decision.from_json(json.loads(json.dumps(decision.as_json()))) == decision
 
@@ -314,6 +330,11 @@ def test_training_functions_that_do_not_fit():
     def short(criterion, indices, held_out):
         yield torch.zeros(3, 2)
 
+    def untrained(criterion, indices, held_out):
+        yield torch.zeros(len(held_out), 2)
+
+    with pytest.raises(UserError, match="to call `criterion`, but it did not"):
+        labo.learn_labels(untrained, labels)
     with pytest.raises(UserError, match="but it yields none"):
         labo.learn_labels(nothing, labels)
     with pytest.raises(UserError, match=r"to yield logits \(20, C\) of the held-out examples, but got shape \(3, 2\)"):

@@ -8,13 +8,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from torch import Tensor
-
 from labo.errors import UserError
 from labo.experiment import folds
 from labo.experiment import settings as flat
 from labo.outer import trust
-from labo.outer.trust import Candidate, Decision
+from labo.outer.trust import Candidate, Decision, HeldOut
 from labo.records.storage import read_lines
 from labo.records.trial import AUTO, CURVE, Trial
 
@@ -49,7 +47,7 @@ def decide(
     curves: dict[str, list[list[dict[str, Any]]]] = {}
     seconds: list[float] = []
 
-    def held_out(candidate: Candidate, half: int) -> tuple[Tensor, Tensor] | None:
+    def train_half(candidate: Candidate, half: int) -> HeldOut | None:
         done = len(seconds)
         half_folder = folder / AUTO / candidate.name / str(half)
         record = run(
@@ -62,9 +60,9 @@ def decide(
             return None
         curves.setdefault(candidate.name, []).append(read_lines(half_folder / CURVE))
         logits = folds.read_logits(half_folder, len(halves[half - 1]), len(splits.classes))
-        return logits, target[halves[half - 1]]
+        return HeldOut(logits, target[halves[half - 1]], float(record["agreement"]))
 
-    decision = trust.decide(held_out)
+    decision = trust.decide(train_half)
     details = {**decision.as_json(), "seconds": round(sum(seconds), 3)}
     return decision, details | {"curves": {name: _mean_curve(lines) for name, lines in curves.items()}}
 

@@ -238,7 +238,7 @@ def _measure(
     notes: list[str] = []
     try:
         if held_out is not None:
-            return {"held_out": folds.save_logits(model, held_out, folder)}
+            return {"held_out": folds.save_logits(model, held_out, folder), **_agreement(loss, splits)}
         if trial.tuning:
             return _tuning_record(evaluator, model, splits)
         checkpoints.save_weights(model, folder / trials.WEIGHTS)
@@ -262,5 +262,17 @@ def _tuning_record(evaluator: Evaluator, model: Any, splits: Any) -> Record:
 
 def _memory_warnings(memory: Any, splits: Any, folder: Path) -> list[str]:
     """Signs that a method's memory of the training examples has gone wrong."""
-    distributions = memory.all_distributions(len(splits.train), len(splits.classes)).cpu()
+    distributions = _distributions(memory, splits)
     return health.signs(distributions, splits.train.target, splits.classes, read_lines(folder / trials.CURVE))
+
+
+def _agreement(loss: Any, splits: Any) -> Record:
+    """The share of training labels that the method's memory agrees with; empty without a memory."""
+    memory = loss.regularizer.prediction_memory
+    if memory is None:
+        return {}
+    return {"agreement": health.agreement(_distributions(memory, splits), splits.train.target)}
+
+
+def _distributions(memory: Any, splits: Any) -> Any:
+    return memory.all_distributions(len(splits.train), len(splits.classes)).cpu()

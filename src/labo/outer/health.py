@@ -42,9 +42,9 @@ def signs(memory: Tensor, labels: Tensor, classes: Sequence[str], curve: Sequenc
             f"The memory has moved to class '{classes[at]}': {mass[at]:.1%} of its mass, but {fraction[at]:.1%} of the "
             f"labels; {_ADVICE}."
         )
-    agreement = (memory.argmax(-1) == labels).double().mean().item()
-    if agreement < max(_MIN_AGREEMENT, 2 / len(classes)) and not sentences:
-        sentences.append(f"The memory agrees with only {agreement:.1%} of the labels; {_ADVICE}.")
+    agreed = agreement(memory, labels)
+    if agreed < max(_MIN_AGREEMENT, 2 / len(classes)) and not sentences:
+        sentences.append(f"The memory agrees with only {agreed:.1%} of the labels; {_ADVICE}.")
     accuracies = [line["validation_accuracy"] for line in curve if "validation_accuracy" in line]
     if len(accuracies) > _EARLY_EPOCH and accuracies[-1] < accuracies[_EARLY_EPOCH - 1] - _MAX_DROP:
         sentences.append(
@@ -52,3 +52,8 @@ def signs(memory: Tensor, labels: Tensor, classes: Sequence[str], curve: Sequenc
             f"{_EARLY_EPOCH}: the memory may preserve early mistakes; {_ADVICE}."
         )
     return sentences
+
+
+def agreement(memory: Tensor, labels: Tensor) -> float:
+    """The share of labels (N,) that are the likeliest class of the memory (N, C)."""
+    return (memory.argmax(-1) == labels).double().mean().item()

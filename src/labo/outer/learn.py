@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from labo.errors import UserError
 from labo.modules import LabelRegularizedLoss
-from labo.outer import trust
+from labo.outer import health, trust
 from labo.outer.training_function import Run, Train, check_targets, criterion
-from labo.outer.trust import Candidate, Decision
+from labo.outer.trust import Candidate, Decision, HeldOut
 
 
 @dataclass(frozen=True)
@@ -30,15 +31,11 @@ class Learnt:
 
         An example whose average contradicts its label may be labelled wrong.
         """
-        memory = self.criterion.regularizer.prediction_memory
-        if memory is None or memory.values is None:
-            return None
-        examples = torch.arange(len(memory.values) - 1, device=memory.values.device)
-        return memory.distributions(examples, self.classes)
+        return _memory(self.criterion, self.classes)
 
 
 def learn_labels(train: Train, targets: Tensor, *, seed: int = 0, say: Callable[[str], None] = print) -> Learnt:
-    """Train with a strong or a mild memory (LABO), whichever predicts held-out labels better.
+    """Train as `labo_auto` does: with a strong or a mild memory, or label smoothing, as held-out labels decide.
 
     `train` is called two or four times on a half of the data, and once on all data, so that the total cost is that of
     two or three training runs. It is a generator function:
@@ -72,20 +69,34 @@ def learn_labels(train: Train, targets: Tensor, *, seed: int = 0, say: Callable[
         ...         yield model(x[held_out])
         ...     return model
         >>> x, y = torch.eye(2).repeat(10, 1), torch.tensor([0, 1]).repeat(10)
-        >>> learn_labels(train, y, say=lambda sentence: None).decision.name in ("mild", "strong")
+        >>> learn_labels(train, y, say=lambda sentence: None).decision.name in ("plain", "strong")
         True
     """
     targets = check_targets(targets, trust.MIN_EXAMPLES)
     halves = trust.halves(targets, seed)
 
-    def held_out(candidate: Candidate, half: int) -> tuple[Tensor, Tensor] | None:
-        loss = criterion(candidate.method, candidate.options, len(targets))
-        logits = Run(train, loss, halves[2 - half], halves[half - 1]).finish()
-        return (logits, targets[halves[half - 1]]) if bool(logits.isfinite().all()) else None
+    def train_half(candidate: Candidate, half: int) -> HeldOut | None:
+        loss, trained = criterion(candidate.method, candidate.options, len(targets)), halves[2 - half]
+        logits = Run(train, loss, trained, halves[half - 1]).finish()
+        if not bool(logits.isfinite().all()):
+            return None
+        memory = _memory(loss, logits.shape[-1])
+        if memory is None:
+            raise UserError("Expected the training function to call `criterion`, but it did not.")
+        agreement = health.agreement(memory[trained], targets[trained])
+        return HeldOut(logits, targets[halves[half - 1]], agreement)
 
-    decision = trust.decide(held_out)
+    decision = trust.decide(train_half)
     loss = criterion(decision.method, decision.options, len(targets))
     run = Run(train, loss, torch.arange(len(targets)), targets.new_empty(0))
     logits = run.finish()
     say(decision.sentence)
     return Learnt(run.model, loss, decision, logits.shape[-1])
+
+
+def _memory(loss: LabelRegularizedLoss, classes: int) -> Tensor | None:
+    """The distributions (N, C) that a loss remembers, on the CPU; None if it remembers none."""
+    memory = loss.regularizer.prediction_memory
+    if memory is None or memory.values is None:
+        return None
+    return memory.all_distributions(len(memory.values) - 1, classes).cpu()

@@ -1,8 +1,9 @@
-"""The choice between a strong and a mild memory, by held-out labels.
+"""The choice between a strong memory, a mild one and label smoothing, by held-out labels.
 
 If networks memorize labels, a strong memory is much better than label smoothing; if they are still learning slowly at
-the end of training, it is much worse, and a mild one is as good or better. To tell which is the case, networks with
-both train on one half of the data, and are compared by how well they predict the given labels of the other half.
+the end of training, it is much worse. To tell which is the case, networks with a strong and with a mild memory train on
+one half of the data, and are compared by how well they predict the given labels of the other half. If the strong memory
+does not win, the mild one is chosen where networks memorize, and label smoothing where they do not.
 
 What they predict also tells how many labels are wrong: see `labo.outer.channel`.
 """
@@ -10,9 +11,10 @@ What they predict also tells how many labels are wrong: see `labo.outer.channel`
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +26,9 @@ from labo.splitting import equal_parts
 # memory is chosen below `LIMIT`. Both were tuned on the digits, small convnets and CIFAR features of
 # docs/memory.md#labo_auto.
 CLEAR, LIMIT = 2.5, 0.7
+# Networks memorize if the mild memory agrees with this much more of the labels that it was trained on than its network
+# predicts of the held-out ones. On small convnets the difference is 0.25 and more without augmentation, 0.03 with it.
+MEMORIZED = 0.15
 HALVES = (1, 2)
 MIN_EXAMPLES = 4
 
@@ -37,7 +42,6 @@ class Candidate:
     options: Mapping[str, Any]
 
 
-# For data on which networks with a memory diverge.
 PLAIN = Candidate("plain", "label_smoothing", {"epsilon": 0.1})
 MILD = Candidate("mild", "labo", {"prior": "memory", "alpha": 0.3, "sharpness": 1.0, "epsilon": 0.1, "decay": 0.9})
 STRONG = Candidate("strong", "labo", {"prior": "memory", "alpha": 0.8, "epsilon": 0.5, "decay": 0.8})
@@ -49,13 +53,15 @@ class Evidence:
 
     `channel` and `error` are z-scores of paired differences, strong minus mild, so negative values favour the memory:
     of the negative log-likelihood of the given labels through a noise channel, and of the error rate on them.
-    `accuracy` is the accuracy on the given labels, by candidate.
+    `accuracy` is the accuracy on the given labels, by candidate. `memorized` is the share of the labels it was trained
+    on with which the mild memory agrees, minus its accuracy on held-out ones.
     """
 
     halves: int
     channel: float
     error: float
     accuracy: Mapping[str, float]
+    memorized: float | None = None
 
     @property
     def z(self) -> float:
@@ -96,9 +102,17 @@ class Decision:
         )  # records of earlier versions
         decision = (
             f"labo_auto trained with {chosen}: of the held-out labels, a strong memory predicts {strong}, a mild one "
-            f"{mild} (z = {self.evidence.z:+.1f}, strong below {LIMIT:g}; cost: {self.cost:g} plain runs)."
+            f"{mild} (z = {self.evidence.z:+.1f}, strong below {LIMIT:g}{self._memorized}; cost: {self.cost:g} plain "
+            "runs)."
         )
         return decision if self.channel is None else f"{decision} {self.channel['sentence']}"
+
+    @property
+    def _memorized(self) -> str:
+        """What decided between the mild memory and label smoothing."""
+        if self.name == STRONG.name or self.evidence is None or self.evidence.memorized is None:
+            return ""
+        return f"; memorized: {self.evidence.memorized:.1%} of the labels, mild from {MEMORIZED:.0%}"
 
     def as_json(self) -> dict[str, Any]:
         """The decision as stored in records."""
@@ -112,41 +126,53 @@ class Decision:
         """The decision from a record."""
         evidence = record.get("evidence")
         if evidence is not None:
-            evidence = Evidence(*(evidence[key] for key in ("halves", "channel", "error", "accuracy")))
+            values = (evidence[key] for key in ("halves", "channel", "error", "accuracy"))
+            evidence = Evidence(*values, evidence.get("memorized"))
         return cls(record["name"], record["method"], record["options"], evidence, record["cost"], record.get("channel"))
 
 
-# (candidate, half) -> (logits (n, C), given labels (n,)) of the examples of that half, by a network that trained with
-# the candidate on the other half; None if that training failed.
-HeldOut = Callable[[Candidate, int], "tuple[Tensor, Tensor] | None"]
+class HeldOut(NamedTuple):
+    """Predictions for a half by a network that trained on the other one.
+
+    Args:
+        logits: (n, C), of the examples of the half.
+        labels: (n,), as given.
+        agreement: the share of labels of the other half with which the network's memory agrees.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    agreement: float
 
 
-def decide(held_out: HeldOut) -> Decision:
+# (candidate, half) -> predictions of that half; None if training on the other one failed.
+TrainHalf = Callable[[Candidate, int], "HeldOut | None"]
+
+
+def decide(train_half: TrainHalf) -> Decision:
     """Compare a strong memory with a mild one on one half, and also on the other if the result is not clear.
 
     Args:
-        held_out: trains a candidate without a half (1 or 2), and predicts that half.
+        train_half: trains a candidate without a half (1 or 2), and predicts that half.
     """
     candidates = (MILD, STRONG)
-    logits: dict[str, list[Tensor]] = {candidate.name: [] for candidate in candidates}
-    labels: list[Tensor] = []
+    predictions: dict[str, list[HeldOut]] = {candidate.name: [] for candidate in candidates}
     evidence, cost = None, 1.0
     for half in HALVES:
         for candidate in candidates:
-            prediction = held_out(candidate, half)
+            held_out = train_half(candidate, half)
             cost += 0.5
-            if prediction is None:
+            if held_out is None:
                 return Decision(PLAIN.name, PLAIN.method, PLAIN.options, None, cost)
-            logits[candidate.name].append(prediction[0])
-        labels.append(prediction[1])
-        pooled = {name: torch.cat(parts) for name, parts in logits.items()}
-        evidence = compare(pooled["mild"], pooled["strong"], torch.cat(labels), halves=half)
+            predictions[candidate.name].append(held_out)
+        evidence = compare(predictions["mild"], predictions["strong"])
         if abs(evidence.z) >= CLEAR:
             break
     assert evidence is not None
+    assert evidence.memorized is not None
     # After a clear result on one half, |z| is above `CLEAR`, so `LIMIT` decides the same way.
-    chosen = STRONG if evidence.z < LIMIT else MILD
-    channel = fit_channel(torch.cat(logits[chosen.name]), torch.cat(labels))
+    chosen = STRONG if evidence.z < LIMIT else MILD if evidence.memorized >= MEMORIZED else PLAIN
+    channel = fit_channel(*_pooled(predictions[STRONG.name if chosen is STRONG else MILD.name]))
     return Decision(chosen.name, chosen.method, chosen.options, evidence, cost, channel.as_json())
 
 
@@ -155,12 +181,21 @@ def halves(targets: Tensor, seed: int) -> list[Tensor]:
     return equal_parts(targets, len(HALVES), seed)
 
 
-def compare(mild: Tensor, memory: Tensor, labels: Tensor, *, halves: int) -> Evidence:
-    """The evidence from held-out logits (N, C) of both candidates and the given `labels` (N,)."""
-    error = {"mild": (mild.argmax(-1) != labels).double(), "strong": (memory.argmax(-1) != labels).double()}
-    channel = z_score(channel_losses(memory, labels) - channel_losses(mild, labels))
+def compare(mild: Sequence[HeldOut], strong: Sequence[HeldOut]) -> Evidence:
+    """The evidence from both candidates' predictions of one half or two."""
+    (mild_logits, labels), (strong_logits, _) = _pooled(mild), _pooled(strong)
+    error = {
+        "mild": (mild_logits.argmax(-1) != labels).double(),
+        "strong": (strong_logits.argmax(-1) != labels).double(),
+    }
+    channel = z_score(channel_losses(strong_logits, labels) - channel_losses(mild_logits, labels))
     accuracy = {name: round(1 - wrong.mean().item(), 6) for name, wrong in error.items()}
-    return Evidence(halves, channel, z_score(error["strong"] - error["mild"]), accuracy)
+    memorized = round(fmean(half.agreement for half in mild) - accuracy["mild"], 6)
+    return Evidence(len(mild), channel, z_score(error["strong"] - error["mild"]), accuracy, memorized)
+
+
+def _pooled(predictions: Sequence[HeldOut]) -> tuple[Tensor, Tensor]:
+    return torch.cat([half.logits for half in predictions]), torch.cat([half.labels for half in predictions])
 
 
 def z_score(differences: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""LABO with a strong or a mild memory, chosen on held-out labels."""
+"""LABO with a strong or a mild memory, or label smoothing, chosen on held-out labels."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 
 
 class LABOAuto(Regularizer):
-    """LABO with a strong or a mild memory, whichever predicts held-out labels better.
+    """LABO with a strong or a mild memory, or label smoothing, chosen on held-out labels.
 
-    A network with each trains on one half of the training data and predicts the given labels of the other half; if the
-    result is not clear, the halves are also swapped. The final network trains on all data with the memory that was
-    chosen (`labo.outer.trust.decide`). It has no options.
+    A network with a strong memory and one with a mild memory train on one half of the training data and predict the
+    given labels of the other half; if the result is not clear, the halves are also swapped. The final network trains on
+    all data: with the strong memory if it predicts better; else with the mild one if the networks memorize labels, and
+    with label smoothing of 0.1 if they do not (`labo.outer.trust.decide`). It has no options.
 
     Needs: the decision. `labo train` and `labo compare` make it, and `labo.learn_labels` makes it for your own training
         function.
@@ -41,7 +42,7 @@ class LABOAuto(Regularizer):
     """
 
     name = "labo_auto"
-    summary = "LABO with a strong or a mild memory, chosen on held-out labels"
+    summary = "LABO with a strong or a mild memory or label smoothing, chosen on held-out labels"
     paper = ""
     year = None
     tuned = False
