@@ -130,6 +130,10 @@ def test_planted_labels_are_found_far_above_chance(labo: Run, noisy: Path, tmp_p
     assert kept["planted"]["flagged_precision"] == right / len(flagged)
     assert kept["planted"]["flagged_recall"] == right / 20
     assert f"{right / 20:.1%} of the injected are among them (recall)" in out
+    channel = kept["channel"]
+    assert channel["interval"][0] <= 0.1 <= channel["interval"][1]
+    assert channel["sentence"] in out
+    assert channel["sentence"] in (noisy / "labels.html").read_text()
 
 
 def test_the_own_network_is_asked_without_folds(labo: Run, noisy: Path):

@@ -21,6 +21,7 @@ from labo.experiment import settings as flat
 from labo.experiment.executor import TrialExecutor, default_processes
 from labo.experiment.progress import ProgressReporter
 from labo.experiment.saved_run import SavedRun
+from labo.outer.channel import Channel, fit_channel
 from labo.records.trial import FOLDS, Job, Trial, claim, read_record
 from labo.splitting import equal_parts
 from labo.tasks.base import Sample
@@ -129,6 +130,7 @@ class LabelIssues:
         beta: of q*.
         folds: how many networks judged the examples, each those that it had not trained on; 0 for the run's own.
         memory: whether the run's memory of its own predictions judged them.
+        channel: the noise channel of the labels, fitted to the predictions of the folds; None without folds.
     """
 
     run: SavedRun
@@ -137,6 +139,7 @@ class LabelIssues:
     beta: float
     folds: int
     memory: bool = False
+    channel: Channel | None = None
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """One line per example, the most likely issue first: its name, its index in the data and its two classes.
@@ -177,6 +180,7 @@ class LabelIssues:
             "examples": len(train),
             "disagree": int((self.ranking.scores > 0).sum()),
             "planted": self._injected_noise(),  # the key of files that exist
+            "channel": None if self.channel is None else self.channel.as_json(),
             "top": lines,
         }
 
@@ -222,7 +226,8 @@ def find(run: SavedRun, *, count: int, beta: float | None, processes: int, repor
         ranking = rank(logits, train.target, beta=chosen)
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from error
-    return LabelIssues(run, ranking, train.origin.names(), chosen, count, memory is not None)
+    channel = fit_channel(logits, train.target, seed=run.description["seed"]) if count else None
+    return LabelIssues(run, ranking, train.origin.names(), chosen, count, memory is not None, channel)
 
 
 def fold_jobs(run: SavedRun, count: int) -> list[Job]:

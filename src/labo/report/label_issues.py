@@ -64,6 +64,8 @@ def lead(issues: LabelIssues) -> str:
         f"Judged by {evaluator}, {issues['disagree']} of {issues['examples']} training examples have a label q* that "
         "prefers another class."
     )
+    if isinstance(channel := issues.get("channel"), dict) and channel.get("sentence"):
+        text += f" {channel['sentence']}"
     injected = issues.get("planted")
     if injected is None:
         return text
