@@ -13,7 +13,7 @@ SCHEDULES = ("constant", "linear", "cosine", "steps", "inverse_sqrt")
 
 
 # Above these nothing trains, or float32 overflows.
-_MAX_COUNT, _MAX_EPOCHS, _MAX_RATE, _MAX_DECAY = 2**31 - 1, 1_000_000, 1e30, 1e6
+_MAX_COUNT, _MAX_EPOCHS, _MAX_RATE, _MAX_DECAY = 2**31 - 1, 1_000_000, 1e30, 1_000_000
 
 
 def _whole(default: Any = MISSING, **bounds: int) -> Any:
