@@ -86,15 +86,17 @@ def test_the_record_has_a_digest_of_every_file(finished):
     assert evaluated(finished) == pytest.approx(record["metrics"])
 
 
-@pytest.mark.parametrize("spoil", [zeros, flip, halve, grow, Path.unlink])
 @pytest.mark.parametrize(
-    ("name", "read"), [(trials.WEIGHTS, evaluated), (trials.MEMORY, remembered), (trials.RUN, evaluated)]
+    ("name", "read", "spoil"),
+    [
+        *((trials.WEIGHTS, evaluated, spoil) for spoil in (zeros, flip, halve, grow, Path.unlink)),
+        *((trials.MEMORY, remembered, spoil) for spoil in (zeros, flip, halve, grow)),
+        (trials.RUN, evaluated, grow),
+        (trials.RUN, evaluated, lambda path: edit(path, lambda content: content.update(seed=1))),  # well-formed
+    ],
 )
 def test_a_damaged_file_is_named_where_it_is_read(run, name, read, spoil):
-    if name == trials.RUN and spoil is not grow:
-        edit(run / name, lambda content: content.update(seed=1))  # well-formed, but not as it was
-    else:
-        spoil(run / name)
+    spoil(run / name)
     with pytest.raises(UserError) as caught:
         read(run)
     one_sentence(caught.value, f"The files of the run in '{run}' are damaged ({name}: the file ", "train the run anew")

@@ -116,7 +116,7 @@ class SavedRun:
 
         path = self.folder / trials.MEMORY
         memory = self.regularizer.prediction_memory
-        if memory is None or not (path.exists() or trials.MEMORY in self.record.get(trials.FILES, ())):
+        if memory is None or not path.exists():  # some keep the weights alone
             return None
         trials.check_file(self.folder, trials.MEMORY, self.record)
         try:
