@@ -21,10 +21,10 @@ from labo.outer import health
 from labo.records import trial as trials
 from labo.records.storage import lacks_room, read_lines
 from labo.records.trial import Trial
+from labo.settings import TrainingSettings
 from labo.training import checkpoints, data_loading
 from labo.training.curve import DivergedError
 from labo.training.loop import TrainingLoop
-from labo.training.settings import TrainingSettings
 
 # Training inputs of a method that sentences, with many labels each, do not have.
 SEQUENCES_LACK = {"inputs", "partners", "dense_logits", "teacher", "decision"}

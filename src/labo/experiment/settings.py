@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from labo import numeric, regularizers
+from labo import settings as training_settings
 from labo.errors import UserError, one_line, shorten, unknown
-from labo.training import settings as training_settings
-from labo.training.settings import DEFAULTS
+from labo.settings import DEFAULTS
 
 Settings = dict[str, Any]
 

@@ -23,11 +23,11 @@ from labo.integrations import checkpoint_files
 from labo.integrations.batch_inputs import BatchInputs
 from labo.modules import LabelRegularizedLoss
 from labo.records.trial import BEST_WEIGHTS, CHECKPOINTS
+from labo.settings import TrainingSettings
 from labo.tasks.base import Splits
 from labo.training import checkpoints, data_loading, optimizers, weight_averaging
 from labo.training.curve import Curve, DivergedError, Validate
 from labo.training.objective import Augment, Objective, bfloat16_forward, has_linear_form
-from labo.training.settings import TrainingSettings
 
 # The plain NLL of a translator's targets is computed in the first step of an epoch, and in one step in so many.
 NLL_EVERY = 50

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from labo import numeric
 from labo.errors import UserError, unknown
+from labo.settings import TrainingSettings
 from labo.tasks.base import Examples, Origin, Task
 from labo.tasks.labels import class_index, parse_label_noise, with_noise
 from labo.tasks.tabular import features, table_files
@@ -55,6 +56,8 @@ class TabularTask(Task):
         options: further options that recreate the task; None counts as not given.
     """
 
+    recorded_defaults = ("schedule",)
+
     def __init__(self, *, label_noise: str | None = None, **options: Any) -> None:
         options = {**options, "label_noise": label_noise}
         super().__init__(**{name: value for name, value in options.items() if value is not None})
@@ -78,9 +81,12 @@ class TabularTask(Task):
         return build_network(features.width(preprocessing["columns"]), len(classes), settings)
 
     @override
-    def default_settings(self, model: Any = None) -> dict[str, Any]:
-        training = {"epochs": 60, "batch_size": 64, "learning_rate": 2e-3, "weight_decay": 1e-2}
-        return {**training, "schedule": "constant", **asdict(NetworkOptions())}
+    def training_settings(self, model: Any = None) -> TrainingSettings:
+        return TrainingSettings(epochs=60, batch_size=64, learning_rate=2e-3, weight_decay=1e-2)
+
+    @override
+    def network_settings(self, model: Any = None) -> dict[str, Any]:
+        return asdict(NetworkOptions())
 
     @override
     def optimizer_candidates(self, model: Any = None) -> tuple[dict[str, Any], ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 
@@ -109,9 +109,10 @@ class TrainingSettings:
                 known[name] = int(known[name])  # 64.0 in a config file
         return cls(**known)
 
-    def to_mapping(self) -> dict[str, Any]:
-        """The settings that differ from their defaults, as flat KEY=VALUE settings, which are JSON-able."""
-        return {name: value for name, value in vars(self).items() if value != _FIELDS[name].default}
+    def to_mapping(self, named: Collection[str] = ()) -> dict[str, Any]:
+        """The settings that differ from their defaults, and those `named`, as flat KEY=VALUE settings; JSON-able."""
+        own = vars(self)
+        return {name: value for name, value in own.items() if name in named or value != _FIELDS[name].default}
 
 
 _FIELDS: dict[str, Field[Any]] = {each.name: each for each in fields(TrainingSettings)}
