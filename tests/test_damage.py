@@ -175,6 +175,13 @@ def test_an_entry_of_the_wrong_type_is_named(run, name, place, value):
     one_sentence(caught.value, key, "" if place.startswith("settings.") else name)
 
 
+def test_names_of_any_characters_are_read(run):
+    forget_digests(run)
+    name = "caf\udce9"  # a folder whose name is not UTF-8
+    edit(run / trials.RUN, lambda content: content["classes"].__setitem__(3, name))
+    assert saved_run.load(run).classes[3] == name
+
+
 @pytest.mark.parametrize("content", [DEEP, "", "[]", "5", '{"a": "\ud800"}', '{"a": 1'])
 @pytest.mark.parametrize("name", [trials.RUN, trials.RECORD])
 def test_what_is_no_json_object_is_one_sentence(run, name, content):

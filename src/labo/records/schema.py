@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError
 
 from labo.errors import UserError, shorten
 
 _Count = Annotated[int, Field(ge=0)]
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# Of any characters: a name of a file that is not UTF-8 has lone surrogates, which pydantic's own strings refuse.
+_Text = InstanceOf[str]
 # Their types are those of the task's defaults and of the method's options.
 _Settings = dict[str, Any]
 
@@ -25,14 +27,14 @@ class File(_Model):
     """A file of a finished trial."""
 
     bytes: _Count
-    sha256: str
+    sha256: _Text
 
 
 class Failure(_Model):
     """Where a trial diverged."""
 
     step: int
-    reason: str
+    reason: _Text
 
 
 class Metrics(_Model):
@@ -45,16 +47,16 @@ class Metrics(_Model):
 class Decision(_Model):
     """What a method that decides for itself decided."""
 
-    name: str
-    method: str
+    name: _Text
+    method: _Text
     options: _Settings
     cost: float
     evidence: dict[str, Any] | None = None
 
 
 class _Trial(_Model):
-    task: str
-    method: str
+    task: _Text
+    method: _Text
     seed: int
     failed: Failure | None = None
     validation: dict[str, Any] | None = None
@@ -74,19 +76,19 @@ class Record(_Trial):
     metrics: Metrics | None = None
     seconds: float
     step: _Count | None = None
-    versions: dict[str, str]
+    versions: dict[str, _Text]
     decision: Decision | None = None
     held_out: dict[str, float] | None = None
-    notes: list[str] = []
-    signatures: dict[str, str] = {}
+    notes: list[_Text] = []
+    signatures: dict[str, _Text] = {}
     files: dict[str, File] | None = None
 
 
 class Column(_Model):
     """A column of a table, as its features are computed."""
 
-    name: str
-    kind: str
+    name: _Text
+    kind: _Text
     mean: _Finite | None = None
     scale: _Positive | None = None
     categories: list[Any] | None = None
@@ -97,34 +99,34 @@ class Preprocessing(_Model):
 
     columns: list[Column] | None = None
     image_size: Annotated[int, Field(gt=0)] | None = None
-    folders: list[str] | None = None
+    folders: list[_Text] | None = None
     mean: list[_Finite] | None = None
     deviation: list[_Positive] | None = None
     vocabulary_size: Annotated[int, Field(gt=0)] | None = None
-    source: str | None = None
-    target: str | None = None
+    source: _Text | None = None
+    target: _Text | None = None
 
 
 class Description(_Model):
     """run.json, the description of a run."""
 
-    task: str
+    task: _Text
     task_options: dict[str, Any]
-    data: str
-    method: str
+    data: _Text
+    method: _Text
     seed: _Count
     settings: _Settings
     checkpoint: Literal["last", "best"]
-    classes: list[str]
+    classes: list[_Text]
     preprocessing: Preprocessing
     class_counts: list[_Count] | None = None
-    files: list[str] = []
+    files: list[_Text] = []
 
 
 class Plan(_Model):
     """plan.json, what must not change in the comparison of a task."""
 
-    task: str
+    task: _Text
     task_options: dict[str, Any]
     candidates: dict[str, list[_Settings]] = {}
 
@@ -132,10 +134,10 @@ class Plan(_Model):
 class Comparison(_Model):
     """compare.json, the configuration of the last command."""
 
-    task: str | None = None
+    task: _Text | None = None
     task_options: dict[str, Any] = {}
-    methods: list[str] = []
-    baseline: str | None = None
+    methods: list[_Text] = []
+    baseline: _Text | None = None
     candidates: dict[str, list[_Settings]] = {}
 
 
