@@ -28,9 +28,9 @@ from labo.experiment import settings as flat
 from labo.experiment.evaluators import make_evaluator
 from labo.records import trial as trials
 from labo.records.storage import append_line, read_lines
+from labo.settings import TrainingSettings
 from labo.training import optimizers
 from labo.training.loop import TrainingLoop
-from labo.training.settings import TrainingSettings
 
 SMOOTHING = 0.1
 # What tells one line from another.

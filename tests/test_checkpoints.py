@@ -57,6 +57,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def forget_digests(folder: Path) -> None:
+    """Make the record of a run one of an earlier version, which had no digests of its files."""
+    record = json.loads((folder / trials.RECORD).read_text())
+    del record["files"]
+    (folder / trials.RECORD).write_text(json.dumps(record))
+
+
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
     """No file may grow beyond `size` bytes, as none may on a disk that is full."""
@@ -217,6 +224,7 @@ def test_a_checkpoint_of_another_network_gets_one_sentence(tmp_path):
 )
 def test_a_run_whose_settings_were_edited_gets_one_sentence(tmp_path, whole, change, told):
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    forget_digests(tmp_path)
     about = json.loads((tmp_path / trials.RUN).read_text())
     about["settings"] = {key: value for key, value in (about["settings"] | change).items() if value is not None}
     (tmp_path / trials.RUN).write_text(json.dumps(about))
@@ -279,3 +287,129 @@ def test_a_model_that_the_pictures_do_not_fit_is_refused_before_training(tmp_pat
     assert told in last
     assert not (tmp_path / "run" / "curve.jsonl").exists()
     assert not (tmp_path / "run" / trials.RUN).exists()
+
+
+def zeros(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def change_state(path: Path, change: Any) -> None:
+    state = json.loads(path.read_text())
+    change(state)
+    path.write_text(json.dumps(state))
+
+
+DAMAGES = {
+    "no optimizer": lambda at: (at / kept.OPTIMIZER).unlink(),
+    "no state of the method": lambda at: (at / checkpoint_files.REGULARIZER).unlink(),
+    "no average": lambda at: (at / kept.AVERAGE).unlink(),
+    "weights of zeros": lambda at: zeros(at / trials.WEIGHTS),
+    "one bit of the average": lambda at: flip(at / kept.AVERAGE),
+    "one bit of the optimizer": lambda at: flip(at / kept.OPTIMIZER),
+    "no step": lambda at: change_state(at / kept.STATE, lambda state: state.pop("step")),
+    "a later step": lambda at: change_state(at / kept.STATE, lambda state: state.update(step=state["step"] + 7)),
+    "a state of nothing": lambda at: (at / kept.STATE).write_text("{}"),
+    "no manifest": lambda at: (at / kept.MANIFEST).unlink(),
+    "a manifest of nothing": lambda at: (at / kept.MANIFEST).write_text("{}"),
+    "a manifest of wrong types": lambda at: (at / kept.MANIFEST).write_text(
+        json.dumps({path.name: {"bytes": "x", "sha256": 5} for path in at.iterdir()})
+    ),
+    "a manifest nested deeply": lambda at: (at / kept.MANIFEST).write_text('{"a": ' + "[" * 100_000),
+    "another file": lambda at: (at / "scheduler.pt").write_text(""),
+    "half deleted": lambda at: [(at / name).unlink() for name in (kept.STATE, kept.OPTIMIZER, kept.MANIFEST)],
+    "a changed curve": lambda at: flip(at.parent.parent / trials.CURVE),
+    "no curve": lambda at: (at.parent.parent / trials.CURVE).unlink(),
+}
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run stopped in its second epoch, with a checkpoint; not to be changed."""
+    folder = tmp_path_factory.mktemp("cut")
+    stopped(folder)
+    return folder
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_checkpoint_that_does_not_agree_with_its_manifest_is_not_gone_on_from(tmp_path, cut, damage):
+    run = Path(shutil.copytree(cut, tmp_path / "run"))
+    (checkpoint,) = (run / trials.CHECKPOINTS).glob("checkpoint-*")
+    DAMAGES[damage](checkpoint)
+    with pytest.raises(UserError) as caught:
+        run_trial.run(asked(), run)
+    one_sentence(caught.value, f"The checkpoint '{checkpoint}' is damaged (", "; delete it to start the run again")
+
+
+@pytest.mark.parametrize("damage", ["no optimizer", "weights of zeros", "a later step", "no manifest", "half deleted"])
+def test_the_checkpoint_before_a_damaged_one_is_taken(tmp_path, cut, whole, caplog, damage):
+    run = Path(shutil.copytree(cut, tmp_path / "run"))
+    (older,) = (run / trials.CHECKPOINTS).glob("checkpoint-*")
+    newer = older.with_name("checkpoint-18")
+    shutil.copytree(older, newer)
+    DAMAGES[damage](newer)
+    run_trial.run(asked(), run)
+    assert same(run, whole)
+    (told,) = [each.getMessage() for each in caplog.records if each.name.startswith("labo")]
+    assert told.startswith(f"The checkpoint '{newer}' is damaged (")
+
+
+def test_a_checkpoint_without_digests_is_of_an_earlier_version(tmp_path, cut):
+    run = Path(shutil.copytree(cut, tmp_path / "run"))
+    (checkpoint,) = (run / trials.CHECKPOINTS).glob("checkpoint-*")
+    (checkpoint / kept.MANIFEST).unlink()
+    change_state(checkpoint / kept.STATE, lambda state: state.pop("manifest"))
+    with pytest.raises(kept.OutdatedCheckpointError) as caught:
+        run_trial.run(asked(), run)
+    one_sentence(caught.value, "of an earlier version of labo, without digests of its files: delete it to start")
+    assert kept.remove_outdated(checkpoint.parent)  # what `labo compare` does
+    assert not checkpoint.parent.exists()
+
+
+@pytest.mark.parametrize("removal", ["first", "second"])
+def test_a_kill_while_the_checkpoint_before_is_removed_leaves_a_whole_one(tmp_path, monkeypatch, whole, removal):
+    """No half of a checkpoint is ever under the name of one."""
+    rmtree, count = shutil.rmtree, 0
+
+    def kill(path: Any, **options: Any) -> None:
+        nonlocal count
+        if Path(path).name == ".removing" and Path(path).exists():
+            count += 1
+            if count == (1 if removal == "first" else 2):
+                (Path(path) / kept.OPTIMIZER).unlink()
+                raise KeyboardInterrupt
+        rmtree(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", kill)
+    with pytest.raises(KeyboardInterrupt):
+        run_trial.run(asked(save_seconds=0.0), tmp_path)
+    monkeypatch.undo()
+    assert all(kept._damage(path) is None for path in checkpoints(tmp_path / trials.CHECKPOINTS))
+    run_trial.run(asked(), tmp_path)
+    assert same(tmp_path, whole)
+
+
+@pytest.mark.parametrize("spoil", [flip, zeros, Path.unlink])
+@pytest.mark.parametrize("kind", ["best", "averaged"])
+def test_damaged_weights_of_an_epoch_are_not_gone_on_with(tmp_path, kind, spoil):
+    """The weights of the best epoch so far, and those that are averaged, lie beside the checkpoints."""
+    settings = {"average_epochs": 3} if kind == "averaged" else {}
+    options: dict[str, Any] = {"checkpoint": "best" if kind == "best" else "last", "set": settings, "epochs": 3}
+
+    def stop(done: float) -> None:
+        if done >= 0.5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_trial.run(trial("none", save_seconds=0.0, **options), tmp_path, stop)
+    home = tmp_path if kind == "best" else tmp_path / trials.CHECKPOINTS
+    path = home / (trials.BEST_WEIGHTS if kind == "best" else "epoch-7.safetensors")
+    spoil(path)
+    with pytest.raises(UserError) as caught:
+        run_trial.run(trial("none", **options), tmp_path)
+    one_sentence(caught.value, f"The weights '{path}' of an unfinished run are damaged (")

@@ -261,7 +261,7 @@ def test_the_second_process_is_told_who_holds_the_folder(tmp_path):
         ({"set": {"beta": 0}}, "`beta` to be above 0"),
         ({"set": {"beta": "much"}}, "`beta` to be a float"),
         ({"set": {"prior": [0.5, 0.5]}}, "10 classes"),
-        ({"set": {"hidden": 0}}, "hidden=0"),
+        ({"set": {"hidden": 0}}, "`hidden` to be a whole number of at least 1, but got 0"),
         ({"set": {"gama": 1}}, "Unknown setting 'gama'"),
         ({"task": "digit"}, "nearest is 'digits'"),
     ],
@@ -344,6 +344,7 @@ def test_ctrl_c_ends_it_at_once_and_leaves_no_process(tmp_path):
     assert child.returncode == 130
     assert "Interrupted. Finished work is recorded" in told
     assert "Traceback" not in told
+    assert "semaphore" not in told  # of which the system has a limited number
     deadline = time.monotonic() + 10
     while (left := members(child.pid)) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from image_files import class_folders, noise, save
+from labo import digests
 from labo.cli import main
 from labo.experiment import post_hoc, saved_run
 from labo.experiment.evaluators import classification
@@ -243,6 +244,9 @@ def test_a_run_that_was_trained_anew_is_measured_anew(labo: Run, copied: Path):
     lines = storage.read_lines(copied / "shift.jsonl")
     home = copied / "image" / "labo"
     shutil.copy(home / "0" / trials.WEIGHTS, home / "1" / trials.WEIGHTS)
+    record = json.loads((home / "1" / trials.RECORD).read_text())
+    record["files"] |= digests.manifest([home / "1" / trials.WEIGHTS])
+    (home / "1" / trials.RECORD).write_text(json.dumps(record))
     assert "3 of 4 trials are recorded already" in labo(*asked)[2]
     again = storage.read_lines(copied / "shift.jsonl")
     assert again[:4] == lines

@@ -18,10 +18,10 @@ from labo.errors import UserError
 from labo.experiment import run_trial, saved_run
 from labo.integrations.transformers import TrainerLoss
 from labo.records import trial as trials
+from labo.settings import TrainingSettings
 from labo.tasks.images.augmentation import Augmentation
 from labo.training import optimizers
 from labo.training.checkpoints import read_weights
-from labo.training.settings import TrainingSettings
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from labo import cli
 from labo.errors import UserError
 from labo.experiment import settings as flat
 from labo.experiment import tuning
@@ -143,3 +144,85 @@ def test_ties_go_to_the_lower_nll_then_to_the_earlier():
     assert tuning.choose([tried(a, 0, 0.9, 0.3), tried(b, 0, 0.9, 0.2)], [a, b], "accuracy") == b
     assert tuning.choose([tried(a, 0, 0.9, 0.2), tried(b, 0, 0.9, 0.2)], [a, b], "accuracy") == a
     assert tuning.choose([tried(a, 0, 0.9, 0.3), tried(b, 0, 0.8, 0.2)], [a, b], "nll_scaled") == b
+
+
+def test_plain_values_are_numbers_or_strings_and_never_dates_or_sexagesimals(tmp_path: Path):
+    texts = {"a": "2024-01-31", "b": "1:30", "c": "012", "d": "1_000", "e": "[0.5, 1e-3, .inf, 1:30]", "f": "0x1F"}
+    expected = {"a": "2024-01-31", "b": "1:30", "c": 12, "d": 1000, "e": [0.5, 1e-3, math.inf, "1:30"], "f": "0x1F"}
+    assert flat.parse([f"{key}={text}" for key, text in texts.items()]) == expected
+    path = tmp_path / "a.yaml"
+    path.write_text("".join(f"{key}: {text}\n" for key, text in texts.items()))
+    assert flat.read_config(path) == expected
+
+
+@pytest.mark.parametrize("text", ["2024-99-99", "2024-01-31", "1:30", "1e18", "-3", "0", ".inf", ".nan", "true", "[3]"])
+@pytest.mark.parametrize("setting", ["epochs", "steps", "batch_size", "accumulation"])
+def test_what_is_no_count_is_refused(setting: str, text: str):
+    with pytest.raises(UserError) as caught:
+        flat.resolve(DEFAULTS, "labo", flat.parse([f"{setting}={text}"]))
+    assert f"setting `{setting}` to be" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[" * 3000, "--set x: the value is nested too deeply."),
+        ("1" * 400, "is too large."),
+        ("1" * 5000, "is too large."),
+        ("[1e400]", "--set x: The number 1e400 is too large."),
+        ("!!int x", "--set x: invalid literal"),
+        ("!!timestamp 2024-99-99", "--set x: month must be in 1..12"),
+    ],
+)
+def test_values_that_cannot_be_read_get_one_short_sentence(tmp_path: Path, text: str, told: str):
+    with pytest.raises(UserError) as caught:
+        flat.parse([f"x={text}"])
+    assert told in str(caught.value)
+    assert len(str(caught.value)) < 200
+    (tmp_path / "a.yaml").write_text(f"x: {text}")
+    with pytest.raises(UserError) as caught:
+        flat.read_config(tmp_path / "a.yaml")
+    assert told.partition(": ")[2] in str(caught.value)
+    assert len(str(caught.value).replace(str(tmp_path), "")) < 200
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"epochs": 1e18}, "`epochs` to be at most 1,000,000, but got 1e+18"),
+        ({"steps": 10**400}, "`steps` to be at most 2,147,483,647, but got 1000"),
+        ({"learning_rate": 1e300}, "`learning_rate` to be at most 1e+30, but got 1e+300"),
+        ({"weight_decay": 1e300}, "`weight_decay` to be at most 1,000,000, but got 1e+300"),
+        ({"schedule": "x" * 5000}, "Unknown schedule 'xxxx"),
+        ({"model": ["x" * 5000]}, "`model` to be a string"),
+    ],
+)
+def test_values_beyond_every_use_are_named_in_a_short_sentence(given: dict[str, Any], told: str):
+    with pytest.raises(UserError) as caught:
+        flat.resolve(DEFAULTS, "labo", given)
+    assert told in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("hidden=1e18", "`hidden` to be at most 65,536"),
+        ("hidden=0", "`hidden` to be a whole number of at least 1, but got 0"),
+        ("layers=1e9", "`layers` to be at most 1,000"),
+        ("layers=-1", "`layers` to be a whole number of at least 0, but got -1"),
+        ("dropout=1", r"`dropout` to be in [0, 1), but got 1.0"),
+        ("dropout=2024-01-01", "`dropout` to be a number (default 0.0), but got '2024-01-01'"),
+        ("epochs=2024-99-99", "`epochs` to be a finite number above 0, but got '2024-99-99'"),
+        ("epochs=1:30", "`epochs` to be a finite number above 0, but got '1:30'"),
+        ("epochs=" + "[" * 3000, "--set epochs: the value is nested too deeply."),
+        ("learning_rate=" + "1" * 5000, "is too large."),
+    ],
+)
+def test_the_command_line_answers_each_with_one_sentence(tmp_path: Path, capsys: Any, setting: str, told: str):
+    assert cli.main(["train", "digits", "--set", setting, "--output", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run" / "run.json").exists()

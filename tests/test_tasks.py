@@ -293,7 +293,7 @@ def test_networks_refuse_what_they_cannot_be():
     splits, settings = task.splits(0), task.default_settings()
     with pytest.raises(UserError, match="Unknown model 'mpl'; the nearest is 'mlp'"):
         task.model(splits.classes, splits.preprocessing, settings | {"model": "mpl"})
-    with pytest.raises(UserError, match="dropout=2"):
+    with pytest.raises(UserError, match=r"`dropout` to be in \[0, 1\), but got 2"):
         task.model(splits.classes, splits.preprocessing, settings | {"dropout": 2})
     for name in ("mlp", "linear"):
         model = task.model(splits.classes, splits.preprocessing, settings | {"model": name, "dropout": 0.1})

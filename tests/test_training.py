@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import signal
+import sys
 from pathlib import Path
+from subprocess import PIPE, STDOUT, Popen
 from typing import Any
 
 import pytest
@@ -17,13 +20,13 @@ import labo
 from experiments import trial
 from labo import regularizers, tasks
 from labo.errors import UserError
-from labo.experiment import run_trial, saved_run
+from labo.experiment import executor, run_trial, saved_run
 from labo.experiment.evaluators import classification
-from labo.records.trial import CHECKPOINTS, RECORD, RUN, WEIGHTS
+from labo.records.trial import CHECKPOINTS, RECORD, RUN, WEIGHTS, Job
 from labo.training import checkpoints as kept
 from labo.training import loop
 from labo.training.loop import TrainingLoop
-from launch import TESTS_IMPORTABLE, run_python, start_python, wait_until
+from launch import SECONDS, TESTS_IMPORTABLE, run_python, start_python, wait_until
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -234,6 +237,42 @@ def interrupted(folder: Path) -> Path:
         run_trial.run(trial("none", epochs=4, save_seconds=0.0), folder, stop)
     (found,) = (folder / CHECKPOINTS).glob("checkpoint-*")
     return found
+
+
+def test_the_same_trial_in_fresh_processes_has_the_same_bits(tmp_path):
+    """Four of `labo train` and one of `labo compare`, with as many threads as torch takes by itself."""
+    options = ["digits", "--train-size", 100, "--set", "epochs=3"]
+    commands = {f"train-{number}": ["train", *options, "--method", "labo"] for number in range(4)}
+    commands["compare"] = ["compare", *options, "--methods", "labo", "--seeds", 1, "--settings-per-method", 1]
+    environment = {**os.environ, "PYTHONPATH": TESTS_IMPORTABLE["PYTHONPATH"]}
+    environment.pop("OMP_NUM_THREADS", None)
+    streams: dict[str, Any] = {"stdout": PIPE, "stderr": STDOUT, "text": True, "env": environment}
+    children = [
+        Popen([sys.executable, "-m", "labo", *map(str, command), "--output", str(tmp_path / name)], **streams)
+        for name, command in commands.items()
+    ]
+    for child in children:
+        out, _ = child.communicate(timeout=SECONDS)
+        assert child.returncode == 0, out
+    folders = [tmp_path / name for name in commands if name != "compare"] + [tmp_path / "compare" / "digits/labo/0"]
+    records = [json.loads((folder / RECORD).read_text()) for folder in folders]
+    assert len({record["files"][WEIGHTS]["sha256"] for record in records}) == 1
+    assert all(record["metrics"] == records[0]["metrics"] for record in records)
+
+
+def test_a_trial_has_one_thread_unless_it_says_otherwise(tmp_path, monkeypatch):
+    counts = []
+    monkeypatch.setattr(torch, "set_num_threads", counts.append)
+    asked = trial("none", epochs=1)
+    executor.run_job(Job(asked, tmp_path / "one"), lambda done: None)
+    two = dataclasses.replace(asked, threads=2)
+    executor.run_job(Job(two, tmp_path / "two"), lambda done: None)
+    assert counts == [1, 2]
+    assert "threads" not in json.loads((tmp_path / "one" / RUN).read_text())
+    assert json.loads((tmp_path / "two" / RUN).read_text())["threads"] == 2
+    for given, folder, told in ((two, "one", "threads was 1, now 2"), (asked, "two", "threads was 2, now 1")):
+        with pytest.raises(UserError, match=told):
+            run_trial.run(given, tmp_path / folder)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "random.pt", "state.json"])

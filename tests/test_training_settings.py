@@ -12,7 +12,7 @@ import pytest
 
 from labo import tasks
 from labo.errors import UserError
-from labo.training.settings import CHOICES, DEFAULTS, TrainingSettings
+from labo.settings import CHOICES, DEFAULTS, TrainingSettings
 
 LEAST: dict[str, Any] = {"epochs": 2, "batch_size": 64, "learning_rate": 1e-3}
 
@@ -56,8 +56,40 @@ def test_flat_settings_and_back():
 
 @pytest.mark.parametrize("name", ["digits", "numbers"])
 def test_the_defaults_of_tasks_are_settings(name):
-    settings = TrainingSettings.from_mapping(tasks.create(name).default_settings())
+    task = tasks.create(name)
+    settings = task.training_settings()
     assert (settings.tokens is None) == (name == "digits")
+    assert TrainingSettings.from_mapping(task.default_settings()) == settings
+
+
+SGD = {"optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 5e-4}
+VIT = {"optimizer": "adamw", "learning_rate": 1.25e-4, "weight_decay": 0.05}
+IMAGES = {
+    "epochs": 20, "batch_size": 128, "momentum": 0.9, "precision": "float32", "schedule": "cosine", "warmup": 0.05,
+    "model": "convnet", "stem": "auto", "dropout": 0.0, "width": 32, "patch": 0, "pretrained": False,
+    "augment": "standard", "randaugment_count": 2, "randaugment_magnitude": 9, "mixup": 0.0, "cutmix": 0.0,
+    "erasing": 0.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "expected"),
+    [
+        ("digits", None, {
+            "epochs": 60, "batch_size": 64, "learning_rate": 2e-3, "weight_decay": 1e-2, "schedule": "constant",
+            "model": "mlp", "hidden": 256, "layers": 2, "dropout": 0.0,
+        }),
+        ("numbers", None, {
+            "epochs": 30, "tokens": 256, "optimizer": "adamw", "learning_rate": 1e-3, "adam_beta1": 0.9,
+            "adam_beta2": 0.98, "weight_decay": 1e-4, "schedule": "inverse_sqrt", "warmup": 0.1,
+            "precision": "float32", "model": "tiny", "dropout": 0.1, "beam": 5, "length_penalty": 1.0,
+        }),
+        ("cifar10", None, IMAGES | SGD),
+        ("cifar10", "vit_small", IMAGES | VIT),
+    ],
+)  # fmt: skip
+def test_flat_defaults_are_those_of_the_records_so_far(name, model, expected):
+    assert tasks.create(name).default_settings(model) == expected
 
 
 def test_every_setting_has_a_docstring_and_at_most_one_default():

@@ -14,8 +14,8 @@ from transformers import Seq2SeqTrainer
 from labo import tasks
 from labo.experiment import settings as flat
 from labo.experiment.run_trial import Trial, build
+from labo.settings import TrainingSettings
 from labo.training.loop import TrainingLoop
-from labo.training.settings import TrainingSettings
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ on other devices, and are skipped while a graph is traced or transformed.
 from __future__ import annotations
 
 import math
-from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -16,6 +15,8 @@ from torch._subclasses import FakeTensor
 from torch.autograd import forward_ad
 
 from labo.errors import UserError
+from labo.numeric import integer as integer
+from labo.numeric import number as number
 
 # Private names of torch without a public equivalent.
 _functorch: Any = vars(torch._C)["_functorch"]
@@ -86,26 +87,6 @@ def share(name: str, value: float | Tensor) -> None:
 def positive(name: str, value: float | Tensor) -> None:
     """Check that `value` is above 0; inf is allowed."""
     _in_range(name, value, "above 0 (inf allowed)", 0.0, math.inf, open_low=True)
-
-
-def number(name: str, value: float, interval: str) -> None:
-    """Check that `value` is a real number (not a tensor) in an interval such as "[0, 1]" or "(0, inf)"."""
-    low, high = (float(bound) for bound in interval[1:-1].split(","))
-    if isinstance(value, Real) and not isinstance(value, bool):
-        above = value >= low if interval[0] == "[" else value > low
-        below = value <= high if interval[-1] == "]" else value < high
-        if above and below:
-            return
-    raise UserError(f"Expected argument `{name}` to be a number in {interval}, but got {value!r}.")
-
-
-def integer(name: str, value: int, minimum: int = 1, maximum: int | None = None) -> None:
-    """Check that `value` is an integer from `minimum` to `maximum`, inclusive."""
-    whole = isinstance(value, Integral) and not isinstance(value, bool)
-    if whole and minimum <= value and (maximum is None or value <= maximum):
-        return
-    expected = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
-    raise UserError(f"Expected argument `{name}` to be a whole number {expected}, but got {value!r}.")
 
 
 def floating(name: str, value: Tensor) -> None:

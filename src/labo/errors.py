@@ -24,7 +24,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     names = sorted(known)
     closest = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
     hint = f"; the nearest is '{closest[0]}'" if closest else ""
-    return UserError(f"Unknown {kind} '{name}'{hint}. Known {kind}s: {', '.join(names)}.")
+    return UserError(f"Unknown {kind} '{shorten(str(name), 200)}'{hint}. Known {kind}s: {', '.join(names)}.")
 
 
 def one_line(error: BaseException) -> str:
@@ -35,6 +35,16 @@ def one_line(error: BaseException) -> str:
         'two lines'
     """
     return " ".join(str(error).split()).rstrip(" .:") or type(error).__name__
+
+
+def shorten(text: str, length: int = 60) -> str:
+    """A text of at most `length` characters, to quote it in a sentence.
+
+    Example:
+        >>> shorten("1" * 5000, 8)
+        '1111111…'
+    """
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def not_found(data: object) -> UserError:

@@ -6,11 +6,13 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
+from labo import interrupts
 from labo.errors import UserError
 
-# The exit status that shells give a program that Ctrl-C ended.
-_INTERRUPTED = 130
+# What Typer returns for Ctrl-C; shells give a program that a signal ended the signal's number above 128.
+_INTERRUPTED, _SIGNALLED = 130, 128
 # Seconds that the other processes wait before they exit: torchrun ends all as soon as one exits, and the process that
 # reports the failure needs time to print it.
 _REPORT_SECONDS = 5.0
@@ -20,10 +22,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status; a user error is one sentence on stderr and status 2."""
     try:
         status = _run(list(sys.argv[1:] if arguments is None else arguments))
-        if status == _INTERRUPTED and arguments is None:
+        if status > _SIGNALLED and arguments is None:
             # Exit at once: Python would first wait for its threads.
-            sys.stdout.flush()
-            sys.stderr.flush()
+            with suppress(OSError):  # a terminal that has gone
+                sys.stdout.flush()
+                sys.stderr.flush()
             os._exit(status)
         return status
     except UserError as error:
@@ -54,18 +57,24 @@ def _run(arguments: list[str]) -> int:
     # So that --methods my_module:MyRegularizer finds user modules; last, so that no file there shadows a library.
     sys.path.append(os.getcwd())
     try:
-        status = app(args=arguments or ["--help"], prog_name="labo", standalone_mode=False) or 0
+        with interrupts.as_ctrl_c():
+            status = app(args=arguments or ["--help"], prog_name="labo", standalone_mode=False) or 0
     except typer.Abort:  # what some versions of Typer raise for Ctrl-C
         status = _INTERRUPTED
     except Exception as error:
+        if interrupts.passed_on() and isinstance(error, OSError):  # the terminal has gone
+            return interrupts.exit_status()
         # Typer's usage errors; no version of Typer makes their class public.
         format_message = getattr(error, "format_message", None)
         if format_message is None:
             raise
         message = format_message().strip()
         return _print_error(f"{message}{'' if message.endswith(('.', '?')) else '.'} {_help_hint(error)}")
-    if status == _INTERRUPTED and _reports_errors():
-        print("Interrupted. Finished work is recorded; run the same command again to resume.", file=sys.stderr)
+    if status == _INTERRUPTED:
+        status = interrupts.exit_status()
+        if _reports_errors():
+            with suppress(OSError):
+                print("Interrupted. Finished work is recorded; run the same command again to resume.", file=sys.stderr)
     return status
 
 

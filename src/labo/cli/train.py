@@ -43,6 +43,9 @@ def train(
     teacher: Annotated[
         Path | None, typer.Option(help="The folder of a finished run, for methods that need a teacher.")
     ] = None,
+    threads: Annotated[
+        int, typer.Option(help="Threads on the CPU; the last digits of the results depend on their number.")
+    ] = 1,
 ) -> int:
     """Train one method on one seed.
 
@@ -56,7 +59,10 @@ def train(
     data_options = {"data": data, "source": source, "target": target, "split": split}
     sampling = {"train_size": train_size, "label_noise": label_noise, "skip_unreadable": skip_unreadable}
     name, task_options = options.task(task, option, **data_options, **sampling)
+    if threads < 1:
+        raise UserError(f"Expected --threads of at least 1, but got {threads}.")
     trial_options = {"checkpoint": options.known_checkpoint(checkpoint), "curves": curves, "save_seconds": save_every}
+    trial_options |= {"threads": threads}
     with distributed.process_group():
         # The main process first, because it may download the data.
         trial, notes = distributed.main_process_first(

@@ -14,7 +14,7 @@ from labo.experiment import settings as flat
 from labo.outer import trust
 from labo.outer.trust import Candidate, Decision, HeldOut
 from labo.records.storage import read_lines
-from labo.records.trial import AUTO, CURVE, Trial
+from labo.records.trial import AUTO, CURVE, Trial, check_file
 
 # (trial, its folder, receives the fraction done) -> record
 RunTrial = Callable[[Trial, Path, Callable[[float], None]], Mapping[str, Any]]
@@ -58,7 +58,7 @@ def decide(
         seconds.append(float(record["seconds"]))
         if record.get("failed"):
             return None
-        curves.setdefault(candidate.name, []).append(read_lines(half_folder / CURVE))
+        curves.setdefault(candidate.name, []).append(read_lines(check_file(half_folder, CURVE, record)))
         logits = folds.read_logits(half_folder, len(halves[half - 1]), len(splits.classes))
         return HeldOut(logits, target[halves[half - 1]], float(record["agreement"]))
 

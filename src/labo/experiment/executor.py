@@ -1,4 +1,4 @@
-"""Where trials run: in this process, or in worker processes of one thread each."""
+"""Where trials run: in this process, or in worker processes. A trial has one thread unless it says otherwise."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from labo import machine
+from labo import interrupts, machine
 from labo.errors import UserError, first_line
 from labo.records.trial import ERROR, Job
 
@@ -27,6 +26,8 @@ from labo.records.trial import ERROR, Job
 MAX_ATTEMPTS = 2
 # Trials that share an accelerator: one rarely fills it. A guess that has not been measured.
 TRIALS_PER_ACCELERATOR = 2
+# How long the end of the workers is waited for.
+SECONDS_TO_STOP = 5.0
 # A step of a small network takes less than telling another process of it.
 SECONDS_BETWEEN_UPDATES = 0.1
 
@@ -55,10 +56,15 @@ class TrialExecutor:
     def __init__(self, processes: int) -> None:
         self.processes = processes
         self._pool: ProcessPoolExecutor | None = None
+        self._queue: Any = None
 
     def __enter__(self) -> TrialExecutor:
         if self.processes > 1:
-            self._start()
+            try:
+                self._start()
+            except KeyboardInterrupt:
+                self._stop()
+                raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -71,15 +77,14 @@ class TrialExecutor:
             UserError: a trial was refused, or its code raised.
         """
         if self._pool is None:
-            _use_one_thread()
             for job in jobs:
                 yield job, run_job(job, lambda fraction, job=job: update(job, fraction))
             return
-        with _interrupt_flag() as interrupted:
+        with interrupts.flag() as interrupted:
             yield from self._run_all(list(jobs), update, interrupted)
 
     def _run_all(
-        self, jobs: list[Job], update: UpdateJob, interrupted: threading.Event
+        self, jobs: list[Job], update: UpdateJob, interrupted: Callable[[], bool]
     ) -> Iterator[tuple[Job, Record | WorkerDied]]:
         waiting = list(jobs)
         deaths: dict[Path, int] = {}  # what ran when a worker died, and how often
@@ -89,7 +94,7 @@ class TrialExecutor:
                 job = waiting.pop(0)
                 running[self._submit(job)] = job
             done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
-            if interrupted.is_set():
+            if interrupted():
                 raise KeyboardInterrupt
             self._forward_updates(update, {job.folder: job for job in running.values()})
             died = [future for future in done if isinstance(future.exception(), BrokenProcessPool)]
@@ -140,38 +145,19 @@ class TrialExecutor:
         self._queue = context.Queue()
         reader, self._alive = context.Pipe(duplex=False)
         self._pool = ProcessPoolExecutor(self.processes, context, _start_worker, (self._queue, reader))
-        # Workers ignore SIGINT from their start; only the parent handles it.
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main_thread else None
-        try:
+        with interrupts.ignored_by_children():  # only the parent handles it
             for _ in range(self.processes):
                 self._pool.submit(_warm_up)
-        finally:
-            if in_main_thread:
-                signal.signal(signal.SIGINT, handler)
 
     def _stop(self) -> None:
-        if self._pool is not None:
-            self._alive.close()  # which ends the workers, whatever they are doing
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            self._pool = None
-
-
-@contextmanager
-def _interrupt_flag() -> Iterator[threading.Event]:
-    """Set by Ctrl-C, for a loop to check where it is safe to stop.
-
-    A KeyboardInterrupt anywhere could leave the pool's locks held, or be swallowed where Python ignores exceptions.
-    """
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    handler = signal.signal(signal.SIGINT, lambda *_: event.set())
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, handler)
+        if self._pool is None:
+            return
+        self._alive.close()  # which ends the workers, whatever they are doing
+        # Waited for, because what they share with this process, semaphores, is freed only after their end.
+        end = threading.Thread(target=self._pool.shutdown, kwargs={"cancel_futures": True}, daemon=True)
+        self._pool = self._queue = None
+        end.start()
+        end.join(SECONDS_TO_STOP)
 
 
 # Of a worker: where it reports progress.
@@ -192,20 +178,19 @@ def _exit_with_parent(alive: connection.Connection) -> None:
     os._exit(1)
 
 
-def _use_one_thread() -> None:
+def _use_threads(count: int) -> None:
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
 
 
 def _warm_up() -> None:
     """Import what trials need before the first one arrives."""
-    _use_one_thread()
+    _use_threads(1)
     from labo.experiment import run_trial  # noqa: F401 (imported for what it imports)
 
 
 def _run_in_worker(job: Job) -> Record:
-    _use_one_thread()
     sent = -math.inf
 
     def update(fraction: float) -> None:
@@ -227,6 +212,7 @@ def run_job(job: Job, progress: Callable[[float], None]) -> Record:
     from labo import distributed
     from labo.experiment import run_trial
 
+    _use_threads(job.trial.threads)
     try:
         return run_trial.run(job.trial, job.folder, progress)
     except UserError:

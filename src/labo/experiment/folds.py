@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from labo.errors import NonFiniteLogitsError, UserError
 from labo.experiment.evaluators.classification import predict
 from labo.metrics.scores import classification_scores
-from labo.records.trial import HELD_OUT, read_record
+from labo.records.trial import HELD_OUT, check_file, read_record
 from labo.splitting import equal_parts
 from labo.tasks.base import Examples, Splits
 from labo.training import checkpoints
@@ -50,7 +50,7 @@ def read_logits(folder: Path, examples: int, classes: int) -> Tensor:
         raise UserError(f"The fold in '{folder}' did not finish; the same command runs it again.")
     if failed := record.get("failed"):
         raise UserError(f"The fold in '{folder}' failed at step {failed['step']}: {failed['reason']}.")
-    logits = checkpoints.read_weights(folder / HELD_OUT).get("logits")
+    logits = checkpoints.read_weights(check_file(folder, HELD_OUT, record)).get("logits")
     if logits is None or logits.shape != (examples, classes):
         raise UserError(f"'{folder / HELD_OUT}' is damaged: delete the folder to run this fold again.")
     return logits

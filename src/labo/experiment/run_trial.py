@@ -21,10 +21,10 @@ from labo.outer import health
 from labo.records import trial as trials
 from labo.records.storage import lacks_room, read_lines
 from labo.records.trial import Trial
+from labo.settings import TrainingSettings
 from labo.training import checkpoints, data_loading
 from labo.training.curve import DivergedError
 from labo.training.loop import TrainingLoop
-from labo.training.settings import TrainingSettings
 
 # Training inputs of a method that sentences, with many labels each, do not have.
 SEQUENCES_LACK = {"inputs", "partners", "dense_logits", "teacher", "decision"}
@@ -51,7 +51,7 @@ def run(trial: Trial, folder: Path, progress: Progress = lambda fraction: None) 
         record = distributed.broadcast_from_main(lambda: _claim(trial, folder))
         if record is None:
             own = _run(trial, folder, progress)
-            record = distributed.broadcast_from_main(lambda: _finish(folder, own))
+            record = distributed.broadcast_from_main(lambda: trials.finish(folder, own))
     except Exception as error:
         if not lacks_room(error):
             raise
@@ -68,11 +68,6 @@ def _claim(trial: Trial, folder: Path) -> Record | None:
     trials.claim(trial, folder)
     if record is not None:
         trials.remove_unfinished(folder)
-    return record
-
-
-def _finish(folder: Path, record: Record) -> Record:
-    trials.finish(folder, record)
     return record
 
 

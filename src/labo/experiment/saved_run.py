@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 from labo import tasks
-from labo.errors import UserError, unknown
+from labo.errors import UserError, first_line, unknown
 from labo.experiment import settings as flat
 from labo.experiment.evaluators import make_evaluator
 from labo.experiment.evaluators.classification import predict
 from labo.outer.trust import Decision
 from labo.records import trial as trials
 from labo.records.comparison import RESULTS
-from labo.records.storage import read_object
 from labo.reduction import as_rows
 
 SPLITS = ("test", "validation", "train")
@@ -58,10 +57,11 @@ class SavedRun:
         """The files that its task saved beside it.
 
         Raises:
-            UserError: one is not there.
+            UserError: one is missing or damaged.
         """
+        names = self.description.get("files", ())
         try:
-            return {name: (self.folder / name).read_bytes() for name in self.description.get("files", ())}
+            return {name: trials.check_file(self.folder, name, self.record).read_bytes() for name in names}
         except OSError as error:
             raise UserError(f"The run in '{self.folder}' lacks a file: {error.filename}.") from error
 
@@ -81,9 +81,14 @@ class SavedRun:
 
     @cached_property
     def model(self) -> Any:
-        """The trained network."""
+        """The trained network.
+
+        Raises:
+            UserError: a file of the run is missing or damaged.
+        """
         from labo.training import checkpoints
 
+        _ = self.files  # which the network may be made from
         try:
             settings = self.task.saved_settings(self.settings, self.folder)
             if settings.get("pretrained"):
@@ -91,7 +96,9 @@ class SavedRun:
             model = self.task.model(self.classes, self.description["preprocessing"], settings)
         except KeyError as error:
             raise UserError(f"The {trials.RUN} in '{self.folder}' is damaged: its settings lack {error}.") from error
-        weights = checkpoints.read_weights(self.folder / trials.WEIGHTS)
+        except (TypeError, AttributeError) as error:  # a setting of another type, where no task has checked it
+            raise UserError(f"The {trials.RUN} in '{self.folder}' is damaged: {first_line(error)}.") from error
+        weights = checkpoints.read_weights(trials.check_file(self.folder, trials.WEIGHTS, self.record))
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
@@ -109,8 +116,9 @@ class SavedRun:
 
         path = self.folder / trials.MEMORY
         memory = self.regularizer.prediction_memory
-        if memory is None or not path.exists():
+        if memory is None or not path.exists():  # some keep the weights alone
             return None
+        trials.check_file(self.folder, trials.MEMORY, self.record)
         try:
             memory.load_state_dict(checkpoints.read_weights(path))
             return memory.all_distributions(len(self.splits.train), len(self.classes))
@@ -208,21 +216,20 @@ def load(folder: Path) -> SavedRun:
     Raises:
         UserError: there is none, it is not finished, it failed, or its files are damaged.
     """
-    description, record = read_object(folder / trials.RUN), trials.read_record(folder)
+    description, record = trials.read_description(folder), trials.read_record(folder)
     if description is None:
         if (folder / RESULTS).exists():
             raise UserError(f"'{folder}' holds a comparison; name one of its runs: {folder}/TASK/METHOD/SEED.")
-        damaged = (folder / trials.RUN).exists()
-        raise UserError(f"The {trials.RUN} in '{folder}' is damaged." if damaged else f"No run in '{folder}'.")
+        raise UserError(f"No run in '{folder}'.")
     if record is None:
         raise UserError(f"The run in '{folder}' is not finished; the command that began it goes on with it.")
     if record.get("failed"):
         raise UserError(
             f"The run in '{folder}' failed at step {record['failed']['step']}: {record['failed']['reason']}."
         )
-    missing = [key for key in (*trials.IDENTITY, "classes", "preprocessing") if key not in description]
-    if missing or "temperature" not in record.get("metrics", {}):
-        raise UserError(f"The {trials.RUN} or {trials.RECORD} in '{folder}' is damaged: entries are missing.")
+    if (record.get("metrics") or {}).get("temperature") is None:
+        raise UserError(f"'{folder / trials.RECORD}' is damaged: its entry `metrics.temperature` is missing.")
+    trials.check_file(folder, trials.RUN, record)
     return SavedRun(folder, description, record)
 
 

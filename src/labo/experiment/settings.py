@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from labo import regularizers
-from labo.errors import UserError, one_line, unknown
-from labo.training import settings as training_settings
-from labo.training.settings import DEFAULTS
+from labo import numeric, regularizers
+from labo import settings as training_settings
+from labo.errors import UserError, one_line, shorten, unknown
+from labo.settings import DEFAULTS
 
 Settings = dict[str, Any]
 
@@ -17,6 +18,7 @@ Settings = dict[str, Any]
 # run of a version that did not know them is still the same run.
 EXTRAS: Settings = {name: DEFAULTS[name] for name in ("ema", "accumulation", "average_epochs", "patience")}
 EXTRAS |= {"channels_last": False, **{name: DEFAULTS[name] for name in ("start_after", "start_with")}}
+MAX_BEAM, MAX_LENGTH_PENALTY = 1_000, 100
 # How long a run is: exactly one of the two.
 LENGTHS = ("epochs", "steps")
 
@@ -41,22 +43,59 @@ def parse(texts: Iterable[str], option: str = "--set", *, as_text: Sequence[str]
             raise UserError(f"Expected {option} KEY=VALUE, but got '{text}'.")
         if key in settings:
             raise UserError(f"{option} {key} is given twice.")
-        settings[key] = value.strip() if key in as_text else _value(value.strip())
+        settings[key] = value.strip() if key in as_text else _value(value.strip(), f"{option} {key}")
     return settings
 
 
-def _value(text: str) -> Any:
+def _value(text: str, source: str) -> Any:
     import yaml
 
-    for read in (int, float):  # YAML takes 1e-3 and inf for strings
-        try:
-            return read(text)
-        except ValueError:
-            continue
     try:
-        return yaml.safe_load(text)
+        return _load_yaml(text, source)
     except yaml.YAMLError:
         return text
+
+
+@cache
+def _yaml_loader() -> Any:
+    """YAML whose plain values are numbers as Python reads them: no dates, no sexagesimals, no octals."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    unread = ("int", "float", "timestamp")
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in unread]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def scalar(loader: Any, node: Any) -> Any:
+        text = loader.construct_scalar(node)
+        number = numeric.parse(text)
+        return text if number is None else number
+
+    Loader.add_constructor("tag:yaml.org,2002:str", scalar)
+    return Loader
+
+
+def _load_yaml(text: str, source: str) -> Any:
+    """The value of a YAML text; `source` names it in errors.
+
+    Raises:
+        UserError: a number is too large, or lists are nested too deeply.
+        yaml.YAMLError: it is not YAML.
+    """
+    import yaml
+
+    try:
+        return yaml.load(text, _yaml_loader())
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    except RecursionError as error:
+        raise UserError(f"{source}: the value is nested too deeply.") from error
+    except ValueError as error:  # an explicit tag, as in `!!int x`
+        raise UserError(f"{source}: {one_line(error)}.") from error
 
 
 def read_config(path: Path) -> Settings:
@@ -68,7 +107,7 @@ def read_config(path: Path) -> Settings:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = _load_yaml(path.read_text(encoding="utf-8"), f"The config '{path}'")
     except OSError as error:
         raise UserError(f"Cannot read the config '{path}': {error.strerror or error}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -77,7 +116,7 @@ def read_config(path: Path) -> Settings:
         content = content["settings"]
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UserError(f"Expected the config '{path}' to be lines of KEY: VALUE.")
-    return {key: _value(value) if isinstance(value, str) else value for key, value in content.items()}
+    return content
 
 
 def method_options(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,9 +144,9 @@ def resolve(defaults: Mapping[str, Any], method: str, *layers: Mapping[str, Any]
                 settings[key] = _cast(key, value, defaults.get(key, EXTRAS.get(key)))
     training_settings.check(settings)
     if "beam" in settings:
-        training_settings.check_number("beam", settings["beam"], minimum=1, whole=True)
+        numeric.setting("beam", settings["beam"], above=0, maximum=MAX_BEAM, whole=True)
     if "length_penalty" in settings:
-        training_settings.check_number("length_penalty", settings["length_penalty"])
+        numeric.setting("length_penalty", settings["length_penalty"], maximum=MAX_LENGTH_PENALTY)
     return {key: value for key, value in settings.items() if key not in EXTRAS or value != EXTRAS[key]}
 
 
@@ -148,7 +187,7 @@ def _cast(key: str, value: Any, default: Any) -> Any:
     wrong = not isinstance(value, str | int | float) or isinstance(default, str) != isinstance(value, str)
     if wrong or isinstance(value, bool) != isinstance(default, bool):
         kind = "a boolean" if isinstance(default, bool) else "a string" if isinstance(default, str) else "a number"
-        raise UserError(f"Expected setting `{key}` to be {kind} (default {default}), but got {value!r}.")
+        raise UserError(f"Expected setting `{key}` to be {kind} (default {default}), but got {shorten(repr(value))}.")
     if isinstance(default, int) and isinstance(value, float):
         if not value.is_integer():
             raise UserError(f"Expected setting `{key}` to be a whole number, but got {value}.")

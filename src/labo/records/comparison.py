@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from labo.errors import UserError
+from labo.errors import UserError, first_line
 from labo.records import measurements
 from labo.records.measurements import BootstrapResult, PairKey, ShiftScores, TrialKey
-from labo.records.storage import append_line, drop_cut_line, read_lines, read_object, write_object
-from labo.records.trial import CURVE, FIGURES, LABEL_ISSUES, RUN, Job, Trial
+from labo.records.storage import (
+    append_line,
+    drop_cut_line,
+    numbered_lines,
+    read_lines,
+    read_object,
+    require_object,
+    write_object,
+)
+from labo.records.trial import CURVE, FIGURES, FILES, LABEL_ISSUES, RUN, Job, Trial, damage, read_record
+
+_log = logging.getLogger(__name__)
 
 # One line per finished trial and tuning trial; the last command's configuration, and each task's in its folder.
 RESULTS, TUNING, COMPARISON, PLAN = "results.jsonl", "tuning.jsonl", "compare.json", "plan.json"
@@ -69,13 +80,26 @@ class Recorded:
 
     def figures(self, task: str, method: str, seed: int) -> dict[str, Any] | None:
         """The data of a trial's figures, or None."""
-        folder = self.run_folder(task, method, seed)
-        return read_object(folder / FIGURES) if folder else None
+        path = self._intact_file(task, method, seed, FIGURES)
+        return read_object(path) if path else None
 
     def curve(self, task: str, method: str, seed: int) -> list[dict[str, Any]]:
         """A trial's training curve, one line an epoch; [] where there is none."""
+        path = self._intact_file(task, method, seed, CURVE)
+        return read_lines(path) if path else []
+
+    def _intact_file(self, task: str, method: str, seed: int, name: str) -> Path | None:
+        """The path of a file of a trial, or None where it is missing or, of which a warning is logged, damaged."""
         folder = self.run_folder(task, method, seed)
-        return read_lines(folder / CURVE) if folder else []
+        if folder is None or not (folder / name).is_file():
+            return None
+        try:
+            wrong = damage(folder, name, read_record(folder))
+        except UserError as error:
+            wrong = first_line(error)
+        if wrong is not None:
+            _log.warning("'%s' is left out of the report: %s.", folder / name, wrong)
+        return folder / name if wrong is None else None
 
     def label_issues(self, task: str, method: str, seed: int) -> dict[str, Any] | None:
         """What `labo labels` wrote about a trial, or None."""
@@ -119,12 +143,41 @@ def read(directory: str | Path) -> Recorded:
         raise UserError(f"'{directory}' holds a single run, which `labo evaluate` shows; a report is of a comparison.")
     if not path.is_file():
         raise UserError(f"No {RESULTS} in '{directory}': nothing was recorded there; run `labo compare` first.")
-    lines = read_lines(path)
-    records = [line for line in lines if "method" in line and "task" in line and isinstance(line.get("seed"), int)]
+    records = _read_trials(path, _log.warning)
     if not records:
         raise UserError(f"No finished trial in '{path}': run `labo compare` until at least one is done.")
-    tuning, comparison = read_lines(directory / TUNING), read_object(directory / COMPARISON)
+    tuning, comparison = _read_trials(directory / TUNING, _log.warning), _read_comparison(directory)
     return Recorded(directory, latest(records), tuning, comparison or {}).with_measurements()
+
+
+def _read_trials(path: Path, warn: Callable[[str], None]) -> list[dict[str, Any]]:
+    """The lines of finished trials; damaged ones are left out, of which a sentence is given to `warn`."""
+    from labo.records import schema
+
+    records, damaged = [], []
+    for number, line in numbered_lines(path):
+        wrong = "it is not a JSON object" if line is None else schema.fault(schema.Line, line)
+        if line is None or wrong is not None:
+            damaged.append(f"line {number}, {wrong}")
+        else:
+            records.append(line)
+    if damaged:
+        others = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+        warn(f"'{path}' is damaged, and the trials of its damaged lines do not count ({damaged[0]}{others}).")
+    return records
+
+
+def _read_comparison(directory: Path) -> dict[str, Any] | None:
+    return _checked(directory / COMPARISON, "Comparison")
+
+
+def _checked(path: Path, kind: str) -> dict[str, Any] | None:
+    """The JSON object in a file, of a kind that `schema` names; None without the file."""
+    if (content := require_object(path)) is not None:
+        from labo.records import schema
+
+        schema.check(getattr(schema, kind), content, path)
+    return content
 
 
 def latest(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -148,8 +201,8 @@ class ComparisonWriter:
         for name in (RESULTS, TUNING):
             if drop_cut_line(folder / name):
                 warn(f"The last line of '{folder / name}' was cut short and is dropped; its trial runs again.")
-        self.results = read_lines(folder / RESULTS)
-        self.tuning = read_lines(folder / TUNING)
+        self.results = _read_trials(folder / RESULTS, warn)
+        self.tuning = _read_trials(folder / TUNING, warn)
 
     def run_folder(self, task: str, method: str, seed: int) -> Path:
         """The folder of a trial."""
@@ -172,8 +225,9 @@ class ComparisonWriter:
         return _last(self.tuning, {"task": task, "method": method, "seed": seed, "settings": settings})
 
     def add(self, record: Mapping[str, Any], *, tuning: bool) -> None:
-        """Add the record of a finished trial."""
-        (self.tuning if tuning else self.results).append(dict(record))
+        """Add the record of a finished trial, without the digests of its files, which stay beside them."""
+        record = {key: value for key, value in record.items() if key != FILES}
+        (self.tuning if tuning else self.results).append(record)
         append_line(self.folder / (TUNING if tuning else RESULTS), record)
 
     def begin(self, plan: Mapping[str, Any]) -> None:
@@ -186,7 +240,7 @@ class ComparisonWriter:
             raise UserError(f"'{self.folder}' holds a single run: name another --output.")
         fixed: dict[str, Any] = {key: plan[key] for key in FIXED}
         task_folder = self.folder / str(plan["task"])
-        known = read_object(task_folder / PLAN) or self._last_plan(plan["task"])
+        known = _checked(task_folder / PLAN, "Plan") or self._last_plan(plan["task"])
         if known is None and any(str(record.get("task")) == plan["task"] for record in self.results):
             raise UserError(
                 f"'{self.folder}' has records of {plan['task']} but no {PLAN} for it: name another --output."
@@ -208,7 +262,7 @@ class ComparisonWriter:
 
     def _last_plan(self, task: object) -> dict[str, Any] | None:
         """The configuration of the last command if it was of `task`: records may be copied without their runs."""
-        last = read_object(self.folder / COMPARISON)
+        last = _read_comparison(self.folder)
         return last if last is not None and last.get("task") == task else None
 
 

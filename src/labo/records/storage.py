@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from labo.errors import UserError
+
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -47,20 +49,41 @@ def append_line(path: Path, value: Mapping[str, Any]) -> None:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The JSON objects of a .jsonl file without damaged lines; [] without the file."""
+    return [value for _, value in numbered_lines(path) if value is not None]
+
+
+def numbered_lines(path: Path) -> list[tuple[int, dict[str, Any] | None]]:
+    """The lines of a .jsonl file that are not empty, counted from 1, as JSON objects; None for a damaged one."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        lines = path.read_bytes().split(b"\n")
     except OSError:
         return []
-    return [value for line in text.split("\n") if isinstance(value := _parse(line), dict)]
+    return [(number, _parse(line)) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
     """The JSON object in a file, or None where it is missing or damaged."""
     try:
-        value = _parse(path.read_text(encoding="utf-8", errors="replace"))
+        return _parse(path.read_bytes())
     except OSError:
         return None
-    return value if isinstance(value, dict) else None
+
+
+def require_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file, None without the file.
+
+    Raises:
+        UserError: the file is damaged, or cannot be read.
+    """
+    try:
+        value = _parse(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"Cannot read '{path}': {error.strerror or error}.") from error
+    if value is None:
+        raise UserError(f"'{path}' is damaged: it is not a JSON object.")
+    return value
 
 
 def drop_cut_line(path: Path) -> bool:
@@ -72,7 +95,7 @@ def drop_cut_line(path: Path) -> bool:
     end = content.rfind(b"\n") + 1
     if end == len(content):
         return False
-    if isinstance(_parse(content[end:].decode("utf-8", errors="replace")), dict):
+    if _parse(content[end:]) is not None:
         with open(path, "ab") as file:  # complete but for its newline
             file.write(b"\n")
         return False
@@ -90,8 +113,9 @@ def lacks_room(error: BaseException) -> bool:
     )
 
 
-def _parse(text: str) -> Any:
+def _parse(content: bytes) -> dict[str, Any] | None:
     try:
-        return json.loads(text)
-    except ValueError:
+        value = json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError):  # brackets within brackets, thousands deep
         return None
+    return value if isinstance(value, dict) else None

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from labo import digests
 from labo.errors import UserError
-from labo.records.storage import read_object, write_bytes, write_object, write_text
+from labo.records.storage import require_object, write_bytes, write_object, write_text
 
 # The files and folders of a trial. RUN describes it from its start, RECORD is there once it is finished.
 RUN, RECORD, CURVE, ERROR = "run.json", "record.json", "curve.jsonl", "error.txt"
@@ -20,11 +23,17 @@ MEMORY, HELD_OUT = "memory.safetensors", "held_out.safetensors"
 HYPOTHESES, REFERENCES = "test.hypotheses.txt", "test.references.txt"
 # Written by `labo labels`: the first of the ranked examples, their page, and the folder of its folds.
 LABEL_ISSUES, LABEL_ISSUES_PAGE, FOLDS = "labels.json", "labels.html", "labels"
+# The digests of the files, in the record.
+FILES = "files"
 # Only unfinished trials have these: checkpoints, the weights of the best epoch so far, the stages of `labo_auto`.
 CHECKPOINTS, BEST_WEIGHTS, AUTO = "checkpoints", "best.safetensors", "auto"
 
 # What must be the same for a trial to be continued.
 IDENTITY = ("task", "task_options", "data", "method", "seed", "settings", "checkpoint")
+# So must these, which run.json has only where they are not the default.
+_OPTIONAL = {"teacher": "", "fold": "", "threads": 1}
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,7 @@ class Trial:
         data: the task's fingerprint of its data.
         teacher, teacher_folder: a description of the teacher, for methods that need one, and its folder.
         fold: "2/5" trains without the second of five parts of the training split and keeps that part's logits.
+        threads: of the CPU; another number adds up in another order, and gives other last digits.
     """
 
     task: str
@@ -57,6 +67,7 @@ class Trial:
     teacher: str = ""
     teacher_folder: str = ""
     fold: str = ""
+    threads: int = 1
 
     @property
     def name(self) -> str:
@@ -65,8 +76,9 @@ class Trial:
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for the trial to be continued."""
-        identity = {key: value for key, value in asdict(self).items() if key in IDENTITY}
-        return identity | {key: value for key in ("teacher", "fold") if (value := getattr(self, key))}
+        own = asdict(self)
+        optional = {key: own[key] for key, default in _OPTIONAL.items() if own[key] != default}
+        return {key: value for key, value in own.items() if key in IDENTITY} | optional
 
 
 @dataclass(frozen=True)
@@ -81,15 +93,16 @@ def claim(trial: Trial, folder: Path) -> None:
     """Make the folder ready for a trial, or for going on with it.
 
     Raises:
-        UserError: the folder holds another trial or other files, or it cannot be written.
+        UserError: the folder holds another trial, a damaged one or other files, or it cannot be written.
     """
-    known = read_object(folder / RUN)
+    known = read_description(folder)
     if known is not None:
-        for key, value in trial.identity().items():
-            if known.get(key) != value:
-                raise UserError(
-                    f"'{folder}' holds another run ({_change(key, known.get(key), value)}): name another one."
-                )
+        own = trial.identity()
+        for key in (*IDENTITY, *_OPTIONAL):
+            default = _OPTIONAL.get(key)
+            before, now = known.get(key, default), own.get(key, default)
+            if before != now:
+                raise UserError(f"'{folder}' holds another run ({_change(key, before, now)}): name another one.")
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -116,15 +129,81 @@ def describe(trial: Trial, folder: Path, details: Mapping[str, Any], files: Mapp
         write_bytes(folder / name, content)
 
 
+def read_description(folder: Path) -> dict[str, Any] | None:
+    """What run.json says of a trial, or None.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    if (description := require_object(folder / RUN)) is not None:
+        from labo.records import schema
+
+        schema.check(schema.Description, description, folder / RUN)
+    return description
+
+
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """The record of a finished trial, or None."""
-    return read_object(folder / RECORD)
+    """The record of a finished trial, or None.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    if (record := require_object(folder / RECORD)) is not None:
+        from labo.records import schema
+
+        schema.check(schema.Record, record, folder / RECORD)
+    return record
 
 
-def finish(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write the record of a trial and remove what only an unfinished trial needs."""
+def finish(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the record of a trial with the digests of its files, and remove what only an unfinished trial needs.
+
+    Returns the record as it was written.
+    """
+    unfinished = {RECORD, BEST_WEIGHTS, ERROR}
+    files = [path for path in folder.iterdir() if path.is_file() and path.name not in unfinished]
+    visible = sorted(path for path in files if not path.name.startswith("."))
+    record = {**record, FILES: digests.manifest(visible)}
     write_object(folder / RECORD, record)
     remove_unfinished(folder)
+    return record
+
+
+def damage(folder: Path, name: str, record: Mapping[str, Any] | None) -> str | None:
+    """What is wrong with a file of a finished trial, as a phrase, by the digests in its record.
+
+    None where nothing is, and where the record has no digests, of which a warning is logged once.
+    """
+    files = (record or {}).get(FILES)
+    if files is None:
+        if record is not None:
+            _note_missing_digests()
+        return None
+    if name not in files:
+        return "the file is not one of the trial"
+    return digests.difference(folder / name, files[name])
+
+
+def check_file(folder: Path, name: str, record: Mapping[str, Any]) -> Path:
+    """The path of a file of a finished trial, which is as it was when the trial finished.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    if (wrong := damage(folder, name, record)) is not None:
+        raise UserError(
+            f"The files of the run in '{folder}' are damaged ({name}: {wrong}): restore them from a copy, or train the "
+            "run anew in another folder."
+        )
+    return folder / name
+
+
+@cache
+def _note_missing_digests() -> None:
+    _log.warning(
+        "The records of an earlier version of labo have no digests of their files, so that damage to those goes "
+        "unnoticed unless it makes them unreadable."
+    )
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -145,11 +224,14 @@ def write_translations(folder: Path, hypotheses: Sequence[str], references: Sequ
 
 
 def read_translations(folder: Path) -> tuple[list[str], list[str]] | None:
-    """(hypotheses, references), or None where one is missing or their lengths differ."""
+    """(hypotheses, references), or None where one is missing or damaged, or their lengths differ."""
     try:
+        record = read_record(folder)
+        if any(damage(folder, name, record) for name in (HYPOTHESES, REFERENCES)):
+            return None
         hypotheses, references = (
             (folder / name).read_text(encoding="utf-8").split("\n")[:-1] for name in (HYPOTHESES, REFERENCES)
         )
-    except (OSError, UnicodeDecodeError):
+    except (OSError, UnicodeDecodeError, UserError):
         return None
     return (hypotheses, references) if hypotheses and len(hypotheses) == len(references) else None

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from labo.errors import UserError
+from labo.settings import TrainingSettings
 
 # An example for display: an image uint8 (H, W) or (H, W, 3), or the columns of a row and their values as strings.
 Sample = np.ndarray | dict[str, str]
@@ -120,6 +121,8 @@ class Task(ABC):
     metric: ClassVar[str] = "accuracy"
     # The distribution shifts that `shifted` can apply to inputs.
     shifts: ClassVar[tuple[str, ...]] = ()
+    # Settings of training that records have even where they have their default.
+    recorded_defaults: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, **options: Any) -> None:
         self.options = options
@@ -151,8 +154,16 @@ class Task(ABC):
         return None
 
     @abstractmethod
+    def training_settings(self, model: Any = None) -> TrainingSettings:
+        """The default settings of training, for the model named `model` or the task's default model."""
+
+    @abstractmethod
+    def network_settings(self, model: Any = None) -> dict[str, Any]:
+        """The other default settings: of the network, of augmentation, of decoding."""
+
     def default_settings(self, model: Any = None) -> dict[str, Any]:
-        """Flat settings of training and of the network, for the model named `model` or the task's default model."""
+        """All default settings, flat, as the command line and records have them."""
+        return {**self.training_settings(model).to_mapping(self.recorded_defaults), **self.network_settings(model)}
 
     @abstractmethod
     def optimizer_candidates(self, model: Any = None) -> tuple[dict[str, Any], ...]:

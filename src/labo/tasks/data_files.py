@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from labo.digests import hash_file
 from labo.errors import UserError, first_line
 
 VARIABLE = "LABO_DATA"
@@ -115,7 +116,7 @@ def fingerprint(files: Iterable[Path], root: Path) -> str:
 
 def digest(path: str | Path) -> str:
     """The first 16 hexadecimal digits of a file's SHA-256."""
-    return _hash(path, "sha256")[:16]
+    return hash_file(path)[:16]
 
 
 def load_hf_splits(name: str, load: Callable[[Any], Any]) -> Mapping[Any, Any]:
@@ -149,12 +150,4 @@ def hf_fingerprint(splits: Mapping[Any, Any]) -> str:
 
 @lru_cache(maxsize=100_000)
 def _cached_hash(path: Path, modified_ns: int, size: int, algorithm: str) -> str:
-    return _hash(path, algorithm)
-
-
-def _hash(path: str | Path, algorithm: str) -> str:
-    result = hashlib.new(algorithm, usedforsecurity=False)
-    with open(path, "rb") as file:
-        while chunk := file.read(2**20):
-            result.update(chunk)
-    return result.hexdigest()
+    return hash_file(path, algorithm)

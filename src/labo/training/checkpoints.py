@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-import math
 import random
 import shutil
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,34 +17,53 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from labo import distributed
+from labo import digests, distributed
 from labo.errors import UserError
 from labo.integrations import checkpoint_files
 from labo.integrations.checkpoint_files import PREFIX, checkpoints
-from labo.records.trial import WEIGHTS
+from labo.records.storage import read_object
+from labo.records.trial import CURVE, WEIGHTS
 from labo.regularizers.base import Regularizer
 
 # The files of a checkpoint, beside the weights and that of the regularizer.
 AVERAGE, OPTIMIZER, RANDOM, STATE = "average.safetensors", "optimizer.pt", "random.pt", "state.json"
+# Sizes and digests of these files, and of the learning curve so far; it is written last.
+MANIFEST = "files.json"
+# An entry of the state: this version writes a manifest.
+_HAS_MANIFEST = "manifest"
+# In the metadata of an epoch's weights.
+_FACTS, _DIGEST = "facts", "sha256"
 # What Transformers' Trainer writes, which trained the runs of earlier versions.
 _TRAINER_STATE = "trainer_state.json"
 _log = logging.getLogger(__name__)
 
 
 class OutdatedCheckpointError(UserError):
-    """A checkpoint of an earlier version, whose training loop was another."""
+    """A checkpoint of an earlier version, whose training loop was another, or that cannot be checked for damage."""
 
 
-def save_weights(model: nn.Module, path: Path, **metadata: Any) -> None:
+def save_weights(model: nn.Module, path: Path) -> None:
     """Save weights as safetensors, written to a temporary file and renamed."""
-    save_tensors(model.state_dict(), path, **metadata)
+    save_tensors(model.state_dict(), path)
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path, **metadata: Any) -> None:
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Save named tensors as `save_weights` does."""
+    _save(_separate(tensors), path, {})
+
+
+def save_epoch(model: nn.Module, path: Path, **facts: Any) -> None:
+    """Save the weights of an epoch of an unfinished run and JSON-able facts on them, with a digest of both."""
+    weights = _separate(model.state_dict())
+    text = json.dumps(facts)
+    _save(weights, path, {_FACTS: text, _DIGEST: _digest(weights, text)})
+
+
+def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
     temporary = path.with_name(f".{path.name}")
     try:
-        save_file(_separate(tensors), temporary, metadata={name: json.dumps(value) for name, value in metadata.items()})
+        save_file(tensors, temporary, metadata=metadata)
+        checkpoint_files.flush_to_disk(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)  # left by a full disk
@@ -76,16 +94,33 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise UserError(f"The weights '{path}' are damaged: {_first_line(error)}.") from error
 
 
-def read_best(path: Path) -> tuple[float, int]:
-    """(value, step) of the best epoch so far; (inf, 0) before the first one."""
+def read_epoch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(weights, facts) that `save_epoch` saved.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-    except FileNotFoundError:
-        return math.inf, 0
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"The weights '{path}' are damaged: {_first_line(error)}.") from error
-    return json.loads(metadata["value"]), json.loads(metadata["step"])
+        weights = load_file(path)
+        if metadata.get(_DIGEST) != _digest(weights, metadata.get(_FACTS, "")):
+            raise ValueError("the digest of its weights is another")
+        return weights, json.loads(metadata[_FACTS])
+    except (SafetensorError, OSError, ValueError) as error:
+        wrong = "the file is missing" if isinstance(error, FileNotFoundError) else _first_line(error)
+        raise UserError(
+            f"The weights '{path}' of an unfinished run are damaged ({wrong}): delete the folder '{path.parent}' to "
+            "start the run again."
+        ) from error
+
+
+def _digest(weights: Mapping[str, Tensor], facts: str) -> str:
+    result = hashlib.sha256(facts.encode())
+    for name, value in sorted(weights.items()):
+        result.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        result.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    return result.hexdigest()
 
 
 def write(
@@ -100,7 +135,8 @@ def write(
 ) -> None:
     """Write the checkpoint of a step, which replaces the one before it.
 
-    It is staged beside its place and renamed into it, so that a checkpoint is complete or absent.
+    It is staged beside its place and renamed into it, so that a checkpoint is complete or absent. Its last file names
+    the others with their sizes and digests, and the learning curve in the folder above, which grows later.
 
     Args:
         folder: of the checkpoints.
@@ -122,7 +158,11 @@ def write(
         checkpoint_files.save_regularizer(regularizer, staged)
         torch.save(dict(optimizer), staged / OPTIMIZER)
         torch.save(random_states, staged / RANDOM)
-        (staged / STATE).write_text(json.dumps({**state, "processes": len(random_states)}), encoding="utf-8")
+        state = {**state, "processes": len(random_states), _HAS_MANIFEST: True}
+        (staged / STATE).write_text(json.dumps(state), encoding="utf-8")
+        curve = folder.parent / CURVE
+        files = digests.manifest([*sorted(staged.iterdir()), *([curve] if curve.is_file() else ())])
+        (staged / MANIFEST).write_text(json.dumps(files), encoding="utf-8")
         checkpoint_files.move_into_place(staged, folder / f"{PREFIX}{state['step']}")
     except (OSError, SafetensorError, RuntimeError) as error:  # each writer raises its own error on a full disk
         shutil.rmtree(staged, ignore_errors=True)
@@ -131,9 +171,12 @@ def write(
 
 
 def _remove_others(folder: Path, keep: str) -> None:
+    removed = folder / ".removing"
+    shutil.rmtree(removed, ignore_errors=True)  # left by a kill
     for path in checkpoints(folder):
         if path.name != keep:
-            shutil.rmtree(path, ignore_errors=True)
+            path.replace(removed)  # so that no half of it looks like a checkpoint
+            shutil.rmtree(removed, ignore_errors=True)
 
 
 def newest_complete(folder: Path, *, processes: int = 1) -> Path | None:
@@ -149,10 +192,9 @@ def newest_complete(folder: Path, *, processes: int = 1) -> Path | None:
     """
     damaged: list[str] = []
     for path in reversed(checkpoints(folder)):
-        if _is_outdated(path):
+        if (reason := _outdated_reason(path)) is not None:
             raise OutdatedCheckpointError(
-                f"The checkpoint '{path}' is of an earlier version of labo, with another training loop: delete it to "
-                "start the run again."
+                f"The checkpoint '{path}' is of an earlier version of labo, {reason}: delete it to start the run again."
             )
         damage = _damage(path)
         if damage is None:
@@ -168,34 +210,36 @@ def newest_complete(folder: Path, *, processes: int = 1) -> Path | None:
 
 def remove_outdated(folder: Path) -> bool:
     """Remove the checkpoints in `folder` if some are of an earlier version; returns whether they were."""
-    outdated = any(map(_is_outdated, checkpoints(folder)))
+    outdated = any(_outdated_reason(path) is not None for path in checkpoints(folder))
     if outdated:
         shutil.rmtree(folder)
     return outdated
 
 
-def _is_outdated(checkpoint: Path) -> bool:
-    return (checkpoint / _TRAINER_STATE).is_file()
+def _outdated_reason(checkpoint: Path) -> str | None:
+    """Why a checkpoint of an earlier version is not gone on from; None for one of this version, damaged or not."""
+    if (checkpoint / _TRAINER_STATE).is_file():
+        return "with another training loop"
+    state = read_object(checkpoint / STATE)
+    if not (checkpoint / MANIFEST).exists() and state and "processes" in state and _HAS_MANIFEST not in state:
+        return "without digests of its files"
+    return None
 
 
 def _damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint's files; None where nothing is."""
-    file = path / WEIGHTS
-    try:
-        for file in (path / name for name in (WEIGHTS, OPTIMIZER, RANDOM, STATE)):
-            if not file.is_file():
-                raise FileNotFoundError("it is missing")
-        for file in sorted(path.iterdir()):
-            if file.suffix == ".safetensors":
-                load_file(file)
-            elif file.suffix == ".pt":
-                with zipfile.ZipFile(file) as archive:
-                    if archive.testzip() is not None:
-                        raise ValueError("a part of it fails its checksum")
-            elif file.suffix == ".json":
-                json.loads(file.read_text(encoding="utf-8"))
-    except Exception as error:  # the error of a damaged file depends on where it is damaged
-        return f"{file.name}: {_first_line(error)}"
+    """What is wrong with a checkpoint's files; None where all agree with its manifest."""
+    files = read_object(path / MANIFEST) or {}
+    lacking = {WEIGHTS, OPTIMIZER, RANDOM, STATE} - files.keys()
+    if lacking or not all(isinstance(entry, dict) and entry.keys() == {"bytes", "sha256"} for entry in files.values()):
+        return f"{MANIFEST}: the file is missing or was changed"
+    for file in path.iterdir():
+        if file.name not in files and file.name != MANIFEST and not file.name.startswith("."):
+            return f"{file.name}: the file is not one of the checkpoint"
+    for name, entry in files.items():
+        of_run = name == CURVE
+        wrong = digests.difference((path.parent.parent if of_run else path) / name, entry, prefix=of_run)
+        if wrong is not None:
+            return f"{name}: {wrong}"
     return None
 
 

@@ -55,16 +55,25 @@ class Curve:
             line = line | metrics
             if self.keep_best and value < self.best_value:
                 self.best_value, self.best_step = value, step
-                checkpoints.save_weights(model, self.folder / BEST_WEIGHTS, value=value, step=step)
+                checkpoints.save_epoch(model, self.folder / BEST_WEIGHTS, value=value, step=step)
         append_line(self.folder / CURVE, line)
+
+    def epoch_steps(self) -> list[int]:
+        """The step that each epoch so far ended with."""
+        return [line["step"] for line in read_lines(self.folder / CURVE)]
 
     def epochs_since_best(self) -> int:
         """The number of epochs after the best one."""
-        return sum(line["step"] > self.best_step for line in read_lines(self.folder / CURVE))
+        return sum(step > self.best_step for step in self.epoch_steps())
 
     def resume(self, step: int) -> None:
-        """Go on from a step: the lines after it are removed, for their epochs are trained again."""
+        """Go on from a step: the lines after it are removed, for their epochs are trained again.
+
+        Raises:
+            UserError: the weights of the best epoch so far are missing or damaged.
+        """
         lines = [line for line in read_lines(self.folder / CURVE) if line["step"] <= step]
         write_text(self.folder / CURVE, "".join(json.dumps(line) + "\n" for line in lines))
-        if step and self.keep_best:
-            self.best_value, self.best_step = checkpoints.read_best(self.folder / BEST_WEIGHTS)
+        if lines and self.keep_best:
+            _, best = checkpoints.read_epoch(self.folder / BEST_WEIGHTS)
+            self.best_value, self.best_step = best["value"], best["step"]

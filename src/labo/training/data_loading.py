@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, Sampler
 
 from labo import distributed, machine
 from labo.errors import UserError
+from labo.settings import TrainingSettings
 from labo.tasks.base import Examples, copy_to
-from labo.training.settings import TrainingSettings
 
 # Training examples of up to so many bytes are kept on the accelerator.
 MAX_RESIDENT_BYTES = 2**30

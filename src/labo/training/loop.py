@@ -23,11 +23,11 @@ from labo.integrations import checkpoint_files
 from labo.integrations.batch_inputs import BatchInputs
 from labo.modules import LabelRegularizedLoss
 from labo.records.trial import BEST_WEIGHTS, CHECKPOINTS
+from labo.settings import TrainingSettings
 from labo.tasks.base import Splits
 from labo.training import checkpoints, data_loading, optimizers, weight_averaging
 from labo.training.curve import Curve, DivergedError, Validate
 from labo.training.objective import Augment, Objective, bfloat16_forward, has_linear_form
-from labo.training.settings import TrainingSettings
 
 # The plain NLL of a translator's targets is computed in the first step of an epoch, and in one step in so many.
 NLL_EVERY = 50
@@ -199,10 +199,14 @@ class TrainingLoop:
             nll = fmean(torch.stack(self.nlls).tolist())
             line |= {"nll": nll, "perplexity": math.exp(min(nll, 700.0))}
         model = self.model if self.average is None else self.average.model
-        distributed.broadcast_from_main(lambda: self.curve.add(line, model), errors=(DivergedError,))
-        if (count := self.settings.average_epochs) and distributed.is_main_process():
-            weight_averaging.save_epoch(model, self.folder / CHECKPOINTS, self.step, keep=count)
+        distributed.broadcast_from_main(lambda: self.record_epoch(line, model), errors=(DivergedError,))
         self.losses, self.nlls = [], []
+
+    def record_epoch(self, line: dict[str, Any], model: nn.Module) -> None:
+        """Write the epoch's line, and its weights where they are averaged."""
+        if count := self.settings.average_epochs:
+            weight_averaging.save_epoch(model, self.folder / CHECKPOINTS, self.step, keep=count)
+        self.curve.add(line, model)
 
     def out_of_patience(self) -> bool:
         """Whether as many epochs as `settings.patience` were no better than the one before them."""
@@ -211,12 +215,13 @@ class TrainingLoop:
 
     def load_final_weights(self) -> int:
         """Load the weights that are kept into the network; returns their step."""
-        if self.settings.average_epochs:
-            files = weight_averaging.saved_epochs(self.folder / CHECKPOINTS)
+        if count := self.settings.average_epochs:
+            steps = self.curve.epoch_steps()[-count:]
+            files = [weight_averaging.epoch_file(self.folder / CHECKPOINTS, step) for step in steps]
             self.model.load_state_dict(weight_averaging.mean(files))
         elif self.keep_best:
             if distributed.is_main_process():
-                self.model.load_state_dict(checkpoints.read_weights(self.folder / BEST_WEIGHTS))
+                self.model.load_state_dict(checkpoints.read_epoch(self.folder / BEST_WEIGHTS)[0])
             return distributed.broadcast_from_main(lambda: self.curve.best_step)
         elif self.average is not None:
             self.model.load_state_dict(self.average.model.state_dict())

@@ -19,8 +19,8 @@ from labo.integrations.batch_inputs import INDEX, BatchInputs
 from labo.kernels.linear import Head
 from labo.modules import LabelRegularizedLoss
 from labo.networks import logits_of
+from labo.settings import TrainingSettings
 from labo.training import data_loading
-from labo.training.settings import TrainingSettings
 
 # (features, labels) of a batch to those that are trained on.
 Augment = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]

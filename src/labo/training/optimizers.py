@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from labo.regularizers.base import Regularizer
-from labo.training.settings import TrainingSettings
+from labo.settings import TrainingSettings
 
 # Where the schedule "steps" divides the learning rate by ten, as fractions of training.
 MILESTONES = (0.5, 0.75)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from labo.training.checkpoints import read_weights, save_weights
+from labo.training import checkpoints
 
 
 class MovingAverage:
@@ -64,26 +64,27 @@ def _tensors(model: nn.Module) -> list[Tensor]:
 def save_epoch(model: nn.Module, folder: Path, step: int, *, keep: int) -> None:
     """Save the weights at the end of an epoch, and remove those of all but the last `keep` epochs."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_weights(model, folder / f"epoch-{step}.safetensors")
-    for file in saved_epochs(folder)[:-keep]:
+    checkpoints.save_epoch(model, epoch_file(folder, step), step=step)
+    saved = sorted(folder.glob("epoch-*.safetensors"), key=lambda path: int(path.stem.partition("-")[2]))
+    for file in saved[:-keep]:
         file.unlink()
 
 
-def saved_epochs(folder: Path) -> list[Path]:
-    """The weights that `save_epoch` saved, in order."""
-    return sorted(folder.glob("epoch-*.safetensors"), key=lambda path: int(path.stem.partition("-")[2]))
+def epoch_file(folder: Path, step: int) -> Path:
+    """The file of the weights of the epoch that ended with a step."""
+    return folder / f"epoch-{step}.safetensors"
 
 
 def mean(files: Sequence[Path]) -> dict[str, Tensor]:
     """The mean of saved weights, computed in float64; integers, which count, are those of the last file.
 
     Raises:
-        UserError: a file is damaged.
+        UserError: a file is missing or damaged.
     """
-    last = read_weights(files[-1])
+    last, _ = checkpoints.read_epoch(files[-1])
     sums = {name: value.double().zero_() for name, value in last.items() if value.is_floating_point()}
     for file in files:
-        weights = read_weights(file)
+        weights, _ = checkpoints.read_epoch(file)
         for name, total in sums.items():
             total += weights[name].double() / len(files)
     return {name: sums[name].to(value.dtype) if name in sums else value for name, value in last.items()}

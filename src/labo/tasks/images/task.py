@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from labo.errors import UserError
+from labo.settings import TrainingSettings
 from labo.splitting import stratified, stratified_sample
 from labo.tasks.base import Examples, Origin, Sample, Splits, Task
 from labo.tasks.images import corruptions, dataset, models, sources
@@ -50,6 +51,7 @@ class ImageTask(Task):
     """
 
     shifts = corruptions.KINDS
+    recorded_defaults = ("optimizer", "momentum", "precision")
     size: ClassVar[int | None] = None
     crop: ClassVar[float] = 1.0
     epochs: ClassVar[int] = 20
@@ -129,30 +131,31 @@ class ImageTask(Task):
         return Augmentation(settings, splits.preprocessing["image_size"], len(splits.classes))
 
     @override
-    def default_settings(self, model: Any = None) -> dict[str, Any]:
+    def training_settings(self, model: Any = None) -> TrainingSettings:
         """SGD with Nesterov momentum, a short warm-up, then cosine decay.
 
         Some models have their own (see `models.default_hyperparameters`).
         """
-        length = {"epochs": self.epochs, "batch_size": 128}
-        optimizer = {"optimizer": "sgd", "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
-        optimizer |= models.default_hyperparameters(model)
-        rate = {"precision": "float32", "schedule": "cosine", "warmup": 0.05}
-        return {
-            **length,
-            **optimizer,
-            **rate,
-            "model": "convnet",
-            **models.DEFAULTS,
-            **AUGMENTATION_DEFAULTS,
-            "augment": "standard",
-        }
+        usual = TrainingSettings(
+            epochs=self.epochs,
+            batch_size=128,
+            optimizer="sgd",
+            learning_rate=0.1,
+            weight_decay=5e-4,
+            schedule="cosine",
+            warmup=0.05,
+        )
+        return replace(usual, **models.default_hyperparameters(model))
+
+    @override
+    def network_settings(self, model: Any = None) -> dict[str, Any]:
+        return {"model": "convnet", **models.DEFAULTS, **AUGMENTATION_DEFAULTS, "augment": "standard"}
 
     @override
     def optimizer_candidates(self, model: Any = None) -> tuple[dict[str, Any], ...]:
-        defaults = self.default_settings(model)
-        half, double = ({"learning_rate": defaults["learning_rate"] * factor} for factor in (0.5, 2))
-        decay_2, decay_4 = ({"weight_decay": defaults["weight_decay"] * factor} for factor in (2, 4))
+        defaults = self.training_settings(model)
+        half, double = ({"learning_rate": defaults.learning_rate * factor} for factor in (0.5, 2))
+        decay_2, decay_4 = ({"weight_decay": defaults.weight_decay * factor} for factor in (2, 4))
         return {}, half, decay_2, double, half | decay_2, decay_4
 
     @override

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from labo.errors import UserError, unknown
+from labo.settings import TrainingSettings
 from labo.splitting import stratified, stratified_sample
 from labo.tasks.base import Examples, Origin, Sample, Splits
 from labo.tasks.data_files import digest
@@ -80,11 +82,11 @@ class CustomTable(TabularTask):
         return [dict(zip(names, values, strict=True)) for values in strings.itertuples(index=False, name=None)]
 
     @override
-    def default_settings(self, model: Any = None) -> dict[str, Any]:
+    def training_settings(self, model: Any = None) -> TrainingSettings:
         """60 epochs for a small table, fewer for a large one."""
         rows = len(read_frame(self.path))
         epochs = max(10, round(60 * min(1.0, 5_000 / rows)))
-        return super().default_settings(model) | {"epochs": epochs, "batch_size": 64 if rows <= 20_000 else 256}
+        return replace(super().training_settings(model), epochs=epochs, batch_size=64 if rows <= 20_000 else 256)
 
     @override
     def fingerprint(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,41 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from labo import numeric
 from labo.errors import UserError, unknown
+from labo.settings import TrainingSettings
 from labo.tasks.base import Examples, Origin, Task
 from labo.tasks.labels import class_index, parse_label_noise, with_noise
 from labo.tasks.tabular import features, table_files
 
 MODELS = ("mlp", "linear")
-MODEL_DEFAULTS: dict[str, Any] = {"model": "mlp", "hidden": 256, "layers": 2, "dropout": 0.0}
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """The options of the network.
+
+    Args:
+        model: "mlp", or "linear" for a network without hidden layers.
+        hidden: units of a hidden layer.
+        layers: hidden layers.
+        dropout: probability in [0, 1), after each hidden layer.
+
+    Raises:
+        UserError: an option is out of range.
+    """
+
+    model: str = "mlp"
+    hidden: int = 256
+    layers: int = 2
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.model not in MODELS:
+            raise unknown("model", self.model, MODELS)
+        numeric.setting("hidden", self.hidden, minimum=1, maximum=65_536, whole=True)
+        numeric.setting("layers", self.layers, minimum=0, maximum=1_000, whole=True)
+        numeric.setting("dropout", self.dropout, minimum=0, below=1)
 
 
 class TabularTask(Task):
@@ -26,6 +55,8 @@ class TabularTask(Task):
         label_noise: "SHARE,symmetric|pair": this share of the training and validation labels is changed.
         options: further options that recreate the task; None counts as not given.
     """
+
+    recorded_defaults = ("schedule",)
 
     def __init__(self, *, label_noise: str | None = None, **options: Any) -> None:
         options = {**options, "label_noise": label_noise}
@@ -50,9 +81,12 @@ class TabularTask(Task):
         return build_network(features.width(preprocessing["columns"]), len(classes), settings)
 
     @override
-    def default_settings(self, model: Any = None) -> dict[str, Any]:
-        training = {"epochs": 60, "batch_size": 64, "learning_rate": 2e-3, "weight_decay": 1e-2}
-        return {**training, "schedule": "constant", **MODEL_DEFAULTS}
+    def training_settings(self, model: Any = None) -> TrainingSettings:
+        return TrainingSettings(epochs=60, batch_size=64, learning_rate=2e-3, weight_decay=1e-2)
+
+    @override
+    def network_settings(self, model: Any = None) -> dict[str, Any]:
+        return asdict(NetworkOptions())
 
     @override
     def optimizer_candidates(self, model: Any = None) -> tuple[dict[str, Any], ...]:
@@ -95,20 +129,13 @@ def build_network(inputs: int, classes: int, settings: Mapping[str, Any]) -> nn.
     Raises:
         UserError: a setting is out of range.
     """
-    if settings["model"] not in MODELS:
-        raise unknown("model", settings["model"], MODELS)
-    hidden, layers, dropout = (settings[key] for key in ("hidden", "layers", "dropout"))
-    if hidden < 1 or layers < 0 or not 0 <= dropout < 1:
-        raise UserError(
-            f"Expected hidden >= 1, layers >= 0 and dropout in [0, 1), but got hidden={hidden}, layers={layers}, "
-            f"dropout={dropout}."
-        )
+    options = NetworkOptions(**{each.name: settings[each.name] for each in fields(NetworkOptions)})
     modules: list[nn.Module] = []
     width = inputs
-    for _ in range(layers if settings["model"] == "mlp" else 0):
-        modules += [nn.Linear(width, hidden), nn.ReLU()]
-        modules += [nn.Dropout(dropout)] if dropout else []
-        width = hidden
+    for _ in range(options.layers if options.model == "mlp" else 0):
+        modules += [nn.Linear(width, options.hidden), nn.ReLU()]
+        modules += [nn.Dropout(options.dropout)] if options.dropout else []
+        width = options.hidden
     return FeatureSequential(*modules, nn.Linear(width, classes))
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from typing_extensions import override
 
 from labo.errors import UserError, unknown
+from labo.settings import TrainingSettings
 from labo.tasks.base import Sample, Splits, Task
 from labo.tasks.data_files import fingerprint, hf_fingerprint
 from labo.tasks.labels import parse_label_noise
@@ -59,6 +60,7 @@ class TranslationTask(Task):
 
     kind = "translation"
     metric = "bleu"
+    recorded_defaults = ("optimizer", "adam_beta1", "precision")
     default_vocabulary_size: int = 8_000
     epochs: int = 20
     tokens: int = 2_048
@@ -163,30 +165,31 @@ class TranslationTask(Task):
         return (*splits.notes, *over_budget, *truncated)
 
     @override
-    def default_settings(self, model: Any = None) -> dict[str, Any]:
+    def training_settings(self, model: Any = None) -> TrainingSettings:
         """AdamW, warm-up, then a learning rate that falls with the square root of steps.
 
         `tokens` is the budget of a batch, padding included (see `TokenBatches`); the betas are the Transformer's,
-        learning rate and dropout the model's (see `models.default_hyperparameters`).
+        the learning rate is the model's (see `models.default_hyperparameters`).
         Source: Vaswani et al., *Attention Is All You Need*, 2017.
         """
         name = "tiny" if model is None else model
-        hyperparameters = models.default_hyperparameters(name)
-        learning_rate, dropout = hyperparameters["learning_rate"], hyperparameters["dropout"]
+        learning_rate = models.default_hyperparameters(name)["learning_rate"]
         if name == "tiny" and self.tiny_learning_rate is not None:
             learning_rate = self.tiny_learning_rate
-        optimizer = {"optimizer": "adamw", "learning_rate": learning_rate, "adam_beta1": 0.9, "adam_beta2": 0.98}
-        rate = {"weight_decay": 1e-4, "schedule": "inverse_sqrt", "warmup": 0.1, "precision": "float32"}
-        return {
-            "epochs": self.epochs,
-            "tokens": self.tokens,
-            **optimizer,
-            **rate,
-            "model": "tiny",
-            "dropout": dropout,
-            "beam": 5,
-            "length_penalty": 1.0,
-        }
+        return TrainingSettings(
+            epochs=self.epochs,
+            tokens=self.tokens,
+            learning_rate=learning_rate,
+            adam_beta2=0.98,
+            weight_decay=1e-4,
+            schedule="inverse_sqrt",
+            warmup=0.1,
+        )
+
+    @override
+    def network_settings(self, model: Any = None) -> dict[str, Any]:
+        dropout = models.default_hyperparameters("tiny" if model is None else model)["dropout"]
+        return {"model": "tiny", "dropout": dropout, "beam": 5, "length_penalty": 1.0}
 
     @override
     def optimizer_candidates(self, model: Any = None) -> tuple[dict[str, Any], ...]:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from labo.errors import UserError, unknown
+from labo import numeric
+from labo.errors import unknown
 
 STEMS = ("auto", "cifar", "imagenet")
 # Larger images get the ImageNet stem, which downsamples by 4 before the first stage.
@@ -37,14 +38,9 @@ class ModelOptions:
     def __post_init__(self) -> None:
         if self.stem not in STEMS:
             raise unknown("stem", self.stem, STEMS)
-        if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
-            raise UserError(f"Expected setting `dropout` to be in [0, 1), but got {self.dropout!r}.")
-        for name, minimum in (("width", 1), ("patch", 0)):
-            value = getattr(self, name)
-            if not _is_number(value) or value != int(value) or value < minimum:
-                raise UserError(
-                    f"Expected setting `{name}` to be a whole number of at least {minimum}, but got {value!r}."
-                )
+        numeric.setting("dropout", self.dropout, minimum=0, below=1)
+        numeric.setting("width", self.width, minimum=1, maximum=4_096, whole=True)
+        numeric.setting("patch", self.patch, minimum=0, maximum=4_096, whole=True)
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> ModelOptions:
@@ -54,10 +50,6 @@ class ModelOptions:
     def cifar_stem(self, image_size: int) -> bool:
         """Whether the stem is the one for small images."""
         return self.stem == "cifar" or (self.stem == "auto" and image_size <= MAX_CIFAR_SIZE)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 DEFAULTS: dict[str, Any] = asdict(ModelOptions())

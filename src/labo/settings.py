@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 
+from labo import numeric
 from labo.errors import UserError, unknown
 
 SCHEDULES = ("constant", "linear", "cosine", "steps", "inverse_sqrt")
 
 
-def _whole(default: Any = MISSING, *, minimum: int = 0) -> Any:
-    """A whole number of at least `minimum`."""
-    return field(default=default, metadata={"whole": True, "minimum": minimum})
+# Above these nothing trains, or float32 overflows.
+_MAX_COUNT, _MAX_EPOCHS, _MAX_RATE, _MAX_DECAY = 2**31 - 1, 1_000_000, 1e30, 1_000_000
 
 
-def _real(default: Any = MISSING, *, minimum: float | None = None, above: float | None = None) -> Any:
-    """A finite number of at least `minimum`, or above a bound."""
-    return field(default=default, metadata={"whole": False, "minimum": minimum, "above": above})
+def _whole(default: Any = MISSING, **bounds: int) -> Any:
+    """A whole number within the bounds of `numeric.setting`."""
+    return field(default=default, metadata={"range": {"whole": True, "maximum": _MAX_COUNT, **bounds}})
+
+
+def _real(default: Any = MISSING, **bounds: float) -> Any:
+    """A finite number within the bounds of `numeric.setting`."""
+    return field(default=default, metadata={"range": bounds})
 
 
 def _fraction(default: float) -> Any:
     """A number in [0, 1)."""
-    return field(default=default, metadata={"fraction": True})
+    return _real(default, minimum=0, below=1)
 
 
 def _choice(default: str, *choices: str) -> Any:
@@ -43,21 +47,21 @@ class TrainingSettings:
         'constant'
     """
 
-    epochs: float | None = _real(None, above=0)
+    epochs: float | None = _real(None, above=0, maximum=_MAX_EPOCHS)
     """Passes over the training split; a fraction ends within an epoch."""
-    steps: int | None = _whole(None, minimum=1)
+    steps: int | None = _whole(None, above=0)
     """Optimizer steps, in place of epochs."""
-    batch_size: int | None = _whole(None, minimum=1)
+    batch_size: int | None = _whole(None, above=0)
     """Examples in a step, over all processes and accumulated parts."""
-    tokens: int | None = _whole(None, minimum=1)
+    tokens: int | None = _whole(None, above=0)
     """Tokens in a step, padding included: (pairs) x (longest sentence) is at most this. In place of `batch_size`."""
-    accumulation: int = _whole(1, minimum=1)
+    accumulation: int = _whole(1, above=0)
     """Parts of a batch in each process, whose gradients are accumulated."""
     optimizer: str = _choice("adamw", "adamw", "sgd")
     """AdamW, or SGD with Nesterov momentum."""
-    learning_rate: float = _real(above=0)
+    learning_rate: float = _real(above=0, maximum=_MAX_RATE)
     """The learning rate after warm-up."""
-    weight_decay: float = _real(0.0, minimum=0)
+    weight_decay: float = _real(0.0, minimum=0, maximum=_MAX_DECAY)
     """Weight decay of all weights but biases and normalization layers."""
     momentum: float = _fraction(0.9)
     """Momentum of SGD."""
@@ -74,11 +78,11 @@ class TrainingSettings:
     """Of the network's forward and backward pass; weights, optimizer and loss stay float32."""
     ema: float = _fraction(0.0)
     """Decay of an exponential moving average of the weights, which is evaluated and saved; 0 for none."""
-    average_epochs: int = _whole(0)
+    average_epochs: int = _whole(0, minimum=0)
     """The trained weights are the mean of those after the last so many epochs; 0 for those of the last step."""
-    patience: int = _whole(0)
+    patience: int = _whole(0, minimum=0)
     """Stop after so many epochs without a better one; 0 never stops early. Needs the best epoch to be kept."""
-    start_after: int = _whole(0)
+    start_after: int = _whole(0, minimum=0)
     """Steps that are trained with `start_with` before the method begins."""
     start_with: str = _choice("none", "none", "label_smoothing")
     """The method of the first `start_after` steps."""
@@ -101,13 +105,14 @@ class TrainingSettings:
         known: dict[str, Any] = {name: flat[name] for name in _FIELDS if flat.get(name) is not None}
         check(known)
         for name in known:
-            if _FIELDS[name].metadata.get("whole"):
+            if _FIELDS[name].metadata.get("range", {}).get("whole"):
                 known[name] = int(known[name])  # 64.0 in a config file
         return cls(**known)
 
-    def to_mapping(self) -> dict[str, Any]:
-        """The settings that differ from their defaults, as flat KEY=VALUE settings, which are JSON-able."""
-        return {name: value for name, value in vars(self).items() if value != _FIELDS[name].default}
+    def to_mapping(self, named: Collection[str] = ()) -> dict[str, Any]:
+        """The settings that differ from their defaults, and those `named`, as flat KEY=VALUE settings; JSON-able."""
+        own = vars(self)
+        return {name: value for name, value in own.items() if name in named or value != _FIELDS[name].default}
 
 
 _FIELDS: dict[str, Field[Any]] = {each.name: each for each in fields(TrainingSettings)}
@@ -141,30 +146,5 @@ def _check_value(name: str, value: Any, limits: Mapping[str, Any]) -> None:
     if choices := limits.get("choices"):
         if value not in choices:
             raise unknown(name, value, choices)
-    elif limits.get("fraction"):
-        if not _is_number(value) or not 0 <= value < 1:
-            raise UserError(f"Expected setting `{name}` to be in [0, 1), but got {value!r}.")
     else:
-        check_number(name, value, **limits)
-
-
-def check_number(
-    name: str, value: Any, *, minimum: float | None = None, above: float | None = None, whole: bool = False
-) -> None:
-    """Refuse a setting that is not a finite number, or a whole one, within its bounds.
-
-    Raises:
-        UserError: it is not.
-    """
-    fits = _is_number(value) and math.isfinite(value) and (not whole or value == int(value))
-    if not fits or (minimum is not None and value < minimum) or (above is not None and value <= above):
-        kind = "a whole number" if whole else "a finite number"
-        if whole and minimum == 1:
-            bound = " above 0"
-        else:
-            bound = f" of at least {minimum:g}" if minimum is not None else "" if above is None else f" above {above:g}"
-        raise UserError(f"Expected setting `{name}` to be {kind}{bound}, but got {value!r}.")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+        numeric.setting(name, value, **limits["range"])
