@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 # The grid of inverse temperatures and noise rates.
-_SCALES = torch.linspace(math.log(0.25), math.log(8.0), 14, dtype=torch.float64).exp()
-_NOISE_RATES = torch.linspace(0.0, 0.8, 33, dtype=torch.float64)
+_SCALES = torch.linspace(math.log(0.25), math.log(8.0), 14, dtype=torch.float64, device="cpu").exp()
+_NOISE_RATES = torch.linspace(0.0, 0.8, 33, dtype=torch.float64, device="cpu")
 _EM_STEPS, _STRENGTH = 30, 10.0
 # A class-dependent channel has a parameter for each pair of classes, so it needs few classes.
 MAX_CLASSES = 100
@@ -34,8 +34,8 @@ def channel_losses(logits: Tensor, labels: Tensor, *, seed: int = 0) -> Tensor:
         True
     """
     logits = logits.double()
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    losses = torch.empty(2 if logits.shape[1] <= MAX_CLASSES else 1, len(labels), dtype=torch.float64)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed), device="cpu")
+    losses = torch.empty(2 if logits.shape[1] <= MAX_CLASSES else 1, len(labels), dtype=torch.float64, device="cpu")
     for half in range(2):
         fitted, scored = order[1 - half :: 2], order[half::2]
         channels = [_symmetric(logits[fitted], labels[fitted])]
@@ -64,9 +64,9 @@ def _class_dependent(logits: Tensor, labels: Tensor) -> tuple[float, Tensor]:
         for _ in range(_EM_STEPS):
             posterior = p * channel[:, labels].T
             posterior /= posterior.sum(-1, keepdim=True) + _TINY
-            counts = torch.zeros(classes, classes, dtype=torch.float64).index_add_(1, labels, posterior.T)
+            counts = torch.zeros(classes, classes, dtype=torch.float64, device="cpu").index_add_(1, labels, posterior.T)
             rate = 1 - float(counts.trace() / counts.sum())
-            symmetric = torch.full((classes, classes), rate / max(1, classes - 1), dtype=torch.float64)
+            symmetric = torch.full((classes, classes), rate / max(1, classes - 1), dtype=torch.float64, device="cpu")
             channel = counts + _STRENGTH * symmetric.fill_diagonal_(1 - rate)
             channel /= channel.sum(-1, keepdim=True)
         value = ((p * channel[:, labels].T).sum(-1) + _TINY).log().mean().item()
@@ -78,5 +78,5 @@ def _class_dependent(logits: Tensor, labels: Tensor) -> tuple[float, Tensor]:
 
 def _channel(classes: int, rate: float) -> Tensor:
     """The channel that replaces each label by a uniformly drawn one with probability `rate`."""
-    uniform = torch.full((classes, classes), rate / classes, dtype=torch.float64)
-    return uniform + (1 - rate) * torch.eye(classes, dtype=torch.float64)
+    uniform = torch.full((classes, classes), rate / classes, dtype=torch.float64, device="cpu")
+    return uniform + (1 - rate) * torch.eye(classes, dtype=torch.float64, device="cpu")

@@ -98,7 +98,7 @@ def learn_labels(train: Train, targets: Tensor, *, seed: int = 0, say: Callable[
 
     decision = trust.decide(held_out)
     criterion = _criterion(Candidate(decision.name, decision.method, decision.options), len(targets))
-    model, logits = _run(train, criterion, torch.arange(len(targets)), targets.new_empty(0))
+    model, logits = _run(train, criterion, torch.arange(len(targets), device="cpu"), targets.new_empty(0))
     say(decision.sentence)
     return Learnt(model, criterion, decision, logits.shape[-1])
 
