@@ -227,3 +227,36 @@ def test_self_adaptive_smoothing_leaves_unsure_predictions_alone():
     loss(made, rows(), inputs=INPUTS, epoch=0)
     flat = torch.zeros(6, CLASSES, dtype=torch.float64)
     torch.testing.assert_close(loss(made, flat, inputs=INPUTS, epoch=1), ce(flat))
+
+
+def test_self_adaptive_smoothing_counts_no_masked_class():
+    """H(p) is compared with the logarithm of the classes that are left: two of five, equally likely, are unsure."""
+    model = network()
+    made: Any = made_with("self_adaptive_smoothing", {"model": model})
+    masked = torch.full((6, CLASSES), -torch.inf, dtype=torch.float64)
+    masked[:, :2] = 1.0
+    masked[3:, 1] = -torch.inf  # one class is left: no smoothing
+    told = told_rows(masked, torch.zeros(6, dtype=torch.long), inputs=INPUTS, epoch=1)
+    torch.testing.assert_close(made.strength_of(told), torch.zeros(6, dtype=torch.float64))
+    masked[:3, 1] = 0.0
+    p = torch.tensor(1.0, dtype=torch.float64).sigmoid()
+    entropy = -(p * p.log() + (1 - p) * (1 - p).log())
+    expected = torch.tensor([1 - entropy / torch.tensor(2.0).double().log()] * 3 + [0.0] * 3, dtype=torch.float64)
+    told = told_rows(masked, torch.zeros(6, dtype=torch.long), inputs=INPUTS, epoch=1)
+    torch.testing.assert_close(made.strength_of(told), expected)
+
+
+def test_a_teachers_layout_is_not_guessed():
+    """Logits (N, C, L) of a teacher with as many positions as classes could be (N, L, C)."""
+    draw = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(2, CLASSES, CLASSES, generator=draw) for _ in range(2))
+    target = torch.zeros(2, CLASSES, dtype=torch.long)
+    made = made_with("distillation", {"teacher": nn.Identity()})
+    with pytest.raises(
+        UserError, match=rf"Expected the teacher to return logits \(rows, {CLASSES}\), one row for each"
+    ):
+        loss(made, student, target, inputs=teacher)
+    rows_of_it = teacher.movedim(1, -1).reshape(-1, CLASSES)
+    flat = student.movedim(1, -1).reshape(-1, CLASSES)
+    expected = loss(made, flat, target.reshape(-1), inputs=rows_of_it).reshape(2, CLASSES)
+    torch.testing.assert_close(loss(made, student, target, inputs=rows_of_it), expected)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import multiprocessing
+import pickle
 import time
 from typing import Any
 
@@ -178,3 +180,62 @@ def test_masked_classes_give_no_nan(name):
         assert not loss.isnan()
         if loss.isfinite():
             assert torch.autograd.grad(loss, logits)[0].isfinite().all()
+
+
+# Deep copies.
+
+NEEDS_A_NETWORK = ["cs_kd", "dlb", "beta_smoothing", "self_adaptive_smoothing"]
+
+
+def copied(name: str) -> tuple[Course, regularizers.Regularizer]:
+    """A course, and a deep copy of its member alone."""
+    course = Course(name)
+    course.step(0)
+    return course, copy.deepcopy(course.member)
+
+
+@pytest.mark.parametrize("name", ["dlb", "beta_smoothing", "self_adaptive_smoothing"])
+def test_a_deep_copy_follows_the_network_that_is_trained(name):
+    course, other = copied(name)
+    assert other.provided("model") is course.model
+    losses = [course.step(step) for step in range(1, 8)]
+    again = Course(name)
+    again.step(0)
+    again.member = copy.deepcopy(again.member)
+    assert [again.step(step) for step in range(1, 8)] == losses
+
+
+def test_a_pickled_copy_has_the_network_that_is_pickled_with_it():
+    course, other = copied("beta_smoothing")
+    model, member = pickle.loads(pickle.dumps((course.model, other)))
+    assert member.provided("model") is model
+
+
+@pytest.mark.parametrize("name", NEEDS_A_NETWORK)
+@pytest.mark.parametrize("first", ["member", "model"])
+def test_a_network_that_is_copied_too_is_that_of_the_copy(name, first):
+    model, member = torch.nn.Linear(2, 3), regularizers.create(name)
+    member.provide(model=model)
+    whole = torch.nn.ModuleDict(
+        {"member": member, "model": model} if first == "member" else {"model": model, "member": member}
+    )
+    other: Any = copy.deepcopy(whole)
+    assert other["member"].provided("model") is other["model"]
+    assert member.provided("model") is model
+    assert copy.deepcopy(member).provided("model") is model
+
+
+def test_a_teacher_is_shared_by_copies():
+    member, teacher = regularizers.create("distillation"), torch.nn.Linear(2, 3)
+    member.provide(teacher=teacher)
+    assert copy.deepcopy(copy.deepcopy(member)).provided("teacher") is teacher
+
+
+def test_a_copied_table_that_no_optimizer_updates_is_told():
+    course, other = copied("ls_plus")
+    with pytest.raises(UserError, match="Method 'ls_plus' needs optimizer"):
+        LabelRegularizedLoss(other)(torch.zeros(2, CLASSES), torch.tensor([0, 1]))
+    other.provide(optimizer=torch.optim.SGD([{"params": other.learnt(), "weight_decay": 0.0}], lr=0.1))
+    LabelRegularizedLoss(other)(torch.zeros(2, CLASSES), torch.tensor([0, 1])).backward()
+    assert other.learnt()[0]._backward_hooks  # the mean over processes
+    assert course.member.missing == ()

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+import labo
 from labo import labo_cross_entropy
 from labo.errors import UserError
 from labo.kernels import autograd, triton
@@ -77,3 +78,28 @@ def test_a_scale_of_1_is_no_pass(dtype):
     assert scaled is grads
     assert torch.equal(scaled, (before.float() * torch.tensor(0.3)).to(dtype))
     assert autograd.scale_gradient(grads, torch.tensor(1.0)) is grads
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_logits_may_change_after_the_loss_as_nothing_needs_them(impl, linear):
+    """As after `F.cross_entropy`, which keeps no logits either; a second backward pass would need them."""
+    if impl == "reference":
+        pytest.skip("it keeps what it has computed from")
+    leaf, logits, target = batch()
+    head = torch.eye(9)
+
+    def loss(z: torch.Tensor) -> torch.Tensor:
+        given: dict[str, Any] = {"impl": impl}
+        return (
+            labo.linear_labo_cross_entropy(z, head, target, **given)
+            if linear
+            else labo_cross_entropy(z, target, **given)
+        )
+
+    (expected,) = torch.autograd.grad(loss(leaf * 2), leaf)
+    changed = loss(logits)
+    logits.add_(1)
+    (found,) = torch.autograd.grad(changed, leaf, retain_graph=True)
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(changed, leaf)

@@ -205,3 +205,66 @@ def test_no_folder_for_a_cache_is_no_obstacle(monkeypatch):
 
     monkeypatch.setattr(numba_kernels, "njit", without)
     assert numba_kernels._compiled(lambda x: x + 1)(1) == 2
+
+
+def test_without_its_compiler_the_blocked_one_is_taken(monkeypatch):
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    numba.unavailable_reason.cache_clear()
+    try:
+        logits, target = torch.randn(3, 4), torch.tensor([0, 1, 2])
+        assert "numba" not in labo.implementations()
+        expected = labo_cross_entropy(logits, target, impl="reference")
+        torch.testing.assert_close(labo_cross_entropy(logits, target), expected)
+        with pytest.raises(UserError, match=r"impl='numba' cannot run here: .*NUMBA_DISABLE_JIT is set"):
+            labo_cross_entropy(logits, target, impl="numba")
+    finally:
+        monkeypatch.undo()
+        numba.unavailable_reason.cache_clear()
+
+
+@needs_numba
+@pytest.mark.parametrize("beta", [2.0, 5.5, math.inf])
+@pytest.mark.parametrize("with_prior", [False, True])
+@pytest.mark.parametrize("classes", [8, 10, 12, 17, 24, 31, 100])
+def test_where_the_memory_lies_changes_no_bit(beta, with_prior, classes):
+    """A compiled loop sums in another order where what it writes begins less than 256 bytes after what it reads."""
+    import numpy as np
+
+    from labo.kernels import numba_kernels as kernels
+
+    rows, size = 3, len(kernels.scratch_of(classes))
+    lengths = {"logits": rows * classes, "prior": classes, "out": rows * classes, "scratch": size}
+    far = {"logits": 1000, "prior": 3000, "out": 5000, "scratch": 8000}
+    memory = np.zeros(10_000, np.float32)
+    logits = torch.randn(rows, classes, generator=torch.Generator().manual_seed(0)).numpy()
+    prior = torch.rand(classes, generator=torch.Generator().manual_seed(1)).softmax(-1).numpy()
+    weights, target = np.full(rows, 0.3, np.float32), np.arange(rows)
+
+    def swept(starts: dict[str, int]) -> bytes:
+        lying = {name: memory[start : start + lengths[name]] for name, start in starts.items()}
+        lying["logits"][:], lying["prior"][:] = logits.ravel(), prior
+        z, out, losses = lying["logits"].reshape(rows, -1), lying["out"].reshape(rows, -1), np.empty(rows, np.float32)
+        given = lying["prior"] if with_prior else kernels.NO_PRIOR
+        results = (out, losses, np.empty(rows, bool), lying["scratch"])
+        assert kernels.sweep(z, target, weights, kernels.pair(0.3, beta), given, True, *results) == 0
+        return out.tobytes() + losses.tobytes()
+
+    expected = swept(far)
+    for name in ("logits", "prior", "out"):
+        for distance in range(0, 72):
+            for start in (far["scratch"] + size + distance, far["scratch"] - lengths[name] - distance):
+                assert swept({**far, name: start}) == expected, (name, start - far["scratch"])
+
+
+@needs_numba
+def test_the_gradient_does_not_depend_on_the_heap():
+    """Memory of odd sizes comes and goes between the calls, as in a training."""
+    logits = torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
+    draw, held, found = torch.Generator().manual_seed(1), [], set()
+    for _ in range(300):
+        held += [bytearray(int(size)) for size in torch.randint(16, 500, (8,), generator=draw)]
+        del held[: max(0, len(held) - 100) : 2]
+        z = logits.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(labo_cross_entropy(z, torch.arange(6), beta=5.5, impl="numba"), z)
+        found.add(gradient.numpy().tobytes())
+    assert len(found) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -203,3 +204,73 @@ def test_the_gradient_from_above_keeps_its_precision():
     whole = torch.autograd.grad(loss(logits), logits)[0]
     found = torch.autograd.grad(compiled(loss, logits)[0] * scale, logits)[0]
     assert torch.equal(found, (whole.double() * torch.tensor(scale).double()).bfloat16())
+
+
+NO_CLASS = "Expected argument `target` to be class indices in .* but got"
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "none",
+        "focal",
+        "poly1",
+        "label_smoothing[convention=fairseq]",
+        "label_smoothing[convention=joeynmt,padding_index=1]",
+        "gce",
+        "tf_kd_reg",
+        "zipf_smoothing",
+        "acls",
+        "labo",
+    ],
+)
+def test_a_target_that_is_no_class_is_told_by_every_member_in_a_graph(method):
+    """Some formulas, such as a one-hot target, would be computed without an error."""
+    criterion = labo.LabelRegularizedLoss(labo.regularizers.create(method), ignore_index=255)
+    compiled_loss = torch.compile(criterion, fullgraph=True, backend="aot_eager", dynamic=True)
+    logits = torch.randn(3, 5, requires_grad=True)
+    kept = torch.tensor([0, 255, 2])
+    torch.testing.assert_close(compiled_loss(logits, kept), criterion(logits, kept))
+    for wrong in (-1, 5):
+        target = torch.tensor([0, wrong, 2])
+        with pytest.raises(RuntimeError, match=NO_CLASS):
+            compiled_loss(logits, target)
+        with pytest.raises(ValueError, match=NO_CLASS):
+            criterion(logits, target)
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_narrow_targets_are_widened_in_a_graph(linear):
+    logits, head = torch.randn(3, 256), torch.eye(256)
+
+    def loss(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        if linear:
+            return linear_labo_cross_entropy(z, head, y, ignore_index=0)
+        return labo_cross_entropy(z, y, ignore_index=0)
+
+    target = torch.tensor([0, 3, 255])
+    torch.testing.assert_close(compiled(loss, logits, target.byte())[0], loss(logits, target))
+
+
+def test_a_target_that_is_no_class_under_a_transform_in_a_graph():
+    logits, target = torch.randn(3, 5), torch.tensor([0, 7, 2])
+    criterion = labo.LabelRegularizedLoss(labo.regularizers.create("poly1"))
+    with pytest.raises(RuntimeError, match=NO_CLASS):
+        compiled(torch.func.grad(criterion), logits, target)
+    criterion = labo.LabelRegularizedLoss(labo.regularizers.create("labo"))
+    whole = torch.compile(torch.func.vmap(criterion), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(
+        whole(logits, target.clamp(max=4)), torch.stack([*map(criterion, logits, target.clamp(max=4))])
+    )
+    with suppress(RuntimeError, IndexError):  # of the kernel that takes the index
+        assert whole(logits, target).isnan().tolist() == [False, True, False]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_logits_may_change_after_a_compiled_loss():
+    leaf = torch.randn(4, 5, requires_grad=True)
+    (expected,) = torch.autograd.grad(labo_cross_entropy(leaf * 2, TARGET), leaf)
+    logits = leaf * 2
+    loss, _ = compiled(lambda z: labo_cross_entropy(z, TARGET), logits)
+    logits.add_(1)
+    torch.testing.assert_close(torch.autograd.grad(loss, leaf)[0], expected)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 import math
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -205,6 +207,33 @@ def test_mixed_targets_of_label_smoothing_and_labo_by_hand():
     inner = (-label * log_p + 4 * label * (label * CLASSES).log()).sum(-1)
     found = loss_with("labo", {"alpha": 0.3, "beta": 4.0}, logits, target, reduction="none")
     torch.testing.assert_close(found, 0.7 * -(target * log_p).sum(-1) + 0.3 * inner)
+
+
+@every
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_a_batch_without_rows_gives_zero(name, options, probabilities):
+    logits = torch.zeros(0, CLASSES, dtype=torch.float64, requires_grad=True)
+    target = torch.zeros(0, CLASSES, dtype=torch.float64) if probabilities else torch.zeros(0, dtype=torch.long)
+    if probabilities and options.get("convention") == "joeynmt":
+        pytest.skip("it takes class indices")
+    if name == "dlb":
+        pytest.skip("it has no last batch to keep, and says so")
+    loss = loss_with(name, options, logits, target, at=slice(0, 0))
+    assert loss.item() == 0
+    assert torch.autograd.grad(loss, logits)[0].shape == (0, CLASSES)
+
+
+@every
+def test_options_may_be_numbers_of_numpy(name, options):
+    def of_numpy(value: Any) -> Any:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return np.asarray(value, np.float32 if isinstance(value, float) else np.int64)[()] if number else value
+
+    logits, target = batch()
+    given = {**registry._variant(name)[0].defaults(options), **options}
+    numbers = {option: of_numpy(value) for option, value in given.items()}
+    torch.testing.assert_close(loss_with(name, numbers, logits, target), loss_with(name, given, logits, target))
+    assert json.loads(json.dumps(member(name, numbers).options())).keys() == given.keys()
 
 
 @every

@@ -8,6 +8,7 @@ import io
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +276,19 @@ def test_teachers_have_seen_what_a_fold_leaves_out(tmp_path: Path):
     student = digits_run(tmp_path / "run", "distillation", teacher=str(teacher), teacher_folder=str(teacher))
     with pytest.raises(UserError, match="learns from a teacher"):
         label_issues.fold_jobs(saved_run.load(student), 3)
+
+
+@pytest.mark.parametrize(("count", "cure"), [(3, "give at most 3 folds"), (1, "leave --folds out")])
+def test_a_class_with_fewer_examples_than_folds_is_named(tmp_path: Path, count: int, cure: str):
+    run = saved_run.load(digits_run(tmp_path / "run", "none"))
+    train = run.splits.train
+    rare = (train.target == 7).nonzero().flatten()[count:]
+    kept = torch.ones(len(train), dtype=torch.bool).index_fill(0, rare, False).nonzero().flatten()
+    run.__dict__["splits"] = replace(run.splits, train=train.subset(kept))
+    with pytest.raises(
+        UserError, match=f"^Class '7' has only {count} of the training examples, .* --folds 5: {cure}.$"
+    ):
+        label_issues.fold_jobs(run, 5)
 
 
 @pytest.mark.parametrize(

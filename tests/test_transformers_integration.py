@@ -115,6 +115,24 @@ def test_trainer_loss_is_the_loss():
     torch.testing.assert_close(TrainerLoss(criterion)(images, target.reshape(2, 3, 1)), expected)
 
 
+def test_the_dimension_of_classes_is_asked_where_both_fit():
+    """Logits (N, C, L) or (N, L, C), with as many labels as classes."""
+    criterion, logits = loss(), torch.randn(2, CLASSES, CLASSES)
+    target = torch.randint(0, CLASSES, (2, CLASSES))
+    last = criterion(logits.reshape(-1, CLASSES), target.reshape(-1))
+    torch.testing.assert_close(TrainerLoss(criterion, class_dim=-1)(logits, target), last)
+    torch.testing.assert_close(TrainerLoss(criterion, class_dim=1)(logits, target), criterion(logits, target))
+    for shape in ((2, CLASSES, CLASSES), (2, CLASSES, CLASSES, CLASSES)):
+        with pytest.raises(ValueError, match="pass class_dim=1 or class_dim=-1"):
+            TrainerLoss(criterion)(torch.randn(shape), torch.zeros(shape[0], *shape[2:], dtype=torch.long))
+    with pytest.raises(ValueError, match="`class_dim` to be 1, -1 or None, but got 2"):
+        TrainerLoss(criterion, class_dim=2)
+    for classes_last in (True, False):  # a batch that fits only one has decided
+        decided, other = TrainerLoss(criterion), torch.randn(2, 3, CLASSES)
+        decided(other if classes_last else other.movedim(-1, 1), target[:, :3])
+        torch.testing.assert_close(decided(logits, target), last if classes_last else criterion(logits, target))
+
+
 def test_probability_targets_are_counted_by_rows():
     criterion, logits = loss(), torch.randn(2, 3, CLASSES)
     target = torch.rand(2, 3, CLASSES).softmax(-1)

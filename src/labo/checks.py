@@ -1,12 +1,14 @@
 """Argument checks of the losses. Each error names the argument, what was expected and what came.
 
 Checks of values would synchronize with an accelerator. They run eagerly on CPU tensors, become asynchronous assertions
-on other devices, and are skipped while a graph is traced or transformed.
+on other devices, and are skipped while a graph is traced or transformed. Only the check of class indices is part of
+compiled graphs: there some formulas would use an index that is no class without an error.
 """
 
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -46,12 +48,17 @@ def traced(*tensors: Tensor) -> bool:
 
 def plain(tensor: Tensor) -> bool:
     """Whether the values of a tensor are available and only reverse-mode differentiation is in use."""
-    return not traced(tensor) and not transformed() and forward_ad.unpack_dual(tensor).tangent is None
+    return not traced(tensor) and not transformed() and not forward_mode(tensor)
 
 
-def require(condition: Tensor, message: str, *sources: Tensor) -> None:
-    """Raise an error unless `condition` (a bool tensor computed from `sources`) is true everywhere."""
-    if condition.device.type == "cpu":
+def forward_mode(*tensors: Tensor) -> bool:
+    """Whether a tensor has a tangent, the derivative of forward-mode differentiation."""
+    return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
+
+
+def require(condition: Tensor, message: str) -> None:
+    """Raise an error unless `condition`, a bool tensor, is true everywhere; in a compiled graph, when it runs."""
+    if condition.device.type == "cpu" and not torch.compiler.is_compiling():
         if not bool(condition.all()):
             raise ValueError(message)
     else:
@@ -63,7 +70,7 @@ def _value_range(tensor: Tensor) -> str:
 
 
 def _in_range(name: str, value: float | Tensor, expected: str, low: float, high: float, open_low: bool) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
+    if isinstance(value, bool) or not isinstance(value, (int, float, Real, Tensor)):
         raise TypeError(f"Expected argument `{name}` to be a float or a tensor, but got {type(value).__name__}.")
     if not isinstance(value, Tensor):
         if not (low < value if open_low else low <= value) or not value <= high:
@@ -89,10 +96,34 @@ def positive(name: str, value: float | Tensor) -> None:
     _in_range(name, value, "above 0 (inf allowed)", 0.0, math.inf, open_low=True)
 
 
-def floating(name: str, value: Tensor) -> None:
-    """Check that `value` is a floating point tensor with at least one dimension."""
+def as_tensor(value: Any) -> Tensor:
+    """A tensor unchanged, and numbers as a tensor on the CPU, whatever the default device."""
+    return value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
+
+
+def python_number(value: Any) -> Any:
+    """A number of another library, such as NumPy's scalars, as Python's int or float; anything else unchanged."""
+    if type(value) in (bool, int, float):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value) if isinstance(value, Real) else value
+
+
+def tensor(name: str, value: Any) -> None:
+    """Check that `value` is a tensor, and not one that is split over processes."""
     if not isinstance(value, Tensor):
         raise TypeError(f"Expected argument `{name}` to be a tensor, but got {type(value).__name__}.")
+    placements = getattr(value, "placements", None)
+    if placements is not None:
+        raise UserError(
+            f"Expected argument `{name}` to be a plain tensor, but got a DTensor with placements {tuple(placements)}: "
+            "labo.vocab_parallel_labo_cross_entropy takes logits that are split over the classes; otherwise pass the "
+            "to_local() of whole rows, or full_tensor()."
+        )
+
+
+def floating(name: str, value: Tensor) -> None:
+    """Check that `value` is a floating point tensor with at least one dimension."""
+    tensor(name, value)
     if not value.dtype.is_floating_point:
         raise TypeError(f"Expected argument `{name}` to be floating point, but got dtype {value.dtype}.")
     if value.dim() == 0:
@@ -133,24 +164,64 @@ def _minimum(tensor: Tensor) -> str:
     return "NaN" if bool(tensor.isnan().any()) else f"{tensor.min().item():g}"
 
 
+def as_targets(target: Tensor) -> Tensor:
+    """Class indices of any integer dtype as int64, before they are compared; probabilities (and bool) unchanged.
+
+    `ignore_index` or the number of classes may not fit a narrower dtype: in uint8, -100 is class 156.
+    """
+    indices = not (target.dtype.is_floating_point or target.dtype.is_complex or target.dtype == torch.bool)
+    return target.long() if indices else target
+
+
+def class_weight(name: str, value: Tensor | None, classes: int | None = None) -> None:
+    """Check that `value` is None or class weights (C,), finite and not negative; `classes` is C where it is known."""
+    if value is None:
+        return
+    floating(name, value)
+    if value.dim() != 1 or (classes is not None and len(value) != classes):
+        shape = "(C,)" if classes is None else f"({classes},)"
+        raise ValueError(f"Expected argument `{name}` to have shape {shape}, but got {tuple(value.shape)}.")
+    if traced(value) or not len(value):
+        return
+    fixed = value.detach()
+    actual = _value_range(fixed) if fixed.device.type == "cpu" else "others"
+    require((fixed >= 0) & (fixed < math.inf), f"Expected argument `{name}` to be finite and >= 0, but got {actual}.")
+
+
 def class_indices(name: str, value: Tensor, classes: int, ignore_index: int | None) -> bool:
-    """Check that integer targets are in [0, classes) or `ignore_index`; returns whether some may be ignored."""
+    """Check that int64 targets are in [0, classes) or `ignore_index`; returns whether some may be ignored."""
+    if torch.compiler.is_compiling():
+        if not batched_in_graph(value):
+            require(are_classes(value, classes, ignore_index), f"{_expected(name, classes, ignore_index)} others.")
+        return True
     if traced(value) or value.numel() == 0:
         return True
     if value.device.type == "cpu" and (ignore_index is None or not 0 <= ignore_index < classes):
         low, high = value.aminmax()
         if low.item() >= 0 and high.item() < classes:
             return False
-    fits = (value >= 0) & (value < classes)
-    allowed = f"[0, {classes})"
-    if ignore_index is not None:
-        fits = fits | (value == ignore_index)
-        allowed += f" or ignore_index {ignore_index}"
-    actual = "an index outside"
+    fits = are_classes(value, classes, ignore_index)
+    actual = "others"
     if value.device.type == "cpu" and not bool(fits.all()):
         actual = str(value[~fits][0].item())
-    require(fits, f"Expected argument `{name}` to be class indices in {allowed}, but got {actual}.")
+    require(fits, f"{_expected(name, classes, ignore_index)} {actual}.")
     return True
+
+
+def batched_in_graph(value: Tensor) -> bool:
+    """Whether `value` is a batch of torch.func.vmap in a compiled graph, of which nothing can be asserted."""
+    return torch.compiler.is_compiling() and _functorch.is_batchedtensor(value)
+
+
+def are_classes(value: Tensor, classes: int, ignore_index: int | None) -> Tensor:
+    """Whether each target is in [0, classes) or `ignore_index`."""
+    fits = (value >= 0) & (value < classes)
+    return fits if ignore_index is None else fits | (value == ignore_index)
+
+
+def _expected(name: str, classes: int, ignore_index: int | None) -> str:
+    allowed = f"[0, {classes})" + ("" if ignore_index is None else f" or ignore_index {ignore_index}")
+    return f"Expected argument `{name}` to be class indices in {allowed}, but got"
 
 
 def predictions(name: str, value: Tensor, target: Tensor) -> None:
@@ -164,7 +235,7 @@ def predictions(name: str, value: Tensor, target: Tensor) -> None:
     if target.dtype.is_floating_point or target.dtype.is_complex or target.dtype == torch.bool:
         raise TypeError(f"Expected argument `target` to be class indices, but got dtype {target.dtype}.")
     require(value < math.inf, f"Expected argument `{name}` to be free of NaN and inf.")
-    class_indices("target", target, value.shape[1], None)
+    class_indices("target", as_targets(target), value.shape[1], None)
 
 
 def may_be_overwritten(name: str, value: Tensor) -> None:

@@ -13,7 +13,7 @@ from labo.errors import unknown
 from labo.inner import inner_value, optimal_labels
 from labo.kernels import autograd, operators, reference
 from labo.kernels.linear import ACCUMULATE, Chunks, Head
-from labo.kernels.options import Options
+from labo.kernels.options import Options, check
 from labo.reduction import Rows
 
 __all__ = [
@@ -23,8 +23,6 @@ __all__ = [
     "linear_labo_cross_entropy",
     "optimal_labels",
 ]
-
-VALUES = ("inner", "plugin")
 
 
 def labo_cross_entropy(
@@ -66,7 +64,8 @@ def labo_cross_entropy(
     Returns:
         The loss, of `input`'s dtype (float32 for half precision under autocast). 0 if no row is kept; +inf if a
         target is masked, or if the prior has no mass on an unmasked class.
-        alpha, beta and prior get gradients if they require them ("plugin": only alpha).
+        Every other input that requires a gradient gets one: alpha, beta, prior, weight and probabilities as target
+        ("plugin": not beta and prior), by the reference implementation.
 
     Raises:
         ValueError, TypeError: an argument is out of range or does not fit; the message names it.
@@ -231,11 +230,11 @@ def reduced(
 
     With `inplace` the gradient may overwrite the logits.
     """
-    operator = kernels.as_operator(impl, options)
-    solve = None if operator else kernels.choose(impl, (rows.raw,), rows.target, options)
+    row_weights = _reduction.final_row_weights(rows, reduction, reference.working_dtype(rows.raw), count)
+    operator = kernels.as_operator(impl, rows.target, options, row_weights)
+    solve = None if operator else kernels.choose(impl, (rows.raw,), rows.target, options, row_weights)
     if solve is None and not operator:
         return _reduction.reduce(labo_losses(rows, options), rows, reduction, dtype, count)
-    row_weights = _reduction.final_row_weights(rows, reduction, reference.working_dtype(rows.raw), count)
     total = reduction != "none"
     arguments = (rows.raw, rows.target, row_weights, options.normalised())
     if solve is None:
@@ -248,10 +247,12 @@ def reduced(
 
 def solved(
     solve: autograd.Solve, rows: Rows, reduction: str, dtype: torch.dtype, *, count: Tensor | None = None
-) -> Tensor:
-    """Like `reduced`, with the given implementation."""
+) -> Tensor | None:
+    """Like `reduced`, with the given implementation; None if it cannot give what the inputs require."""
     options = Options(1.0, math.inf, weight=rows.weight if rows.has_probabilities else None)
     row_weights = _reduction.final_row_weights(rows, reduction, reference.working_dtype(rows.raw), count)
+    if kernels.unsupported_by_all((rows.raw,), rows.target, options, row_weights):
+        return None
     if reduction == "none":
         return autograd.rows(solve, rows.raw, rows.target, row_weights, options).reshape(rows.shape).to(dtype)
     return autograd.total(solve, rows.raw, rows.target, row_weights, options).to(dtype)
@@ -261,15 +262,5 @@ def check_options(
     alpha: float | Tensor, beta: float | Tensor, prior: Tensor | None, reduction: str, value: str, impl: str
 ) -> None:
     """Check the options of the losses, before any tensor of the batch."""
-    checks.share("alpha", alpha)
-    checks.positive("beta", beta)
-    _reduction.check_reduction(reduction)
-    if value not in VALUES:
-        raise ValueError(f"Expected argument `value` to be one of {', '.join(VALUES)}, but got {value!r}.")
-    for name, option in (("beta", beta), ("prior", prior)):
-        if value == "plugin" and isinstance(option, Tensor) and option.requires_grad:
-            raise ValueError(
-                f"Expected argument `{name}` not to require grad with value='plugin', where q* is constant and has "
-                "no gradient; use value='inner'."
-            )
+    check(alpha, beta, prior, reduction, value)
     kernels.check(impl)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
+from labo import checks
+
 _LABELS = ("labels", "label", "label_ids")
 
 
@@ -52,7 +54,7 @@ class IndexedDataset(Dataset):
         """The examples of several indices, as torch's data loader fetches them."""
         batch = _fetch(self.dataset, indices)
         if isinstance(batch, Mapping):
-            return {**batch, self.key: torch.tensor(indices)}
+            return {**batch, self.key: torch.tensor(indices, device="cpu")}
         return [self._with_index(example, index) for example, index in zip(batch, indices, strict=True)]
 
     def _with_index(self, example: Any, index: int) -> Any:
@@ -71,9 +73,9 @@ class IndexedDataset(Dataset):
             TypeError: an example has no class index as its label.
         """
         try:
-            targets = torch.as_tensor(self._labels())
+            targets = checks.as_tensor(self._labels())
         except (TypeError, ValueError, RuntimeError):
-            targets = torch.empty(0, 0)
+            targets = torch.empty(0, 0, device="cpu")
         if targets.dim() != 1 or targets.dtype.is_floating_point:
             raise TypeError("Expected every training example to have one class index as its label.")
         return targets.long().cpu()
@@ -84,10 +86,11 @@ class IndexedDataset(Dataset):
         if lengths is not None:
             return lengths
         labels = self._labels()
-        first = torch.as_tensor(labels[0]) if len(labels) and labels[0] is not None else torch.empty(())
+        first = checks.as_tensor(labels[0]) if len(labels) and labels[0] is not None else torch.empty((), device="cpu")
         if first.dim() == 0 or first.dtype.is_floating_point:  # one class index, or one distribution
             return None
-        return torch.tensor([int((torch.as_tensor(label) != ignore_index).sum()) for label in labels])
+        labelled = (checks.as_targets(checks.as_tensor(label)) != ignore_index for label in labels)
+        return torch.tensor([int(kept.sum()) for kept in labelled], device="cpu")
 
     def _labels(self) -> Any:
         """The labels of all examples, with None for examples without."""
@@ -129,7 +132,7 @@ class LabelPlaces:
         """
         if self.starts.device != labels.device:
             self.starts, self.counts = self.starts.to(labels.device), self.counts.to(labels.device)
-        kept = (labels != self.ignore_index).flatten(1)
+        kept = (checks.as_targets(labels) != self.ignore_index).flatten(1)
         if labels.device.type == "cpu" and bool((kept.sum(1) > self.counts[indices]).any()):
             raise ValueError(
                 "Expected an example to have as many labels as before training, but got more: a memory needs "

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from labo import checks, kernels
 from labo import reduction as _reduction
+from labo.errors import UserError
 from labo.kernels import linear as fused
 from labo.kernels import operators, reference
 from labo.kernels.autograd import Solve
@@ -44,13 +45,14 @@ def reduced(
     """The reduced loss of hidden states (…, D) under `head`; `count` replaces the denominator of "mean"."""
     hidden = input.reshape(-1, input.shape[-1])
     dtype = checks.result_dtype(input)
-    operator = kernels.as_operator(impl, options)
-    solve = None if operator else kernels.choose(impl, (input, head.weight), rows.target, options)
+    row_weights = _reduction.final_row_weights(rows, reduction, reference.working_dtype(hidden), count)
+    operator = kernels.as_operator(impl, rows.target, options, row_weights)
+    solve = None if operator else kernels.choose(impl, _tensors(input, head), rows.target, options, row_weights)
     if solve is None and not operator:
         losses = _chunked(hidden, (head.weight, head.bias), rows, options, chunks.rows)
         return _reduction.reduce(losses, rows, reduction, dtype, count)
     hidden, head = _under_autocast(hidden, head.weight, head.bias)
-    row_weights = _reduction.final_row_weights(rows, reduction, reference.working_dtype(hidden), count)
+    row_weights = row_weights.to(reference.working_dtype(hidden))
     total = reduction != "none"
     arguments = (hidden, head, rows.target, row_weights, options.normalised())
     if solve is None:
@@ -67,10 +69,16 @@ def solved(
     hidden, head = _under_autocast(input.reshape(-1, input.shape[-1]), head.weight, head.bias)
     row_weights = _reduction.final_row_weights(rows, reduction, reference.working_dtype(hidden), count)
     options = Options(1.0, math.inf, weight=rows.weight if rows.has_probabilities else None)
+    if reason := kernels.unsupported_by_all(_tensors(input, head), rows.target, options, row_weights):
+        raise UserError(f"The loss of hidden states with these options {reason}: compute the logits (linear=False).")
     arguments = (hidden, head, rows.target, row_weights, options)
     if reduction == "none":
         return fused.rows(solve, *arguments, DEFAULT_CHUNKS).reshape(rows.shape).to(checks.result_dtype(input))
     return fused.total(solve, *arguments, DEFAULT_CHUNKS).to(checks.result_dtype(input))
+
+
+def _tensors(input: Tensor, head: Head) -> tuple[Tensor, ...]:
+    return (input, head.weight) if head.bias is None else (input, head.weight, head.bias)
 
 
 def _under_autocast(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Head]:
@@ -117,8 +125,22 @@ def _check(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> 
             f"Expected argument `linear_weight` of shape (V, {input.shape[-1]}) for an input of width "
             f"{input.shape[-1]}, but got {tuple(linear_weight.shape)}."
         )
-    checks.same_device("linear_weight", linear_weight, input)
-    if linear_bias is not None and linear_bias.shape != linear_weight.shape[:1]:
+    _check_like("linear_weight", linear_weight, input)
+    if linear_bias is None:
+        return
+    checks.floating("linear_bias", linear_bias)
+    if linear_bias.shape != linear_weight.shape[:1]:
         raise ValueError(
             f"Expected argument `linear_bias` of shape ({linear_weight.shape[0]},), but got {tuple(linear_bias.shape)}."
+        )
+    _check_like("linear_bias", linear_bias, input)
+
+
+def _check_like(name: str, value: Tensor, input: Tensor) -> None:
+    """Check that a part of the layer is on the device of its input, and of its dtype without autocast."""
+    checks.same_device(name, value, input)
+    if value.dtype != input.dtype and not torch.is_autocast_enabled(input.device.type):
+        raise TypeError(
+            f"Expected argument `{name}` of `input`'s dtype {input.dtype}, but got {value.dtype}; convert one of them, "
+            "or call the loss under torch.autocast."
         )

@@ -44,6 +44,7 @@ class _LABOOptions(nn.Module):
         super().__init__()
         _reject_unknown(unknown)
         functional.check_options(alpha, beta, prior, reduction, value, impl)
+        checks.class_weight("weight", weight)
         self.register_buffer("weight", weight)
         if isinstance(prior, nn.Parameter):
             self.prior = prior
@@ -60,7 +61,7 @@ class _LABOOptions(nn.Module):
         if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and not value.requires_grad:
             self.register_buffer(name, value)
         else:
-            setattr(self, name, value)
+            setattr(self, name, checks.python_number(value))
 
     def options(self) -> dict[str, Any]:
         """The keyword arguments of the function."""
@@ -260,6 +261,7 @@ class LabelRegularizedLoss(nn.Module):
                 "one with labo.regularizers.create(name, …)."
             )
         _reduction.check_reduction(reduction)
+        checks.class_weight("weight", weight)
         self.regularizer = regularizer
         self.register_buffer("weight", weight)
         self.ignore_index = ignore_index
@@ -379,8 +381,9 @@ def reduced(
         if options is not None:
             return functional.reduced(rows, options, reduction, dtype, count=count)
         solve = regularizer.solver(rows)
-        if solve is not None:
-            return functional.solved(solve, rows, reduction, dtype, count=count)
+        loss = None if solve is None else functional.solved(solve, rows, reduction, dtype, count=count)
+        if loss is not None:
+            return loss
     return _reduction.reduce(row_losses(regularizer, rows, training=training), rows, reduction, dtype, count)
 
 

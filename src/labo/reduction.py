@@ -5,6 +5,7 @@ Only this module handles `ignore_index`, `weight` and `reduction`; every loss an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,9 +52,9 @@ class Rows:
         return self.target.dim() == 2
 
     def per_row(self, name: str, value: float | Tensor) -> float | Tensor:
-        """A scalar unchanged; a tensor that broadcasts over the shape of the result as (N,)."""
+        """A scalar as it is; a tensor that broadcasts over the shape of the result as (N,)."""
         if not isinstance(value, Tensor) or value.dim() == 0:
-            return value
+            return checks.python_number(value)
         checks.same_device(name, value, self.raw)
         checks.broadcasts(name, value, self.shape)
         return value.expand(self.shape).reshape(-1)
@@ -76,17 +77,24 @@ def as_rows(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: 
     checks.floating("input", input)
     dim = class_dim if input.dim() > 1 else 0
     classes = input.shape[dim]
+    if classes < 2:
+        cure = "; torch.stack([torch.zeros_like(z), z], 1) are two of one logit z for each example" * classes
+        raise ValueError(f"Expected logits of at least 2 classes, but got shape {tuple(input.shape)}{cure}.")
     shape = torch.Size(size for i, size in enumerate(input.shape) if i != dim % input.dim())
     _check_target(input, target, shape)
     checks.same_device("target", target, input)
     if weight is not None:
-        _check_class_weight(weight, classes, input)
+        checks.class_weight("weight", weight, classes)
+        checks.same_device("weight", weight, input)
     logits = input if input.dim() == 2 and dim == 1 else input.movedim(dim, -1).reshape(-1, classes)
     if target.dtype.is_floating_point:
         checks.distribution("target", target, dim)
         return Rows(logits, target.movedim(dim, -1).reshape(-1, classes), None, weight, shape)
+    target = checks.as_targets(target).reshape(-1)
     some_ignored = checks.class_indices("target", target, classes, ignore_index)
-    target = target.reshape(-1).long()
+    if checks.batched_in_graph(target):
+        fits = checks.are_classes(target, classes, ignore_index)
+        logits = torch.where(fits.unsqueeze(-1), logits, math.nan)
     if not some_ignored:
         return Rows(logits, target, None, weight, shape)
     kept = target != ignore_index
@@ -94,8 +102,7 @@ def as_rows(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: 
 
 
 def _check_target(input: Tensor, target: Tensor, shape: torch.Size) -> None:
-    if not isinstance(target, Tensor):
-        raise TypeError(f"Expected argument `target` to be a tensor, but got {type(target).__name__}.")
+    checks.tensor("target", target)
     if target.dtype.is_complex or target.dtype == torch.bool:
         raise TypeError(f"Expected argument `target` to be class indices or probabilities, but got {target.dtype}.")
     if target.dtype.is_floating_point:
@@ -112,13 +119,6 @@ def _check_target(input: Tensor, target: Tensor, shape: torch.Size) -> None:
         f"Expected argument `target` to be class indices of shape {tuple(shape)} or probabilities of shape "
         f"{tuple(input.shape)}, but got {target.dtype} of shape {tuple(target.shape)}."
     )
-
-
-def _check_class_weight(weight: Tensor, classes: int, input: Tensor) -> None:
-    checks.floating("weight", weight)
-    if weight.shape != (classes,):
-        raise ValueError(f"Expected argument `weight` to have shape ({classes},), but got {tuple(weight.shape)}.")
-    checks.same_device("weight", weight, input)
 
 
 def check_reduction(reduction: str) -> None:
@@ -150,7 +150,7 @@ def reduce(losses: Tensor, rows: Rows, reduction: str, dtype: torch.dtype, count
 
 def mean(total: Tensor, count: Tensor) -> Tensor:
     """The quotient total / count; 0 and connected to the graph if the count is 0."""
-    return torch.where(count == 0, total * 0.0, total / torch.where(count == 0, 1.0, count))
+    return torch.where(count == 0, 0.0, total / torch.where(count == 0, 1.0, count))
 
 
 def final_row_weights(rows: Rows, reduction: str, dtype: torch.dtype, count: Tensor | None = None) -> Tensor:

@@ -24,7 +24,7 @@ def stratified(
     owed = [0.0] * len(sizes)
     for label in torch.unique(target).tolist():
         members = torch.nonzero(target == label).flatten()
-        members = members[torch.randperm(len(members), generator=generator)]
+        members = members[torch.randperm(len(members), generator=generator, device="cpu")]
         ideal = [fraction * len(members) + debt for fraction, debt in zip(fractions, owed, strict=True)]
         counts = _round_counts(ideal, len(members))
         if all_in_first:
@@ -33,7 +33,7 @@ def stratified(
         for part, indices in zip(parts, members.split(counts), strict=True):
             part.append(indices)
     joined = [torch.cat(part) for part in parts]
-    return [part[torch.randperm(len(part), generator=generator)] for part in joined]
+    return [part[torch.randperm(len(part), generator=generator, device="cpu")] for part in joined]
 
 
 def equal_parts(target: Tensor, count: int, seed: int) -> list[Tensor]:
@@ -50,14 +50,14 @@ def stratified_sample(target: Tensor, size: int, generator: torch.Generator) -> 
     classes = torch.unique(target)
     if not len(classes) <= size <= len(target):
         raise ValueError(f"Expected argument `size` from {len(classes)} to {len(target)}, but got {size}.")
-    order = torch.randperm(len(target), generator=generator)
+    order = torch.randperm(len(target), generator=generator, device="cpu")
     first = torch.stack([order[(target[order] == label).nonzero()[0, 0]] for label in classes])
     rest = order[~torch.isin(order, first)]
     if size == len(classes):
         return first
     sizes = size - len(classes), len(rest) - size + len(classes)
     kept, _ = stratified(target[rest], sizes, generator, all_in_first=False)  # `first` has one of every class
-    return torch.cat([first, rest[kept]])[torch.randperm(size, generator=generator)]
+    return torch.cat([first, rest[kept]])[torch.randperm(size, generator=generator, device="cpu")]
 
 
 def _round_counts(ideal: Sequence[float], total: int) -> list[int]:

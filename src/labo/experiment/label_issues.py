@@ -239,6 +239,14 @@ def fold_jobs(run: SavedRun, count: int) -> list[Job]:
     description, size = run.description, len(run.splits.train)
     if not 2 <= count <= size:
         raise UserError(f"Expected --folds from 2 to {size} (the training examples), but got {count}.")
+    counts = torch.bincount(run.splits.train.target, minlength=len(run.classes))
+    smallest = int(counts.where(counts > 0, size).argmin())
+    if (fewest := int(counts[smallest])) < count:
+        cure = f"give at most {fewest} folds" if fewest > 1 else "leave --folds out"
+        raise UserError(
+            f"Class '{run.classes[smallest]}' has only {fewest} of the training examples, fewer than --folds {count}: "
+            f"{cure}."
+        )
     needs = flat.create_method(description["method"], description["settings"]).needs
     if "decision" in needs:
         raise UserError(

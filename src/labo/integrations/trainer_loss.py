@@ -25,6 +25,8 @@ class TrainerLoss:
     Args:
         loss: the loss, with reduction "mean".
         shift_labels: for causal language models, whose logits at a position predict the label at the next.
+        class_dim: the dimension of classes in logits of sequences or images, 1 or -1. If None, the first batch whose
+            labels fit only one of them decides.
 
     Raises:
         TypeError: `loss` is another kind of loss.
@@ -38,7 +40,7 @@ class TrainerLoss:
         tensor(1.3863)
     """
 
-    def __init__(self, loss: LabelRegularizedLoss, *, shift_labels: bool = False) -> None:
+    def __init__(self, loss: LabelRegularizedLoss, *, shift_labels: bool = False, class_dim: int | None = None) -> None:
         if not isinstance(loss, LabelRegularizedLoss):
             raise TypeError(
                 f"Expected argument `loss` to be a LabelRegularizedLoss, but got {type(loss).__name__}; "
@@ -52,7 +54,10 @@ class TrainerLoss:
                 f"counts labels, but got {loss.ignore_index}."
             )
         self.loss = loss
+        if class_dim not in (None, 1, -1):
+            raise ValueError(f"Expected argument `class_dim` to be 1, -1 or None, but got {class_dim!r}.")
         self.shift_labels = shift_labels
+        self.class_dim = -1 if shift_labels else class_dim
         # The inputs of the next batch, set by `LabelRegularizedTrainer`.
         self.batch: dict[str, Any] = {}
         # The last layer, while the model returns hidden states (`LabelRegularizedTrainer(linear=True)`).
@@ -61,7 +66,7 @@ class TrainerLoss:
     def __call__(self, outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """The loss of a model's outputs: logits (…, C) and labels (…), or (N, C, d1, …) and (N, d1, …).
 
-        If both fit (C = d1), classes are last; with probabilities as labels they are always last.
+        With probabilities as labels, classes are last.
         """
         if labels is None:
             raise ValueError("Expected the batch to have `labels`, but it has none.")
@@ -72,7 +77,7 @@ class TrainerLoss:
         indices = batch.get("indices")
         if indices is not None and indices.dim() > 1:  # one index per label
             batch["indices"] = (indices[..., 1:] if self.shift_labels else indices).reshape(-1)
-        logits, labels = _flat(logits, labels) if self.head is None else _tokens(logits, labels)
+        logits, labels = self._flat(logits, labels) if self.head is None else _tokens(logits, labels)
         self.loss.to(logits.device)
         if num_items_in_batch is None:
             return self._loss(logits, labels, None, batch)
@@ -83,6 +88,24 @@ class TrainerLoss:
             self._check_single_batch(labels, items)
             return self._loss(logits, labels, None, batch)
         return self._loss(logits, labels, items, batch)
+
+    def _flat(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Flatten classes-last logits, as of Transformers, to rows; leave the layout of `F.cross_entropy` unchanged."""
+        last = labels.shape == logits.shape[:-1]
+        if last and logits.dim() > 2:
+            second = labels.shape == logits[:, 0].shape
+            if second and self.class_dim is None:
+                raise UserError(
+                    f"Cannot tell whether classes are dimension 1 or the last one of logits {tuple(logits.shape)} with "
+                    f"labels {tuple(labels.shape)}: pass class_dim=1 or class_dim=-1."
+                )
+            last = not second or self.class_dim == -1
+            self.class_dim = -1 if last else 1
+        elif logits.dim() > 2 and not labels.dtype.is_floating_point:
+            self.class_dim = 1
+        if last or (labels.dtype.is_floating_point and labels.shape == logits.shape):
+            return logits.reshape(-1, logits.shape[-1]), labels.reshape(-1, *labels.shape[logits.dim() - 1 :])
+        return logits, labels
 
     def _loss(self, logits: Tensor, labels: Tensor, items: Tensor | None, batch: dict[str, Any]) -> Tensor:
         if self.head is not None:
@@ -110,13 +133,6 @@ class TrainerLoss:
             "Expected no class weights with gradient accumulation or several devices: the Trainer counts examples, not "
             "their weights.",
         )
-
-
-def _flat(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Flatten classes-last logits, as of Transformers, to rows; leave the layout of `F.cross_entropy` unchanged."""
-    if labels.shape == logits.shape[:-1] or (labels.dtype.is_floating_point and labels.shape == logits.shape):
-        return logits.reshape(-1, logits.shape[-1]), labels.reshape(-1, *labels.shape[logits.dim() - 1 :])
-    return logits, labels
 
 
 def _tokens(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

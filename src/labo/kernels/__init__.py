@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from labo import checks
 from labo.errors import UserError, unknown
@@ -51,11 +51,13 @@ def check(impl: str) -> None:
         raise UserError(f"impl='{impl}' cannot run here: {reason}.")
 
 
-def choose(impl: str, inputs: tuple[Tensor, ...], target: Tensor, options: Options) -> Solve | None:
+def choose(
+    impl: str, inputs: tuple[Tensor, ...], target: Tensor, options: Options, row_weights: Tensor | None = None
+) -> Solve | None:
     """The fused implementation for these inputs (the logits, or a layer) and options; None for the reference.
 
-    "auto" chooses the fastest that supports these inputs and options. Only the reference has gradients in alpha, beta
-    and the prior, and runs under torch.func and forward-mode differentiation. On a GPU it is many times slower than the
+    "auto" chooses the fastest that supports these inputs and options. Only the reference has gradients in anything else
+    than `inputs`, and runs under torch.func and forward-mode differentiation. On a GPU it is many times slower than the
     kernels, so "auto" warns once per reason when it falls back to it.
 
     Raises:
@@ -63,7 +65,7 @@ def choose(impl: str, inputs: tuple[Tensor, ...], target: Tensor, options: Optio
     """
     if impl == "reference":
         return None
-    reason, fallback, name = _unsupported_by_all(inputs, options), "reference", impl
+    reason, fallback, name = unsupported_by_all(inputs, target, options, row_weights), "reference", impl
     if not reason:
         name = _fastest(inputs[0]) if impl == "auto" else impl
         reason, fallback = _SUPPORT_CHECKS[name](inputs, target, options)
@@ -76,13 +78,13 @@ def choose(impl: str, inputs: tuple[Tensor, ...], target: Tensor, options: Optio
     return import_module(f"labo.kernels.{fallback if reason else name}").solve
 
 
-def as_operator(impl: str, options: Options) -> bool:
+def as_operator(impl: str, target: Tensor, options: Options, row_weights: Tensor) -> bool:
     """Whether a compiled graph contains the loss as one operator, which chooses the implementation when it runs."""
     return (
         torch.compiler.is_compiling()
         and impl != "reference"
         and not checks.transformed()
-        and not _option_with_grad(options)
+        and not _needs_other_gradient(target, options, row_weights)
     )
 
 
@@ -100,22 +102,33 @@ def _warn_of_reference(reason: str) -> None:
     )
 
 
-def _unsupported_by_all(inputs: tuple[Tensor, ...], options: Options) -> str:
+def unsupported_by_all(
+    inputs: tuple[Tensor, ...], target: Tensor, options: Options, row_weights: Tensor | None = None
+) -> str:
     """Why no fused implementation supports these inputs and options; empty if one may."""
-    if torch.compiler.is_compiling() or checks.transformed() or checks.traced(*inputs):
+    if name := _needs_other_gradient(target, options, row_weights):
+        return f"gives no gradient in `{name}`"
+    tensors = (*inputs, *(tensor for _, tensor in _constants(target, options, row_weights)))
+    if torch.compiler.is_compiling() or checks.transformed() or checks.traced(*tensors):
         return "cannot be traced"
-    for tensor in inputs:
-        if forward_ad.unpack_dual(tensor).tangent is not None:
-            return "has no forward-mode derivative"
-    name = _option_with_grad(options)
-    return f"gives no gradient in `{name}`" if name else ""
+    return "has no forward-mode derivative" if checks.forward_mode(*tensors) else ""
 
 
-def _option_with_grad(options: Options) -> str:
-    """The first option that requires a gradient; empty if none does."""
+def _constants(target: Tensor, options: Options, row_weights: Tensor | None) -> Iterator[tuple[str, Tensor]]:
+    """All tensors in which a fused implementation gives no gradient, with their names as arguments of the loss.
+
+    These are the arguments of an implementation (`labo.kernels.autograd.Solve`) beside the logits.
+    """
+    for name, value in (*options.named().items(), ("target", target), ("weight", row_weights)):
+        if isinstance(value, Tensor):
+            yield name, value
+
+
+def _needs_other_gradient(target: Tensor, options: Options, row_weights: Tensor | None) -> str:
+    """The name of the first of these inputs that requires a gradient; empty if none does."""
     if torch.is_grad_enabled():
-        for name, option in (("alpha", options.alpha), ("beta", options.beta), ("prior", options.prior)):
-            if isinstance(option, Tensor) and option.requires_grad:
+        for name, value in _constants(target, options, row_weights):
+            if value.requires_grad:
                 return name
     return ""
 

@@ -87,8 +87,8 @@ class _Total(torch.autograd.Function):
         (grad,) = grads
         if ctx.inplace and (torch.is_grad_enabled() or (ctx.overwritten and ctx.grad_logits is None)):
             raise RuntimeError(_LOGITS_OVERWRITTEN)
-        _ = ctx.saved_tensors  # raises an error if the logits were modified since
         grad_logits, ctx.grad_logits = ctx.grad_logits, None
+        # Without the saved tensors, whose use would raise an error if the logits were modified since the loss.
         if grad_logits is not None and not torch.is_grad_enabled():
             return scale_gradient(grad_logits, grad), *(None,) * 6
         return _solve_in_backward(ctx, grad), *(None,) * 6

@@ -41,7 +41,7 @@ def is_supported(options: Options) -> bool:
         return bool((options.beta * options.alpha <= MAX_FACTOR).all())
     if options.beta == math.inf or options.beta <= MAX_FACTOR:  # alpha is at most 1
         return True
-    return bool((torch.as_tensor(options.alpha) * options.beta <= MAX_FACTOR).all())
+    return bool((torch.as_tensor(options.alpha, device="cpu") * options.beta <= MAX_FACTOR).all())
 
 
 def solve(
@@ -67,11 +67,11 @@ def solve(
         result = _solve_small(logits.to(work), target, row_weights, options, gradient)
         if result is not None:
             return result[0], None if result[1] is None else result[1].to(logits.dtype)
-    losses = torch.empty(rows, dtype=work)
+    losses = logits.new_empty(rows, dtype=work)
     if not gradient:
         out = None
     elif out is None:
-        out = torch.empty(rows, classes, dtype=logits.dtype)
+        out = logits.new_empty(rows, classes)
     step = max(1, BLOCK_BYTES // max(1, classes * work.itemsize))
     use_sweep = target.dim() == 1 and is_supported(options)
     scratch = _Scratch(min(step, rows), classes, work, own=out is None or logits.dtype != work)
@@ -99,8 +99,8 @@ class _Scratch:
     """Buffers that all blocks share; `buffer` is None if the gradient is computed in its final place."""
 
     def __init__(self, rows: int, classes: int, dtype: torch.dtype, *, own: bool) -> None:
-        self.spare = torch.empty(rows, classes, dtype=dtype)
-        self.buffer = torch.empty(rows, classes, dtype=dtype) if own else None
+        self.spare = torch.empty(rows, classes, dtype=dtype, device="cpu")
+        self.buffer = torch.empty_like(self.spare) if own else None
 
     def of(self, block_out: Tensor | None, rows: int) -> tuple[Tensor, Tensor]:
         """(buffer of the gradient, scratch) for a block of `rows` rows."""

@@ -30,7 +30,7 @@ def largest(z: Tensor, count: int) -> tuple[Tensor, Tensor]:
 def _compiled(z: Tensor, count: int) -> tuple[Tensor, Tensor]:
     from labo.kernels import numba_kernels
 
-    values, classes = z.new_empty(len(z), count), torch.empty(len(z), count, dtype=torch.int64)
+    values, classes = z.new_empty(len(z), count), z.new_empty(len(z), count, dtype=torch.int64)
     numba_kernels.largest(z.numpy(), values.numpy(), classes.numpy())
     return values, classes
 

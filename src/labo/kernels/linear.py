@@ -206,29 +206,29 @@ class _LinearLoss(torch.autograd.Function):
         hidden, weight, bias, target, row_weights, options, solve, chunks, per_row, wanted = arguments
         needs = (False, False, False) if per_row or defer_gradient(hidden) else wanted
         head = Head(weight.detach(), None if bias is None else bias.detach())
-        losses, ctx.grads = solve_linear(solve, hidden.detach(), head, target, row_weights, options, needs, chunks)
+        losses, grads = solve_linear(solve, hidden.detach(), head, target, row_weights, options, needs, chunks)
+        ctx.grads = grads if any(needs) else None  # else the backward pass computes them
         ctx.save_for_backward(hidden, weight, bias, target, row_weights)
         ctx.options, ctx.solve, ctx.chunks, ctx.per_row, ctx.wanted = options, solve, chunks, per_row, wanted
         return losses if per_row else losses.sum()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, target, row_weights = ctx.saved_tensors
         (grad,) = grads
         rest = (None,) * 7
+        saved, ctx.grads = ctx.grads, None
+        # Without the saved tensors, whose use would raise an error if one was modified since the loss.
+        if saved is not None and not torch.is_grad_enabled():
+            return *(None if value is None else scale_gradient(value, grad) for value in saved), *rest
+        hidden, weight, bias, target, row_weights = ctx.saved_tensors
         if torch.is_grad_enabled():
             inputs = [tensor for tensor, needed in zip((hidden, weight, bias), ctx.wanted, strict=True) if needed]
             # Keeps NaN in rows of weight 0 out of the products.
             logits = linear(torch.where((row_weights != 0).unsqueeze(-1), hidden, 0.0), weight, bias)
             computed = iter(_differentiable(inputs, logits, target, row_weights, grad, ctx.options, ctx.solve))
             return *(next(computed) if needed else None for needed in ctx.wanted), *rest
-        saved, ctx.grads = ctx.grads, None
-        if ctx.per_row or defer_gradient(hidden) or saved is None:
-            head = Head(weight, bias)
-            weights = row_weights * grad
-            _, grads_in = solve_linear(ctx.solve, hidden, head, target, weights, ctx.options, ctx.wanted, ctx.chunks)
-        else:
-            grads_in = tuple(None if value is None else scale_gradient(value, grad) for value in saved)
+        weights, head = row_weights * grad, Head(weight, bias)
+        _, grads_in = solve_linear(ctx.solve, hidden, head, target, weights, ctx.options, ctx.wanted, ctx.chunks)
         return *grads_in, *rest
 
 

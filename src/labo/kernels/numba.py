@@ -7,6 +7,7 @@ and so do single rows that the sweep does not support (a masked target, a logit 
 from __future__ import annotations
 
 import importlib.util
+import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from types import ModuleType
@@ -31,6 +32,8 @@ def unavailable_reason() -> str | None:
     """Why this machine cannot run the Numba kernels; None if it can."""
     if importlib.util.find_spec("numba") is None:
         return "the package `numba` is not installed (the extra `numba` installs it)"
+    if os.environ.get("NUMBA_DISABLE_JIT", "0").strip() not in ("", "0"):
+        return "NUMBA_DISABLE_JIT is set, and the kernels exist only compiled"
     return None
 
 
@@ -43,12 +46,12 @@ def solve(
         return blocked.solve(logits, target, row_weights, options, gradient=gradient, out=out)
     if not logits.is_contiguous():
         return _in_blocks(logits, target, row_weights, options, gradient, out)
-    losses = torch.empty(rows, dtype=torch.float32)
+    losses = logits.new_empty(rows, dtype=torch.float32)
     if not gradient:
         out = None
     elif out is None:
         out = torch.empty_like(logits)
-    done = torch.empty(rows, dtype=torch.bool)
+    done = logits.new_empty(rows, dtype=torch.bool)
     inputs = (logits, target.contiguous(), row_weights.contiguous())
     if _sweep(inputs, options, out, losses, done):
         _solve_remaining(inputs, options, out, losses, ~done)
@@ -60,9 +63,9 @@ def _in_blocks(
 ) -> tuple[Tensor, Tensor | None]:
     """Like `solve`, for logits of any strides: copies one block at a time."""
     rows, classes = logits.shape
-    losses = torch.empty(rows, dtype=torch.float32)
+    losses = logits.new_empty(rows, dtype=torch.float32)
     if gradient and out is None:
-        out = torch.empty(rows, classes, dtype=logits.dtype)
+        out = logits.new_empty(rows, classes)
     step = max(1, blocked.BLOCK_BYTES // (classes * 4))
     for start in range(0, rows, step):
         at = slice(start, start + step)
@@ -85,13 +88,15 @@ def _sweep(
     arrays = (bits, target.numpy(), row_weights.numpy())
     results = (bits if out is None else _array(out), losses.numpy(), done.numpy())
     threads = min(torch.get_num_threads(), logits.numel() // MIN_LOGITS_PER_THREAD, len(logits))
-    if threads < 2:
-        return kernels.sweep(*arrays, strengths, prior, out is not None, *results)
 
     def part(at: slice) -> int:
         row_strengths = strengths if strengths.shape[1] == 1 else strengths[:, at]
-        return kernels.sweep(*(x[at] for x in arrays), row_strengths, prior, out is not None, *(x[at] for x in results))
+        inputs, outputs = (x[at] for x in arrays), (x[at] for x in results)
+        scratch = kernels.scratch_of(logits.shape[1])
+        return kernels.sweep(*inputs, row_strengths, prior, out is not None, *outputs, scratch)
 
+    if threads < 2:
+        return part(slice(None))
     step = -(-len(logits) // threads)
     with ThreadPoolExecutor(threads) as pool:
         return sum(pool.map(part, (slice(start, start + step) for start in range(0, len(logits), step))))
@@ -114,7 +119,7 @@ def _strengths(options: Options) -> np.ndarray:
     alpha, beta = options.alpha, options.beta
     if not isinstance(alpha, Tensor) and not isinstance(beta, Tensor):
         return _kernels().pair(alpha, beta)
-    both = (torch.as_tensor(x, dtype=torch.float64).detach().reshape(-1) for x in (alpha, beta))
+    both = (torch.as_tensor(x, dtype=torch.float64, device="cpu").detach().reshape(-1) for x in (alpha, beta))
     return torch.stack(torch.broadcast_tensors(*both)).numpy()
 
 

@@ -16,6 +16,10 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 CHUNK = 1024
+# float32 numbers between arrays that a loop writes and others. Compiled loops test, by addresses, whether what they
+# write may overlap what they read up to this many elements later, and if so sum in another order. In one scratch array
+# with gaps, the result does not depend on where the memory lies.
+GAP = 64
 MIN_EXPONENT = np.float32(-126.0)
 LOG2_E = np.float32(1 / math.log(2))
 HALF, ONE, ZERO = np.float32(0.5), np.float32(1.0), np.float32(0.0)
@@ -234,15 +238,18 @@ def _sums(logits, n, top, alpha, beta, prior, exp_z, label):
 
 
 @_compiled
-def sweep(logits, target, row_weights, strengths, prior, gradient, out, losses, done):
-    """Losses times weights of all rows, and the gradient of their sum.
+def sweep(logits, target, row_weights, strengths, given_prior, gradient, out, losses, done, scratch):
+    """Losses times weights of all rows, and the gradient of their sum; `scratch` is one of `scratch_of`.
 
     Returns the number of unsupported rows; `done` is False for them.
     """
     classes = logits.shape[1]
     remaining = 0
-    exp_z = np.empty(classes, np.float32)
-    label = np.empty(classes, np.float32)
+    step = classes + GAP
+    exp_z = scratch[GAP:step]
+    label = scratch[step + GAP : 2 * step]
+    prior = scratch[2 * step + GAP : 2 * step + GAP + given_prior.size]
+    prior[:] = given_prior
     for n in range(np.uint64(logits.shape[0])):
         share = np.float64(row_weights[n])
         if share == 0.0:
@@ -280,6 +287,11 @@ def sweep(logits, target, row_weights, strengths, prior, gradient, out, losses, 
             slope = exp_z[own] / exp_z_sum - (1.0 - alpha) - alpha * own_label
             out[n, own] = _store(np.float32(share * slope), out[n, own])
     return remaining
+
+
+def scratch_of(classes: int) -> np.ndarray:
+    """Memory for three rows of float32, with gaps."""
+    return np.empty(3 * (classes + GAP) + GAP, np.float32)
 
 
 def pair(alpha: float, beta: float) -> np.ndarray:

@@ -47,7 +47,7 @@ def linear_loss(
 def _as_tensors(options: Options) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """alpha, beta, prior and weight as operator arguments: numbers become (1,) tensors on the CPU."""
     alpha, beta = (
-        value.detach() if isinstance(value, Tensor) else torch.full((1,), value, dtype=torch.float64)
+        value.detach() if isinstance(value, Tensor) else torch.full((1,), value, dtype=torch.float64, device="cpu")
         for value in (options.alpha, options.beta)
     )
     return alpha, beta, None if options.prior is None else options.prior.detach(), options.weight

@@ -7,6 +7,25 @@ from typing import Any
 
 from torch import Tensor
 
+from labo import checks, reduction
+
+VALUES = ("inner", "plugin")
+
+
+def check(alpha: Any, beta: Any, prior: Tensor | None, reduction_name: str, value: str) -> None:
+    """Check the options that all forms of the loss have, before any tensor of the batch."""
+    checks.share("alpha", alpha)
+    checks.positive("beta", beta)
+    reduction.check_reduction(reduction_name)
+    if value not in VALUES:
+        raise ValueError(f"Expected argument `value` to be one of {', '.join(VALUES)}, but got {value!r}.")
+    for name, option in (("beta", beta), ("prior", prior)):
+        if value == "plugin" and isinstance(option, Tensor) and option.requires_grad:
+            raise ValueError(
+                f"Expected argument `{name}` not to require grad with value='plugin', where q* is constant and has "
+                "no gradient; use value='inner'."
+            )
+
 
 @dataclass(frozen=True)
 class Options:

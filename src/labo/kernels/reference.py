@@ -118,7 +118,7 @@ def _times(factor: float | Tensor, term: Tensor) -> Tensor:
 
 
 def _plugin(rows: Tensor, beta: Tensor, prior: Tensor | None) -> Tensor:
-    with torch.no_grad():
-        q = inner.labels_of_rows(rows, beta, prior)
+    # Detached, because no_grad stops only reverse-mode differentiation.
+    q = inner.labels_of_rows(rows.detach(), beta.detach(), None if prior is None else prior.detach())
     losses = cross_entropy(q, masked_log_softmax(rows))
     return torch.where(q.sum(-1) > 0, losses, math.inf)

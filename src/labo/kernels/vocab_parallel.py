@@ -19,6 +19,7 @@ from torch import Tensor
 from labo import checks, inner
 from labo import reduction as _reduction
 from labo.kernels import reference
+from labo.kernels.options import check
 from labo.reduction import Rows
 
 __all__ = ["vocab_parallel_labo_cross_entropy"]
@@ -76,7 +77,8 @@ def vocab_parallel_labo_cross_entropy(
         tensor(1.3863)
         >>> dist.destroy_process_group()
     """
-    _check_options(alpha, beta, prior, reduction, value)
+    check(alpha, beta, prior, reduction, value)
+    _refuse_gradients(alpha, beta, prior)
     input, group = _local(input, group)
     rows = _as_rows(input, target, weight, ignore_index)
     alpha, beta = rows.per_row("alpha", alpha), rows.per_row("beta", beta)
@@ -217,8 +219,7 @@ def _combine(sums: Tensor, measure: _RowReference, plugin: bool) -> tuple[Tensor
 def _as_rows(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int) -> Rows:
     """Like `reduction.as_rows`, for targets over the classes of all ranks, whose range is checked later."""
     checks.floating("input", input)
-    if not isinstance(target, Tensor):
-        raise TypeError(f"Expected argument `target` to be a tensor, but got {type(target).__name__}.")
+    checks.tensor("target", target)
     if target.dtype.is_floating_point or target.dtype.is_complex or target.dtype == torch.bool:
         raise TypeError(
             f"Expected argument `target` to hold integer class indices, but got dtype {target.dtype}; for "
@@ -231,9 +232,10 @@ def _as_rows(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index:
         )
     checks.same_device("target", target, input)
     if weight is not None:
-        checks.floating("weight", weight)
+        checks.class_weight("weight", weight)
         checks.same_device("weight", weight, input)
-    logits, shape, target = input.reshape(target.numel(), input.shape[-1]), target.shape, target.reshape(-1).long()
+    logits, shape = input.reshape(target.numel(), input.shape[-1]), target.shape
+    target = checks.as_targets(target).reshape(-1)
     kept = target != ignore_index
     return Rows(logits, torch.where(kept, target, 0), kept, weight, shape)
 
@@ -260,7 +262,7 @@ def _prior_of_rows(rows: Rows, prior: Tensor | None, dtype: torch.dtype) -> tupl
 
 def _check_over_ranks(rows: Rows, classes: Tensor) -> None:
     """Check targets and class weights against the classes of all ranks, without device synchronization."""
-    if classes.device.type == "cpu":
+    if classes.device.type == "cpu" and not torch.compiler.is_compiling():
         checks.class_indices("target", rows.target, int(classes), None)
     else:
         fits = (rows.target >= 0) & (rows.target < classes)
@@ -271,12 +273,7 @@ def _check_over_ranks(rows: Rows, classes: Tensor) -> None:
         checks.require(fits, f"Expected argument `weight` to have the classes of all ranks, but got shape {shape}.")
 
 
-def _check_options(alpha: Any, beta: Any, prior: Tensor | None, reduction: str, value: str) -> None:
-    checks.share("alpha", alpha)
-    checks.positive("beta", beta)
-    _reduction.check_reduction(reduction)
-    if value not in ("inner", "plugin"):
-        raise ValueError(f"Expected argument `value` to be one of inner, plugin, but got {value!r}.")
+def _refuse_gradients(alpha: Any, beta: Any, prior: Tensor | None) -> None:
     for name, option in (("alpha", alpha), ("beta", beta), ("prior", prior)):
         if isinstance(option, Tensor) and option.requires_grad:
             raise ValueError(

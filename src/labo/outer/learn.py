@@ -88,7 +88,7 @@ def learn_labels(train: Train, targets: Tensor, *, seed: int = 0, say: Callable[
 
     decision = trust.decide(train_half)
     loss = criterion(decision.method, decision.options, len(targets))
-    run = Run(train, loss, torch.arange(len(targets)), targets.new_empty(0))
+    run = Run(train, loss, torch.arange(len(targets), device="cpu"), targets.new_empty(0))
     logits = run.finish()
     say(decision.sentence)
     return Learnt(run.model, loss, decision, logits.shape[-1])

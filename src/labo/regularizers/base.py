@@ -10,6 +10,7 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -178,7 +179,11 @@ class Regularizer(LateBuffers, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        self._provided: dict[str, Any] = {}
+        self._provided = _Provided()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; an option that is a NumPy scalar becomes a Python number."""
+        super().__setattr__(name, checks.python_number(value))
 
     def extra_repr(self) -> str:
         """The options."""
@@ -200,10 +205,39 @@ class Regularizer(LateBuffers, ABC):
         return getattr(self, name)
 
 
+class _Provided(dict[str, Any]):
+    """The setup inputs by name.
+
+    A deep copy of a member refers to the same network, which training updates, and not to a copy that nothing trains;
+    but if the network is copied together with the member, to that copy. Which it is shows only when all is copied.
+    """
+
+    _copies: dict[int, Any] | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Provided:
+        copied = _Provided(self)
+        copied._copies = memo
+        return copied
+
+    def __getitem__(self, name: str) -> Any:
+        self._resolve()
+        return super().__getitem__(name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self._resolve()
+        return _Provided, (dict(self),)
+
+    def _resolve(self) -> None:
+        if self._copies is not None:
+            for name, value in self.items():
+                self[name] = self._copies.get(id(value), value)
+            self._copies = None
+
+
 class SoftLabelRegularizer(Regularizer):
     """A member with soft labels as targets: (1 - strength) * CE(target, p) + strength * CE(labels, p).
 
-    It implements `labels`, which are computed without gradient.
+    It implements `labels`, which are constant for the gradient, except in a target of which they are made.
 
     Args:
         strength: the weight of the labels, in [0, 1]; a float, or a tensor () or (N,).
@@ -216,11 +250,14 @@ class SoftLabelRegularizer(Regularizer):
 
     # The name of the option that sets the strength, for errors and `options`.
     strength_name: ClassVar[str] = "strength"
+    # Whether `labels` depend on probability targets, in which the loss then has a gradient through them too.
+    labels_from_target: ClassVar[bool] = False
 
     @override
     def losses(self, rows: Rows) -> Tensor:
-        with torch.no_grad():
-            labels = self.labels(rows)
+        from_target = self.labels_from_target and torch.is_grad_enabled() and rows.target.requires_grad
+        with torch.set_grad_enabled(from_target):
+            labels = self.labels(replace(rows, raw=rows.raw.detach(), _clean=[]) if from_target else rows)
         if labels is None:
             raise TypeError(f"Expected `labels` of method '{self.name}' to return a distribution, but got None.")
         return functional.soft_label_losses(rows, labels, self.strength_of(rows))
@@ -272,7 +309,7 @@ def divergence(labels: Tensor, log_p: Tensor) -> Tensor:
 def counts_to_prior(counts: Tensor, temperature: float = 1.0) -> Tensor:
     """The float64 distribution proportional to counts ** (1 / temperature), from class counts (C,)."""
     checks.positive("temperature", temperature)
-    counts = torch.as_tensor(counts).double()
+    counts = checks.as_tensor(counts).double()
     if counts.dim() != 1 or not bool((counts >= 0).all()) or not bool(counts.sum() > 0):
         raise ValueError("Expected argument `class_counts` to be (C,) counts, none negative and not all 0.")
     powered = torch.where(counts > 0, counts / counts.max(), 0.0) ** (1 / temperature)

@@ -47,6 +47,7 @@ class BetaSmoothing(SoftLabelRegularizer):
     summary = "smoothing strengths drawn for each batch, the smallest for the most confident example"
     paper = "Zhang and Sabuncu, NeurIPS 2020"
     year = 2020
+    labels_from_target = True
     strength_name = "alpha"
     candidates = ({"alpha": 0.6}, {"alpha": 0.1}, {"alpha": 0.4}, {"alpha": 0.8}, {"alpha": 0.2})
     past: FrozenCopy | None
@@ -97,7 +98,7 @@ class BetaSmoothing(SoftLabelRegularizer):
         at = torch.arange(len(p), device=p.device) if rows.kept is None else rows.kept.nonzero().squeeze(-1)
         # Inverse transform sampling: the CDF is b ** concentration. On the CPU, so that draws are the same on every
         # device.
-        draws = torch.rand(len(at), dtype=torch.float64) ** (1 / self.concentration)
+        draws = torch.rand(len(at), dtype=torch.float64, device="cpu") ** (1 / self.concentration)
         b = torch.ones_like(confidence)
         b[at[confidence[at].argsort(stable=True)]] = draws.sort().values.to(b)
         return (self.strength * (1 - b)).to(logits.dtype)

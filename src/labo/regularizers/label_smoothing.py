@@ -54,6 +54,7 @@ class LabelSmoothing(SoftLabelRegularizer):
     summary = "targets mixed with the uniform distribution"
     paper = "Szegedy et al., CVPR 2016"
     year = 2016
+    labels_from_target = True
     strength_name = "epsilon"
     candidates = ({"epsilon": 0.1}, {"epsilon": 0.4}, {"epsilon": 0.8}, {"epsilon": 0.2}, {"epsilon": 0.6})
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -107,7 +106,7 @@ class LABO(Regularizer):
         defaults = self.defaults({"prior": prior if isinstance(prior, str) else None})
         self.alpha: float | Tensor = defaults["alpha"] if alpha is None else alpha
         self.beta: float | Tensor = defaults["beta"] if beta is None else beta
-        distribution = None if prior is None or isinstance(prior, str) else torch.as_tensor(prior)
+        distribution = None if prior is None or isinstance(prior, str) else checks.as_tensor(prior)
         if distribution is not None and not distribution.dtype.is_floating_point:
             distribution = distribution.double()
         functional.check_options(self.alpha, self.beta, distribution, "mean", value, "auto")

@@ -82,7 +82,7 @@ class LABOAuto(Regularizer):
         chosen = json.loads(bytes(state.tolist()))
         if chosen and self.chosen is None:
             self.chosen = registry.create(chosen["method"], **chosen["options"])
-            self.chosen._provided.update(self._provided)
+            self.chosen._provided.update({name: self._provided[name] for name in self._provided})
 
     @override
     def provided(self, name: str) -> Any:

@@ -11,7 +11,7 @@ from labo.errors import UserError
 
 
 class LateBuffers(nn.Module):
-    """A module whose buffers may be None until the first batch; a loaded state detercurrents their shapes.
+    """A module whose buffers may be None until the first batch; a loaded state determines their shapes.
 
     `name` is the method that owns the buffers, for errors.
     """

@@ -69,38 +69,62 @@ class LabelSmoothingPlusPlus(Regularizer):
         """Take the (C,) class counts, which set the size of the table, and the optimizer that updates it."""
         super().provide(**inputs)
         if class_counts is not None:
-            self._create_table(len(torch.as_tensor(class_counts)))
+            self._create_table(checks.as_tensor(class_counts))
             super().provide(class_counts=class_counts)
         if optimizer is not None:
             self._check(optimizer)
             super().provide(optimizer=optimizer)
 
-    def _create_table(self, classes: int) -> None:
+    @property
+    @override
+    def missing(self) -> tuple[str, ...]:
+        missing = super().missing
+        # A deep copy has a table of its own, which the optimizer of the original does not update.
+        if "optimizer" in missing or self._group(self.provided("optimizer")) is not None:
+            return missing
+        return (*missing, "optimizer")
+
+    def _create_table(self, class_counts: Tensor) -> None:
+        classes = len(class_counts)
         if classes < 2:
             raise UserError(f"Expected argument `class_counts` of at least 2 classes, but got {classes}.")
         memory.refuse_large(self, classes, classes - 1, most=MAX_CLASSES**2)
         if self.table is None or len(self.table) != classes:
-            self.table = nn.Parameter(torch.zeros(classes, classes - 1))
+            self.table = nn.Parameter(torch.zeros(classes, classes - 1, device=class_counts.device))
             self.table.register_hook(_mean_of_processes)
+
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state)
+        if self.table is not None:  # a copy of a parameter has no hooks
+            self.table.register_hook(_mean_of_processes)
+
+    def _group(self, optimizer: Any) -> dict[str, Any] | None:
+        """The group of the optimizer that holds the table; None if there is none."""
+        groups = optimizer.param_groups
+        return next((g for g in groups if any(parameter is self.table for parameter in g["params"])), None)
 
     def _check(self, optimizer: Any) -> None:
         if self.table is None:
             raise UserError(f"Method '{self.name}' needs class_counts before the optimizer: they create its table.")
-        for group in optimizer.param_groups:
-            if any(parameter is self.table for parameter in group["params"]):
-                if group.get("weight_decay"):
-                    raise UserError(
-                        f"Expected the optimizer to learn the table of method '{self.name}' with weight_decay=0, but "
-                        f"got {group['weight_decay']}."
-                    )
-                return
-        raise UserError(
-            f"Expected the optimizer to learn the table of method '{self.name}': add regularizer.learnt() to it as a "
-            "group with weight_decay=0."
-        )
+        group = self._group(optimizer)
+        if group is None:
+            raise UserError(
+                f"Expected the optimizer to learn the table of method '{self.name}': add regularizer.learnt() to it as "
+                "a group with weight_decay=0."
+            )
+        if group.get("weight_decay"):
+            raise UserError(
+                f"Expected the optimizer to learn the table of method '{self.name}' with weight_decay=0, but got "
+                f"{group['weight_decay']}."
+            )
 
     @override
     def losses(self, rows: Rows) -> Tensor:
+        if torch.is_grad_enabled() and rows.target.requires_grad:
+            raise UserError(
+                f"Expected argument `target` not to require grad with method '{self.name}', where it is constant in "
+                "one of the two terms."
+            )
         logits = inner.working(rows.logits)
         log_c = self._log_rows(rows)
         if rows.has_probabilities:

@@ -33,7 +33,7 @@ class ChangeCounter(nn.Module):
 
     def get_extra_state(self) -> Tensor:
         """The state as a tensor, which every checkpoint format can hold."""
-        return torch.tensor([self.turns, self._last])
+        return torch.tensor([self.turns, self._last], device="cpu")
 
     def set_extra_state(self, state: Any) -> None:
         """Restore a saved state."""

@@ -41,7 +41,7 @@ class MemoryPrior(nn.Module):
         if sharpness is not None:
             checks.number("sharpness", sharpness, "(0, inf)")
         checks.number("epsilon", epsilon, "[0, 1]")
-        self.sharpness, self.epsilon = sharpness, epsilon
+        self.sharpness, self.epsilon = checks.python_number(sharpness), checks.python_number(epsilon)
         self.memory = PredictionMemory(method, decay=decay, top=top)
 
     def options(self) -> dict[str, Any]:

@@ -46,6 +46,7 @@ class OnlineSmoothing(SoftLabelRegularizer):
     summary = "targets mixed with the mean correct prediction of the class in the last epoch"
     paper = "Zhang et al., IEEE TIP 2021"
     year = 2021
+    labels_from_target = True
     candidates = ({"strength": 0.5}, {"strength": 0.1}, {"strength": 0.8}, {"strength": 0.3}, {"strength": 0.6})
     table: Tensor | None
     sums: Tensor | None

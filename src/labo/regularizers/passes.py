@@ -25,6 +25,11 @@ def rows_of(outputs: Tensor, rows: Rows, source: str, *, count: int | None = Non
     size = size if count is None else count
     # The loss takes classes in dimension 1; if the network has them last, its caller has moved or flattened them.
     layouts = [outputs.movedim(1, -1), outputs] if outputs.dim() > 2 and len(rows.shape) > 1 else [outputs]
+    if len(layouts) > 1 and layouts[0].shape == layouts[1].shape:
+        raise UserError(
+            f"Expected {source} to return logits (rows, {classes}), one row for each target, because classes could be "
+            f"dimension 1 or the last one of shape {tuple(outputs.shape)}."
+        )
     last = next((layout for layout in layouts if layout.shape[-1] == classes), None)
     if last is None:
         raise UserError(

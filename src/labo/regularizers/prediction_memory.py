@@ -59,7 +59,8 @@ class PredictionMemory(LateBuffers):
         if top is not None:
             checks.integer("top", top)
         self.name = method
-        self.decay, self.top, self.from_zeros = decay, top, from_zeros
+        self.decay, self.top = checks.python_number(decay), checks.python_number(top)
+        self.from_zeros = from_zeros
         for name in ("values", "classes", "rest", "labels"):
             self.register_buffer(name, None)
 
@@ -102,7 +103,7 @@ class PredictionMemory(LateBuffers):
         Raises:
             UserError: `indices` are not integers, do not fit the rows, or are out of range.
         """
-        places = torch.as_tensor(rows.given["indices"])
+        places = checks.as_tensor(rows.given["indices"])
         if places.dtype.is_floating_point or places.dtype in (torch.bool, torch.complex64, torch.complex128):
             raise UserError(f"Expected `indices` to be whole numbers, but got {places.dtype}.")
         if places.numel() != len(rows.raw) or (places.dim() > 1 and places.shape != rows.shape):

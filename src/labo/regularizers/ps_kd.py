@@ -44,6 +44,7 @@ class ProgressiveDistillation(SoftLabelRegularizer):
     summary = "targets mixed increasingly with the previous prediction for the example"
     paper = "Kim et al., ICCV 2021"
     year = 2021
+    labels_from_target = True
     strength_name = "alpha"
     candidates = ({"alpha": 0.8}, {"alpha": 0.4}, {"alpha": 1.0}, {"alpha": 0.2}, {"alpha": 0.6})
     memory: Tensor | None
@@ -95,18 +96,19 @@ class ProgressiveDistillation(SoftLabelRegularizer):
         examples, classes = self.provided("examples"), rows.raw.shape[-1]
         if self.memory is not None:
             memory.refuse_other_size(self, "prediction", tuple(self.memory.shape), (examples, classes))
-        places = torch.as_tensor(rows.given["indices"])
+        places = checks.as_tensor(rows.given["indices"])
         if places.dtype.is_floating_point or places.shape != rows.raw.shape[:1]:
             raise UserError(
                 f"Expected `indices` to be {len(rows.raw)} whole numbers, one for each row, but got {places.dtype} of "
                 f"shape {tuple(places.shape)}."
             )
+        places = checks.as_targets(places)
         if rows.kept is not None:
             places = torch.where(rows.kept.to(places.device), places, 0)
         wrong = (places < 0) | (places >= examples)
         if bool(wrong.any()):
             raise UserError(f"Expected `indices` of {examples} training examples, but got {int(places[wrong][0])}.")
-        return places.long()
+        return places
 
     @torch.no_grad()
     def _remember(self, rows: Rows) -> None:

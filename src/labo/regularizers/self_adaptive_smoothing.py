@@ -14,12 +14,13 @@ from labo.kernels import reference
 from labo.networks import FrozenCopy
 from labo.reduction import Rows
 from labo.regularizers import memory, passes
-from labo.regularizers.base import SoftLabelRegularizer, data_losses
+from labo.regularizers.base import SoftLabelRegularizer, data_losses, entropy
 
 
 class SelfAdaptiveSmoothing(SoftLabelRegularizer):
     """(1 - s) * CE(target, p) + s * CE(p_past, p) with s = scale * (1 - H(p) / log C) for each example.
 
+    Masked classes do not count in C; s is 0 where only one class is left.
     p_past is the prediction of the network from the end of the last epoch. s is constant for the gradient. In the first
     epoch the loss is the cross-entropy, because there is no past network.
 
@@ -82,6 +83,7 @@ class SelfAdaptiveSmoothing(SoftLabelRegularizer):
     @torch.no_grad()
     def strength_of(self, rows: Rows) -> Tensor:
         """The strengths scale * (1 - H(p) / log C) of each row, (N,)."""
-        p = reference.masked_log_softmax(inner.working(rows.logits)).exp()
-        entropy = -torch.special.xlogy(p, p).sum(-1)
-        return self.strength * (1 - entropy / math.log(max(2, p.shape[-1]))).clamp(0, 1)
+        log_p = reference.masked_log_softmax(inner.working(rows.logits))
+        classes = (log_p != -math.inf).sum(-1)
+        largest = classes.clamp(min=2).to(log_p.dtype).log()
+        return torch.where(classes > 1, self.strength * (1 - entropy(log_p) / largest).clamp(0, 1), 0.0)

@@ -80,10 +80,9 @@ class TeacherFreeRegularization(Regularizer):
 
     def labels(self, rows: Rows) -> Tensor:
         """The teacher's distribution, (N, C)."""
-        with torch.no_grad():
-            logits = inner.working(rows.logits)
-            unmasked = logits != -math.inf
-            target = reference.target_mass(logits, rows.target, None)
-            others = (unmasked.sum(-1, keepdim=True) - 1).clamp(min=1)
-            designed = GOLD * target + (1 - GOLD) / others * (1 - target)
-            return inner.masked_softmax(torch.where(unmasked, designed / self.temperature, -math.inf))
+        logits = inner.working(rows.logits).detach()
+        unmasked = logits != -math.inf
+        target = reference.target_mass(logits, rows.target, None)
+        others = (unmasked.sum(-1, keepdim=True) - 1).clamp(min=1)
+        designed = GOLD * target + (1 - GOLD) / others * (1 - target)
+        return inner.masked_softmax(torch.where(unmasked, designed / self.temperature, -math.inf))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from labo import checks, functional, inner
@@ -77,4 +76,5 @@ class UnigramSmoothing(SoftLabelRegularizer):
     def _prior_of(self, rows: Rows) -> Tensor:
         """The prior on the device of the logits, after checking its number of classes."""
         checks.probabilities("class_counts", self.prior, rows.raw.shape[-1])
-        return torch.as_tensor(self.prior, device=rows.raw.device)
+        assert self.prior is not None
+        return self.prior.to(rows.raw.device)
