@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,16 +16,26 @@ from labo.kernels.linear import Head
 from labo.modules import LabelRegularizedLoss
 from labo.networks import logits_of
 
+_DROPS_FIRST = (
+    "Transformers' Trainer drops the first entry of outputs that are a tensor or a tuple from its predictions: use "
+    "LabelRegularizedTrainer, or let the network return {'logits': logits}."
+)
+
 
 class TrainerLoss:
     """A `LabelRegularizedLoss` as the Trainer's `compute_loss_func`.
 
-    The mean is over the whole accumulated batch on all devices, as the Trainer counts it (`num_items_in_batch`). The
-    Trainer does not count class weights, so with them gradient accumulation and several devices raise an error.
+    The mean is over the targets of the whole accumulated batch on all devices (`num_items_in_batch`, which every
+    Trainer counts by `targets` once `labo.integrations.transformers` is imported). Class weights are not counted, so
+    with them gradient accumulation and several devices raise an error.
+
+    The model may return a mapping or an object with `logits`, a tuple that begins with them, or the logits alone. The
+    Trainer itself, unlike `LabelRegularizedTrainer`, drops the first entry of a tuple or a tensor from its predictions.
 
     Args:
         loss: the loss, with reduction "mean".
-        shift_labels: for causal language models, whose logits at a position predict the label at the next.
+        shift_labels: for causal language models, whose logits at a position predict the label at the next. None refuses
+            logits of sequences (B, T, C).
 
     Raises:
         TypeError: `loss` is another kind of loss.
@@ -38,7 +49,7 @@ class TrainerLoss:
         tensor(1.3863)
     """
 
-    def __init__(self, loss: LabelRegularizedLoss, *, shift_labels: bool = False) -> None:
+    def __init__(self, loss: LabelRegularizedLoss, *, shift_labels: bool | None = False) -> None:
         if not isinstance(loss, LabelRegularizedLoss):
             raise TypeError(
                 f"Expected argument `loss` to be a LabelRegularizedLoss, but got {type(loss).__name__}; "
@@ -66,8 +77,16 @@ class TrainerLoss:
         if labels is None:
             raise ValueError("Expected the batch to have `labels`, but it has none.")
         logits = logits_of(outputs)
+        if num_items_in_batch is not None and not isinstance(outputs, Mapping) and not torch.is_grad_enabled():
+            warnings.warn(_DROPS_FIRST, stacklevel=2)
+        if self.shift_labels is None and _are_sequences(logits, labels):
+            raise UserError(
+                "Cannot tell whether the network's logits at a position predict the label at the same position or at "
+                "the next: pass shift_labels=False or, for a causal language model, shift_labels=True."
+            )
+        labels = self.targets(labels)
         if self.shift_labels:
-            logits, labels = logits[..., :-1, :], labels[..., 1:]
+            logits = logits[..., :-1, :]
         batch = self._batch_inputs(outputs)
         indices = batch.get("indices")
         if indices is not None and indices.dim() > 1:  # one index per label
@@ -83,6 +102,14 @@ class TrainerLoss:
             self._check_single_batch(labels, items)
             return self._loss(logits, labels, None, batch)
         return self._loss(logits, labels, items, batch)
+
+    def targets(self, labels: Tensor) -> Tensor:
+        """The labels (…) or probabilities (…, C) that the loss is computed of; class indices as int64."""
+        if labels.is_floating_point():
+            return labels[..., 1:, :] if self.shift_labels else labels
+        # Before a comparison: as uint8, -100 is class 156.
+        labels = labels if labels.dtype == torch.bool or labels.is_complex() else labels.long()
+        return labels[..., 1:] if self.shift_labels else labels
 
     def _loss(self, logits: Tensor, labels: Tensor, items: Tensor | None, batch: dict[str, Any]) -> Tensor:
         if self.head is not None:
@@ -110,6 +137,12 @@ class TrainerLoss:
             "Expected no class weights with gradient accumulation or several devices: the Trainer counts examples, not "
             "their weights.",
         )
+
+
+def _are_sequences(logits: Tensor, labels: Tensor) -> bool:
+    """Whether logits or hidden states are (B, T, …) with a label at each position."""
+    positions = labels.shape[:-1] if labels.is_floating_point() else labels.shape
+    return logits.dim() == 3 and positions == logits.shape[:-1]
 
 
 def _flat(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
