@@ -64,6 +64,12 @@ class Sentences(torch.utils.data.Dataset):
         return {"input_ids": self.sources[index], "labels": self.labels[index]}
 
 
+def batch(name: str) -> dict[str, Tensor]:
+    """All sentences."""
+    examples = [Sentences(name)[index] for index in range(EXAMPLES)]
+    return {key: torch.stack([example[key] for example in examples]) for key in examples[0]}
+
+
 def trained(name: str, folder: Path, *, linear: bool, parts: int = 1, method: str = "labo", **options: Any) -> Any:
     """The trainer after one step over all sentences, given in so many parts to each process."""
     from transformers import TrainingArguments

@@ -4,8 +4,7 @@ The pinned Transformers and the oldest supported one differ in what they count; 
 
     pip install --target old httpx requests
     pip install --target old --no-deps "transformers==4.57.*" "tokenizers==0.22.*" "huggingface_hub<1" "datasets==4.4.*"
-    PYTHONPATH=old pytest tests/test_integration_targets.py tests/test_integration_heads.py \
-        tests/test_transformers_integration.py
+    PYTHONPATH=old pytest tests/test_integration_*.py tests/test_transformers_integration.py
 """
 
 from __future__ import annotations
