@@ -64,6 +64,12 @@ class Sentences(torch.utils.data.Dataset):
         return {"input_ids": self.sources[index], "labels": self.labels[index]}
 
 
+def batch(name: str) -> dict[str, Tensor]:
+    """All sentences."""
+    examples = [Sentences(name)[index] for index in range(EXAMPLES)]
+    return {key: torch.stack([example[key] for example in examples]) for key in examples[0]}
+
+
 def trained(name: str, folder: Path, *, linear: bool, parts: int = 1, method: str = "labo", **options: Any) -> Any:
     """The trainer after one step over all sentences, given in so many parts to each process."""
     from transformers import TrainingArguments
@@ -109,14 +115,17 @@ def weights(trainer: Any) -> dict[str, Tensor]:
 
 
 def work(rank: int, world: int, folder: Path, port: int) -> None:
-    """One rank: the weights of every network after a step, and what went wrong."""
+    """One rank: the weights of every network after a step, its loss with them, and what went wrong."""
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     results: dict[str, Any] = {}
     try:
         for name in NETWORKS:
-            results[name] = weights(trained(name, folder / name, linear=True, ddp_backend="gloo"))
+            options = {"ddp_backend": "gloo", "per_device_eval_batch_size": EXAMPLES // world}
+            trainer = trained(name, folder / name, linear=True, **options)
+            results[name] = weights(trainer)
+            results[f"{name}, evaluated"] = trainer.evaluate()["eval_loss"]
         dist.destroy_process_group()
     except Exception:
         results["failed"] = traceback.format_exc()

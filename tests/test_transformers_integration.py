@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import labo
 from labo import LabelRegularizedLoss, regularizers
@@ -83,6 +85,7 @@ def train(folder: Path, criterion: LabelRegularizedLoss, *, resume: str | None =
         args=arguments(folder, **options),
         train_dataset=Sentences(),
         loss=criterion,
+        shift_labels=False,
         callbacks=callbacks,
     )
     trainer.train(resume_from_checkpoint=resume)
@@ -246,6 +249,7 @@ def test_the_best_checkpoint_is_kept_and_loaded(tmp_path):
         train_dataset=Sentences(),
         eval_dataset=Sentences(),
         loss=loss(),
+        shift_labels=False,
     )
     trainer.train()
     best = trainer.state.best_model_checkpoint
@@ -263,6 +267,7 @@ def test_a_best_step_that_was_never_saved_changes_nothing(tmp_path):
         train_dataset=Sentences(),
         eval_dataset=Sentences(),
         loss=loss(),
+        shift_labels=False,
     )
     trainer.train()  # the Trainer's own way: it loads the best one that was saved, or none
     for folder in checkpoints(tmp_path):
@@ -291,3 +296,80 @@ def test_dense_logits_are_taken_from_the_models_outputs():
     torch.testing.assert_close(TrainerLoss(criterion)(outputs, labels), expected)
     with pytest.raises(UserError, match="needs dense_logits: pass dense_logits="):
         TrainerLoss(criterion)({"logits": outputs["logits"]}, labels)
+
+
+class Returning(nn.Module):
+    """A classifier that returns its outputs in some form."""
+
+    def __init__(self, form: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.head, self.form = nn.Linear(3, CLASSES), form
+
+    def forward(self, features: Tensor) -> Any:
+        return self.form(self.head(features), features)
+
+
+class Both(NamedTuple):
+    """Logits that are not the first of a tuple."""
+
+    hidden: Tensor
+    logits: Tensor
+
+
+FORMS: dict[str, tuple[Any, int | None]] = {
+    "tensor": (lambda logits, features: logits, None),
+    "tuple": (lambda logits, features: (logits, features), 0),
+    "tuple of one": (lambda logits, features: (logits,), None),
+    "named tuple": (lambda logits, features: Both(features, logits), 1),
+    "dictionary": (lambda logits, features: {"logits": logits, "features": features}, 0),
+    "mapping": (lambda logits, features: UserDict(logits=logits, features=features), 0),
+    "object": (lambda logits, features: SimpleNamespace(logits=logits), None),
+}
+
+
+def classified(labels: bool = True) -> Any:
+    features = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
+    return [{"features": row} | ({"labels": torch.tensor(n)} if labels else {}) for n, row in enumerate(features)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("labels", [True, False])
+def test_predictions_have_every_row_whatever_the_network_returns(tmp_path, form, labels):
+    returned, place = FORMS[form]
+    model, data = Returning(returned), classified(labels)
+    args = arguments(tmp_path, per_device_eval_batch_size=2)  # the last batch has one row
+    trainer = LabelRegularizedTrainer(model=model, args=args, train_dataset=classified(), loss=loss("none"))
+    trainer.train()
+    assert not model._forward_hooks
+    features = torch.stack([row["features"] for row in data])
+    expected = model.head(features).detach()
+    found: Any = trainer.predict(data)
+    predictions = found.predictions if place is None else found.predictions[place]
+    torch.testing.assert_close(torch.as_tensor(predictions), expected)
+    if place is not None:
+        torch.testing.assert_close(torch.as_tensor(found.predictions[1 - place]), features)
+    if labels:
+        value = F.cross_entropy(expected, torch.arange(5)).item()
+        assert found.metrics["test_loss"] == pytest.approx(value, abs=1e-6)
+        assert trainer.evaluate(data)["eval_loss"] == pytest.approx(value, abs=1e-6)
+
+
+def test_a_plain_trainer_that_drops_a_row_says_so(tmp_path):
+    model, data = Returning(FORMS["tensor"][0]), classified()
+    trainer = Trainer(model=model, args=arguments(tmp_path), train_dataset=data, compute_loss_func=TrainerLoss(loss()))
+    trainer.train()
+    trainer.label_names = ["labels"]
+    with pytest.warns(UserWarning, match=r"drops the first entry of outputs .* use LabelRegularizedTrainer"):
+        found: Any = trainer.predict(data)
+    assert len(found.predictions) < 5
+
+
+def test_labels_are_found_beside_other_inputs_of_that_name(tmp_path):
+    class Hinted(Returning):
+        def forward(self, features: Tensor, label_hint: Tensor | None = None) -> Any:
+            return self.head(features)
+
+    model = Hinted(None)
+    trainer = LabelRegularizedTrainer(model=model, args=arguments(tmp_path), eval_dataset=classified(), loss=loss())
+    assert "eval_loss" in trainer.evaluate()

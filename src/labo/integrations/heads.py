@@ -26,7 +26,8 @@ def head_of(model: nn.Module) -> Head:
     """The last layer of a network: its output embedding (V, D), and the bias (V,) that is added to its logits.
 
     Raises:
-        UserError: the network has no output embedding, or its weight is sharded over processes.
+        UserError: the network has no output embedding, it is sharded, quantized or offloaded, or more than its weight
+            and bias is trained, such as an adapter (LoRA).
 
     Example:
         >>> from transformers import GPT2Config, GPT2LMHeadModel
@@ -73,7 +74,8 @@ def hidden_states(model: nn.Module) -> Iterator[Head]:
 def require_plain_head(model: nn.Module, inputs: Mapping[str, Any]) -> None:
     """Raise an error if the network transforms its logits: soft-capping, scaling, or an adapter of the head.
 
-    Runs two forward passes of the first example, in evaluation mode, without gradients.
+    Runs two forward passes of the first example, in evaluation mode. Both the values and the trained parameters must be
+    those of the product: an adapter that starts at zero changes no value, but is in the graph of the logits.
 
     Args:
         model: the network, not wrapped.
@@ -119,16 +121,44 @@ def with_decoder_inputs(model: nn.Module, inputs: dict[str, Any]) -> dict[str, A
 
 def _layer(model: nn.Module) -> Any:
     find = getattr(model, "get_output_embeddings", None)
-    layer = None if find is None else find()
+    layer: Any = None if find is None else find()
     weight = getattr(layer, "weight", None)
     if not isinstance(layer, nn.Module) or not isinstance(weight, Tensor) or weight.dim() != 2:
         raise UserError(
             f"Expected a Transformers network with an output embedding for linear=True, but got "
             f"{type(model).__name__}: use linear=False."
         )
-    if hasattr(weight, "device_mesh"):  # a DTensor
-        raise UserError("Expected an output embedding that is not sharded for linear=True: use linear=False.")
+    parameters = dict(layer.named_parameters())
+    for parameter in (weight, *parameters.values()):
+        if hasattr(parameter, "device_mesh") or parameter.is_meta or not parameter.is_floating_point():  # a DTensor
+            raise UserError(
+                "Expected an output embedding that is not sharded, offloaded or quantized for linear=True: use "
+                "linear=False."
+            )
+    with torch.enable_grad():  # the weight may be computed (torch.nn.utils.parametrize)
+        used = _trained(*(getattr(layer, name, None) for name in ("weight", "bias")))
+    for name, parameter in parameters.items():
+        if parameter.requires_grad and parameter not in used:
+            raise UserError(
+                f"Expected an output embedding whose weight and bias alone are trained for linear=True, but "
+                f"{type(layer).__name__} also trains '{name}', as an adapter does: use linear=False."
+            )
     return layer
+
+
+def _trained(*tensors: Tensor | None) -> set[Tensor]:
+    """The leaves that require a gradient among the tensors and what they were computed of."""
+    leaves = {tensor for tensor in tensors if tensor is not None and tensor.is_leaf and tensor.requires_grad}
+    nodes: list[Any] = [tensor.grad_fn for tensor in tensors if tensor is not None]
+    seen: set[Any] = {None}
+    while nodes:
+        node = nodes.pop()
+        if node not in seen:
+            seen.add(node)
+            if hasattr(node, "variable"):  # where a leaf's gradient is accumulated
+                leaves.add(node.variable)
+            nodes += [source for source, _ in node.next_functions]
+    return leaves
 
 
 def _owner_of_bias(model: nn.Module) -> nn.Module | None:
@@ -165,25 +195,27 @@ class _HiddenWithHead(torch.autograd.Function):
 
 def _probe(model: nn.Module, layer: Any, head: Head, inputs: dict[str, Any]) -> tuple[bool, bool]:
     """Whether the layer is a plain product, and whether the network returns probe values of the layer as logits."""
-    original = layer.forward
+    original, bias = layer.forward, getattr(layer, "bias", None)
     calls: list[tuple[bool, Tensor]] = []
 
     def probe_forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        rows = hidden.reshape(-1, hidden.shape[-1])[:8]
-        outputs = original(rows)
-        product = linear(rows, head.weight, getattr(layer, "bias", None))
+        with torch.autocast(hidden.device.type, enabled=False):  # whose rounding would hide a factor near 1
+            rows = hidden.detach().reshape(-1, hidden.shape[-1])[:8].to(layer.weight.dtype)
+            outputs, product = original(rows), linear(rows, layer.weight, bias)
         probe = torch.arange(outputs.shape[-1], device=outputs.device) * 7 % (2 * _MAX_PROBE + 1) - _MAX_PROBE
-        calls.append((_same(outputs, product), probe.to(outputs.dtype)))
-        return calls[-1][1].expand(*hidden.shape[:-1], -1)
+        is_linear = _same(outputs, product) and _trained(outputs) == _trained(product)
+        calls.append((is_linear, probe.to(outputs.dtype)))
+        return _HiddenWithHead.apply(calls[-1][1].expand(*hidden.shape[:-1], -1), outputs)
 
-    with _forward(layer, probe_forward):
+    with torch.enable_grad(), _forward(layer, probe_forward):
         logits = logits_of(model(**inputs))
     if len(calls) != 1:
         return False, False
     is_linear, probe = calls[0]
     owner = _owner_of_bias(model)
     expected = probe if owner is None else probe + getattr(owner, _BIAS).reshape(-1)
-    return is_linear, _same(logits, expected.expand(logits.shape[:-1] + expected.shape))
+    passes_through = _same(logits, expected.expand(logits.shape[:-1] + expected.shape))
+    return is_linear, passes_through and _trained(logits) <= _trained(head.weight, head.bias)
 
 
 def _returns_hidden(model: nn.Module, inputs: dict[str, Any]) -> bool:
@@ -206,7 +238,8 @@ def _same(ours: Tensor, theirs: Tensor) -> bool:
         return False
     half = any(tensor.dtype in (torch.bfloat16, torch.float16) for tensor in (ours, theirs))
     tolerance = 2**-7 if half else 1e-5
-    return torch.allclose(ours.double(), theirs.double(), rtol=tolerance, atol=tolerance)
+    largest = theirs.abs().max().item() if theirs.numel() else 0.0
+    return torch.allclose(ours.double(), theirs.double(), rtol=tolerance, atol=tolerance * largest)
 
 
 def _first(inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,16 +16,26 @@ from labo.kernels.linear import Head
 from labo.modules import LabelRegularizedLoss
 from labo.networks import logits_of
 
+_DROPS_FIRST = (
+    "Transformers' Trainer drops the first entry of outputs that are a tensor or a tuple from its predictions: use "
+    "LabelRegularizedTrainer, or let the network return {'logits': logits}."
+)
+
 
 class TrainerLoss:
     """A `LabelRegularizedLoss` as the Trainer's `compute_loss_func`.
 
-    The mean is over the whole accumulated batch on all devices, as the Trainer counts it (`num_items_in_batch`). The
-    Trainer does not count class weights, so with them gradient accumulation and several devices raise an error.
+    The mean is over the targets of the whole accumulated batch on all devices (`num_items_in_batch`, which every
+    Trainer counts by `targets` once `labo.integrations.transformers` is imported). Class weights are not counted, so
+    with them gradient accumulation and several devices raise an error.
+
+    The model may return a mapping or an object with `logits`, a tuple that begins with them, or the logits alone. The
+    Trainer itself, unlike `LabelRegularizedTrainer`, drops the first entry of a tuple or a tensor from its predictions.
 
     Args:
         loss: the loss, with reduction "mean".
-        shift_labels: for causal language models, whose logits at a position predict the label at the next.
+        shift_labels: for causal language models, whose logits at a position predict the label at the next. None refuses
+            logits of sequences (B, T, C).
         class_dim: the dimension of classes in logits of sequences or images, 1 or -1. If None, the first batch whose
             labels fit only one of them decides.
 
@@ -40,7 +51,9 @@ class TrainerLoss:
         tensor(1.3863)
     """
 
-    def __init__(self, loss: LabelRegularizedLoss, *, shift_labels: bool = False, class_dim: int | None = None) -> None:
+    def __init__(
+        self, loss: LabelRegularizedLoss, *, shift_labels: bool | None = False, class_dim: int | None = None
+    ) -> None:
         if not isinstance(loss, LabelRegularizedLoss):
             raise TypeError(
                 f"Expected argument `loss` to be a LabelRegularizedLoss, but got {type(loss).__name__}; "
@@ -57,7 +70,9 @@ class TrainerLoss:
         if class_dim not in (None, 1, -1):
             raise ValueError(f"Expected argument `class_dim` to be 1, -1 or None, but got {class_dim!r}.")
         self.shift_labels = shift_labels
-        self.class_dim = -1 if shift_labels else class_dim
+        self.class_dim = class_dim
+        # Whether the network is of Transformers, whose logits of sequences have classes last.
+        self.of_transformers = False
         # The inputs of the next batch, set by `LabelRegularizedTrainer`.
         self.batch: dict[str, Any] = {}
         # The last layer, while the model returns hidden states (`LabelRegularizedTrainer(linear=True)`).
@@ -71,8 +86,16 @@ class TrainerLoss:
         if labels is None:
             raise ValueError("Expected the batch to have `labels`, but it has none.")
         logits = logits_of(outputs)
+        if num_items_in_batch is not None and not isinstance(outputs, Mapping) and not torch.is_grad_enabled():
+            warnings.warn(_DROPS_FIRST, stacklevel=2)
+        if self.shift_labels is None and _are_sequences(logits, labels):
+            raise UserError(
+                "Cannot tell whether the network's logits at a position predict the label at the same position or at "
+                "the next: pass shift_labels=False or, for a causal language model, shift_labels=True."
+            )
+        labels = self.targets(labels)
         if self.shift_labels:
-            logits, labels = logits[..., :-1, :], labels[..., 1:]
+            logits = logits[..., :-1, :]
         batch = self._batch_inputs(outputs)
         indices = batch.get("indices")
         if indices is not None and indices.dim() > 1:  # one index per label
@@ -92,20 +115,28 @@ class TrainerLoss:
     def _flat(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Flatten classes-last logits, as of Transformers, to rows; leave the layout of `F.cross_entropy` unchanged."""
         last = labels.shape == logits.shape[:-1]
+        class_dim = -1 if self.shift_labels or (self.of_transformers and logits.dim() == 3) else self.class_dim
         if last and logits.dim() > 2:
             second = labels.shape == logits[:, 0].shape
-            if second and self.class_dim is None:
+            if second and class_dim is None:
                 raise UserError(
                     f"Cannot tell whether classes are dimension 1 or the last one of logits {tuple(logits.shape)} with "
                     f"labels {tuple(labels.shape)}: pass class_dim=1 or class_dim=-1."
                 )
-            last = not second or self.class_dim == -1
+            last = not second or class_dim == -1
             self.class_dim = -1 if last else 1
         elif logits.dim() > 2 and not labels.dtype.is_floating_point:
             self.class_dim = 1
         if last or (labels.dtype.is_floating_point and labels.shape == logits.shape):
             return logits.reshape(-1, logits.shape[-1]), labels.reshape(-1, *labels.shape[logits.dim() - 1 :])
         return logits, labels
+
+    def targets(self, labels: Tensor) -> Tensor:
+        """The labels (…) or probabilities (…, C) that the loss is computed of; class indices as int64."""
+        if labels.is_floating_point():
+            return labels[..., 1:, :] if self.shift_labels else labels
+        labels = checks.as_targets(labels)
+        return labels[..., 1:] if self.shift_labels else labels
 
     def _loss(self, logits: Tensor, labels: Tensor, items: Tensor | None, batch: dict[str, Any]) -> Tensor:
         if self.head is not None:
@@ -133,6 +164,12 @@ class TrainerLoss:
             "Expected no class weights with gradient accumulation or several devices: the Trainer counts examples, not "
             "their weights.",
         )
+
+
+def _are_sequences(logits: Tensor, labels: Tensor) -> bool:
+    """Whether logits or hidden states are (B, T, …) with a label at each position."""
+    positions = labels.shape[:-1] if labels.is_floating_point() else labels.shape
+    return logits.dim() == 3 and positions == logits.shape[:-1]
 
 
 def _tokens(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,31 +4,35 @@
 
 is enough for regularizers without batch inputs and without state. `LabelRegularizedTrainer` also provides their inputs,
 saves their state in checkpoints, and writes checkpoints atomically.
+
+Importing this module lets every Trainer with a `TrainerLoss` count the targets of that loss (see `targets.py`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import TrainerCallback
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import PreTrainedModel, TrainerCallback
 
 from labo.errors import UserError
 from labo.indexed import IndexedDataset
-from labo.integrations import checkpoint_files, heads
+from labo.integrations import checkpoint_files, heads, targets
 from labo.integrations.batch_inputs import INDEX, BatchInputs
 from labo.integrations.checkpoint_files import REGULARIZER as REGULARIZER
 from labo.integrations.saving import WholeCheckpoints
 from labo.integrations.trainer_loss import TrainerLoss
 from labo.modules import LabelRegularizedLoss
+from labo.networks import logits_of
 from labo.regularizers.base import Regularizer
 
 __all__ = ["LabelRegularizedTrainer", "TrainerLoss"]
+
+targets.own_the_denominator()
 
 
 class LabelRegularizedTrainer(WholeCheckpoints):
@@ -43,16 +47,20 @@ class LabelRegularizedTrainer(WholeCheckpoints):
 
     Args:
         loss: the loss; `LabelRegularizedLoss(labo.regularizers.create(name, …))`.
-        shift_labels: as in `TrainerLoss`; by default True for causal language models of Transformers.
+        shift_labels: as in `TrainerLoss`; by default True for causal language models of Transformers, classes that
+            inherit from one, and these under torch.compile or PEFT; required for logits (B, T, C) of unknown networks.
+        class_dim: as in `TrainerLoss`; sequences of Transformers' networks have classes last.
         linear: compute the loss from the last hidden states in training, so that the (tokens, V) logits are never
             materialized; for networks with an output embedding, and methods that support it. Evaluation uses logits.
         args, kwargs: as in `transformers.Trainer`, without `compute_loss_func`.
 
-    If a batch of an encoder-decoder network lacks `decoder_input_ids`, they are computed from its labels.
+    If a batch of an encoder-decoder network lacks `decoder_input_ids`, they are computed from its labels. Outputs may
+    have any form that `TrainerLoss` accepts, and all of them are among the predictions. The loss of an evaluation is,
+    as the Trainer computes it, the mean over its batches, weighted by their examples.
 
     Raises:
         TypeError, ValueError: as in `TrainerLoss`; the regularizer needs epochs but max_steps is set; linear=True is
-            not supported by the method or the network, or the weights are sharded.
+            not supported by the method or the network, or the weights are sharded; one process has several GPUs.
     """
 
     def __init__(
@@ -60,14 +68,17 @@ class LabelRegularizedTrainer(WholeCheckpoints):
         *args: Any,
         loss: LabelRegularizedLoss,
         shift_labels: bool | None = None,
+        class_dim: int | None = None,
         linear: bool = False,
         **kwargs: Any,
     ) -> None:
-        compute = TrainerLoss(loss, shift_labels=bool(shift_labels))
+        compute = TrainerLoss(loss, shift_labels=shift_labels, class_dim=class_dim)
         super().__init__(*args, compute_loss_func=compute, **kwargs)
+        targets.require_one_device(self.args)
         if shift_labels is None:
-            compute.shift_labels = type(self.model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-        if not self.label_names:  # the forward of the network takes no labels, but this loss does
+            compute.shift_labels = targets.predicts_next_token(self.model)
+        compute.of_transformers = isinstance(targets.unwrapped(self.model), PreTrainedModel)
+        if self.args.label_names is None or not self.label_names:  # this loss takes labels, whatever the network takes
             self.label_names = ["labels"]
         self._compute = compute
         self._inputs = self._provide(loss.regularizer)
@@ -125,10 +136,10 @@ class LabelRegularizedTrainer(WholeCheckpoints):
         self._signature_columns = list(dict.fromkeys(columns))
 
     def _check_linear(self, regularizer: Regularizer) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.n_gpu > 1:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise UserError(
                 "Expected an unsharded network in each process for linear=True (one device, or "
-                "DistributedDataParallel), but the Trainer shards or replicates its weights: use linear=False."
+                "DistributedDataParallel), but the Trainer shards its weights: use linear=False."
             )
         heads.require_linear_form(regularizer, len(heads.head_of(self._network(self.model)).weight))
 
@@ -148,6 +159,14 @@ class LabelRegularizedTrainer(WholeCheckpoints):
                 return super().compute_loss(model, inputs, return_outputs, *args, **kwargs)
         finally:
             self._compute.batch = {}
+
+    def prediction_step(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        """Like `Trainer.prediction_step`, which expects outputs with names or a loss in front of them."""
+        hook = model.register_forward_hook(lambda module, inputs, outputs: _named(outputs))
+        try:
+            return super().prediction_step(model, *args, **kwargs)
+        finally:
+            hook.remove()
 
     def _network(self, model: Any) -> nn.Module:
         """The network without the wrappers of the Trainer and torch.compile."""
@@ -183,6 +202,17 @@ class LabelRegularizedTrainer(WholeCheckpoints):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         checkpoint_files.load_regularizer(self.loss.regularizer, Path(resume_from_checkpoint), self.args.device)
+
+
+def _named(outputs: Any) -> dict[str, Any]:
+    """The outputs of a network by name, in their order."""
+    if isinstance(outputs, Mapping):
+        return outputs if isinstance(outputs, dict) else dict(outputs)
+    if hasattr(outputs, "logits") and hasattr(outputs, "_asdict"):  # a named tuple
+        return outputs._asdict()
+    if hasattr(outputs, "logits") or not isinstance(outputs, tuple):
+        return {"logits": logits_of(outputs)}
+    return {"logits": logits_of(outputs)} | {f"output_{index}": value for index, value in enumerate(outputs) if index}
 
 
 class _ZeroGradients(TrainerCallback):
