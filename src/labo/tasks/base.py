@@ -48,7 +48,7 @@ class Examples:
     target: Tensor
     origin: Origin | None = None
     before_noise: Tensor | None = None
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=(), kw_only=True)
 
     def __len__(self) -> int:
         return len(self.target)
