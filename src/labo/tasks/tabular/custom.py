@@ -17,9 +17,10 @@ from labo.splitting import stratified, stratified_sample
 from labo.tasks.base import Examples, Origin, Sample, Splits
 from labo.tasks.data_files import digest
 from labo.tasks.tabular import features
+from labo.tasks.tabular.cells import Series
 from labo.tasks.tabular.classes import RULES, class_codes, class_texts, count_note, read_classes, unlabelled_note
 from labo.tasks.tabular.csv_files import parse_separator
-from labo.tasks.tabular.table_files import Frame, Series
+from labo.tasks.tabular.table_files import Frame
 from labo.tasks.tabular.task import TabularTask
 
 SPLIT_FRACTIONS = (0.6, 0.2, 0.2)

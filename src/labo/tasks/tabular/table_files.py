@@ -18,7 +18,6 @@ from labo.tasks.tabular.csv_files import read_csv, refuse_duplicates
 
 # pandas' own annotations are unions of everything; tests check what is done with these instead.
 Frame = Any
-Series = Any
 
 _NESTED = (list, dict, tuple, set, np.ndarray)
 SUFFIXES = (".csv", ".parquet", ".npz")
@@ -46,8 +45,6 @@ def read_frame(path: str | Path, separator: str | None = None) -> Frame:
 
 @lru_cache(maxsize=2)
 def _read(path: Path, modified_ns: int, size: int, separator: str | None) -> Frame:
-    import pandas as pd
-
     try:
         frame = _parse(path, separator)
     except UserError:
@@ -62,24 +59,7 @@ def _read(path: Path, modified_ns: int, size: int, separator: str | None) -> Fra
     names = [str(name) for name in frame.columns]
     refuse_duplicates(names, path)
     frame.columns = names
-    for name, dtype in zip(names, frame.dtypes, strict=True):
-        if isinstance(dtype, pd.CategoricalDtype):
-            frame[name] = frame[name].astype(object)
-        if dtype.kind == "O":
-            frame[name] = frame[name].map(partial(_decode, name=name, path=path), na_action="ignore")
-    nested = [name for name in names if _is_nested(frame[name])]
-    if nested:
-        raise UserError(
-            f"The column '{nested[0]}' in '{path}' holds lists or objects; a cell must be a number or a string."
-        )
     return frame.reset_index(drop=True)
-
-
-def _is_nested(series: Series) -> bool:
-    """Whether a cell holds more than one value; numeric columns need no check."""
-    import pandas as pd
-
-    return not pd.api.types.is_numeric_dtype(series) and series.map(lambda value: isinstance(value, _NESTED)).any()
 
 
 def _parse(path: Path, separator: str | None) -> Frame:
@@ -91,10 +71,25 @@ def _parse(path: Path, separator: str | None) -> Frame:
         return read_csv(path, separator)
     if suffix == ".npz":
         return pd.DataFrame(_columns(_read_arrays(path), path))
+    return _read_parquet(path)
+
+
+def _read_parquet(path: Path) -> Frame:
+    import pandas as pd
     import pyarrow.parquet
 
     refuse_duplicates(pyarrow.parquet.read_schema(path).names, path)
-    return pd.read_parquet(path)
+    frame = pd.read_parquet(path)
+    for name, dtype in frame.dtypes.items():
+        if isinstance(dtype, pd.CategoricalDtype):
+            frame[name] = frame[name].astype(object)
+        elif dtype == np.dtype(object):
+            if frame[name].map(lambda cell: isinstance(cell, _NESTED)).any():
+                raise UserError(
+                    f"The column '{name}' in '{path}' holds lists or objects; a cell must be a number or a string."
+                )
+            frame[name] = frame[name].map(partial(_decode, name=str(name), path=path), na_action="ignore")
+    return frame
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
