@@ -129,7 +129,7 @@ def test_rows_longer_than_the_header_are_refused(tmp_path):
     (tmp_path / "a.csv").write_text("y,a,b\n" + "p,1,2,\nq,3,4,\n" * 10)
     assert tasks.create("table", data=str(tmp_path / "a.csv"), target="y").splits(0).classes == ("p", "q")
     (tmp_path / "a.csv").write_text("y,a,b\n" + "p,1,2,9\nq,3,4,9\n" * 10)
-    with pytest.raises(UserError, match=r"Cannot read .*a\.csv.*Length of header"):
+    with pytest.raises(UserError, match=r"Line 2 of .*a\.csv' has 4 cells, but its header has 3"):
         tasks.create("table", data=str(tmp_path / "a.csv"), target="y").splits(0)
 
 
@@ -191,7 +191,7 @@ def test_missing_values_are_marked_and_told(frame, tmp_path):
     told = " ".join(splits.notes)
     assert "'age' lacks 50 values" in told
     assert "'town' lacks 40 values" in told
-    assert "1 rows have no 'answer'" in told
+    assert "1 row has no 'answer' and is left out." in told
     features = torch.cat([splits.train.features, splits.validation.features, splits.test.features])
     assert features.shape == (199, 2 + 4)
     assert features[:, 1].sum() == 50

@@ -27,6 +27,8 @@ def evaluate(
         str | None,
         typer.Option(help="The column or array of the classes in --data; by default the name used in training."),
     ] = None,
+    separator: options.Separator = None,
+    decimal: options.Decimal = None,
     per_class: Annotated[
         bool, typer.Option("--per-class", help="Also print the metrics of each class, the worst first.")
     ] = (False),
@@ -44,7 +46,9 @@ def evaluate(
     from labo.experiment import post_hoc, saved_run
     from labo.report.measures import present
 
-    loaded = saved_run.load(run)
+    if data is None and (separator or decimal):
+        raise UserError("Options --separator and --decimal require --data.")
+    loaded = saved_run.load(run, separator=separator, decimal=decimal)
     grid = options.shifts([loaded.description["task"]], shift, severity)
     widths = options.beams([loaded.description["task"]], beams)
     if per_class and not loaded.classes:
@@ -130,4 +134,4 @@ def _class_table(classes: list[dict[str, Any]]) -> str:
 
 
 def _format(value: float | None, form: str) -> str:
-    return "–" if value is None else form.format(value)
+    return "–" if value is None else form.format(value + 0.0)  # -0.0 is 0

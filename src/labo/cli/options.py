@@ -26,6 +26,16 @@ Target = Annotated[
     str | None, typer.Option(help="The class column of --data; with --source, the file of translations.")
 ]
 Split = Annotated[str | None, typer.Option(help="A column of --data whose values are train, validation or test.")]
+Separator = Annotated[
+    str | None,
+    typer.Option(help="The character between the cells of .csv files, or tab or space.", show_default="found in them"),
+]
+Decimal = Annotated[
+    str | None, typer.Option(metavar=".|,", help="The mark of decimals in tables.", show_default="found in them")
+]
+LeaveOut = Annotated[
+    list[str] | None, typer.Option(metavar="COLUMN", help="A column of --data that is no feature; repeatable.")
+]
 Source = Annotated[
     Path | None,
     typer.Option(help="A file of source sentences, one per line; --target is the file of their translations."),
@@ -85,7 +95,8 @@ Run = Annotated[Path, typer.Argument(help="The folder of a finished run.", show_
 
 
 # Task options that have a command-line option of their own.
-DEDICATED_OPTIONS = ("data", "source", "target", "split", "train_size", "label_noise", "skip_unreadable")
+DEDICATED_OPTIONS = ("data", "source", "target", "split", "separator", "decimal", "leave_out", "train_size")
+DEDICATED_OPTIONS += ("label_noise", "skip_unreadable")
 
 
 def task(name: str | None, assignments: list[str] | None, **options: Any) -> tuple[str, dict[str, Any]]:

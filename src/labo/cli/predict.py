@@ -52,6 +52,8 @@ def predict(
             show_default=False,
         ),
     ],
+    separator: options.Separator = None,
+    decimal: options.Decimal = None,
     output: Annotated[Path | None, typer.Option(help="Write all probabilities to this .csv file.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Probabilities without temperature scaling.")] = False,
     label: Annotated[
@@ -67,7 +69,7 @@ def predict(
 
     if output is not None and (output.suffix.lower() != ".csv" or output.resolve() in [p.resolve() for p in inputs]):
         raise UserError(f"Expected --output to be a .csv file other than the input, but got '{output}'.")
-    loaded = saved_run.load(run)
+    loaded = saved_run.load(run, separator=separator, decimal=decimal)
     loaded.require_kind("classification", "predict")
     interactive = output is None and sys.stdout.isatty()
     predictions, named = _predict(loaded, inputs, raw=raw, label=label, interactive=interactive)
@@ -97,6 +99,8 @@ def _predict(
     named = len(inputs) > 1
     for path in inputs:
         parts.append(loaded.logits(loaded.inputs_in(path)))
+        for note in loaded.input_notes(path):
+            print(note, file=sys.stderr)
         count, input_files = len(parts[-1]), loaded.task.input_files(path)
         named = named or input_files is not None
         files += [str(path)] * count if input_files is None else input_files

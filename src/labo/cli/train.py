@@ -27,6 +27,9 @@ def train(
     source: options.Source = None,
     target: options.Target = None,
     split: options.Split = None,
+    separator: options.Separator = None,
+    decimal: options.Decimal = None,
+    leave_out: options.LeaveOut = None,
     train_size: options.TrainSize = None,
     label_noise: options.LabelNoise = None,
     skip_unreadable: options.SkipUnreadable = None,
@@ -57,8 +60,9 @@ def train(
 
     overrides = options.settings(config, set_, epochs, steps, model, start_after)
     data_options = {"data": data, "source": source, "target": target, "split": split}
+    reading = {"separator": separator, "decimal": decimal, "leave_out": leave_out or None}
     sampling = {"train_size": train_size, "label_noise": label_noise, "skip_unreadable": skip_unreadable}
-    name, task_options = options.task(task, option, **data_options, **sampling)
+    name, task_options = options.task(task, option, **data_options, **reading, **sampling)
     if threads < 1:
         raise UserError(f"Expected --threads of at least 1, but got {threads}.")
     trial_options = {"checkpoint": options.known_checkpoint(checkpoint), "curves": curves, "save_seconds": save_every}

@@ -137,7 +137,7 @@ class SavedRun:
                 f"The data of the run in '{self.folder}' have changed since it was trained: train it anew, or name a "
                 "--data."
             )
-        return self.task.splits(self.description["seed"])
+        return self.task.recorded_splits(self.description["seed"], self.classes, self.description["preprocessing"])
 
     @property
     def regularizer(self) -> Any:
@@ -186,7 +186,11 @@ class SavedRun:
 
     def notes(self, examples: Any, what: str) -> tuple[str, ...]:
         """Sentences for the user about the scores of examples, which are called `what`."""
-        return self.evaluator.notes(self.model, examples, what)
+        return (*examples.notes, *self.evaluator.notes(self.model, examples, what))
+
+    def input_notes(self, path: Path) -> tuple[str, ...]:
+        """Sentences for the user about the inputs in a file or folder."""
+        return self.task.input_notes(path, self.description["preprocessing"])
 
     def search_scores(self, examples: Any, beam: int) -> dict[str, float]:
         """BLEU and chrF of the translations of examples by beam search of another width."""
@@ -210,8 +214,10 @@ class SavedRun:
         return self.evaluator.scores(self.model.to(self.device), examples, self.temperature)
 
 
-def load(folder: Path) -> SavedRun:
+def load(folder: Path, **reading: Any) -> SavedRun:
     """The run in a folder: that of `labo train`, or DIR/TASK/METHOD/SEED of a comparison.
+
+    `reading` are options of its task for files other than those it was trained on; None leaves the run's own.
 
     Raises:
         UserError: there is none, it is not finished, it failed, or its files are damaged.
@@ -230,6 +236,9 @@ def load(folder: Path) -> SavedRun:
     if (record.get("metrics") or {}).get("temperature") is None:
         raise UserError(f"'{folder / trials.RECORD}' is damaged: its entry `metrics.temperature` is missing.")
     trials.check_file(folder, trials.RUN, record)
+    changed = {name: value for name, value in reading.items() if value is not None}
+    if changed:
+        description = {**description, "task_options": {**description["task_options"], **changed}}
     return SavedRun(folder, description, record)
 
 

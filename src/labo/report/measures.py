@@ -26,8 +26,8 @@ class Measure:
         return self.key in OF_TEXT
 
     def value(self, value: float | None) -> str:
-        """The value in its unit, such as `97.32%`; an en dash where there is none."""
-        return "–" if value is None else f"{value * self.factor:.{self.digits}f}{self.unit}"
+        """The value in its unit, such as `97.32%`; an en dash where there is none; −0.0 is 0."""
+        return "–" if value is None else f"{value * self.factor + 0.0:.{self.digits}f}{self.unit}"
 
     def spread(self, half_width: float | None) -> str:
         """The half width of an interval in the unit of `value`, without its sign: `0.21`; empty where there is none."""
@@ -37,7 +37,7 @@ class Measure:
         """A difference with its sign, in the unit of `value` but without naming it: `+0.32`, `−0.05`."""
         if difference is None:
             return "–"
-        text = f"{difference * self.factor:+.{self.digits}f}"
+        text = f"{difference * self.factor + 0.0:+.{self.digits}f}"
         return text.replace("-", "−")
 
     def cell(self, mean: float | None, half_width: float | None, *, emphasized: bool = False) -> Cell:

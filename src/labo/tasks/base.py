@@ -43,12 +43,14 @@ class Examples:
     """Features (N, …) float32 and class indices (N,) int64.
 
     The splits of a task have an `origin`; with label noise they also have the (N,) clean labels, `before_noise`.
+    `notes` are sentences for who evaluates them.
     """
 
     features: Tensor
     target: Tensor
     origin: Origin | None = None
     before_noise: Tensor | None = None
+    notes: tuple[str, ...] = field(default=(), kw_only=True)
 
     def __len__(self) -> int:
         return len(self.target)
@@ -131,6 +133,10 @@ class Task(ABC):
     def splits(self, seed: int) -> Splits:
         """The splits of a seed, with label noise; statistics are computed on the training split alone."""
 
+    def recorded_splits(self, seed: int, classes: Sequence[str], preprocessing: Mapping[str, Any]) -> Splits:
+        """The splits of a run that has these `classes` and this `preprocessing`, as it was trained on them."""
+        return self.splits(seed)
+
     @abstractmethod
     def model(
         self, classes: tuple[str, ...], preprocessing: Mapping[str, Any], settings: Mapping[str, Any]
@@ -172,6 +178,10 @@ class Task(ABC):
     @abstractmethod
     def read_inputs(self, path: Path, preprocessing: Mapping[str, Any]) -> Tensor:
         """The features of new, unlabelled inputs in a file."""
+
+    def input_notes(self, path: Path, preprocessing: Mapping[str, Any]) -> tuple[str, ...]:
+        """Sentences for who predicts the inputs that `read_inputs` reads."""
+        return ()
 
     def input_files(self, path: Path) -> list[str] | None:
         """The file of each input that `read_inputs` reads from `path`; None where `path` is one file of many inputs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -18,24 +19,14 @@ _E = TypeVar("_E", bound=Examples)
 
 
 def class_name(value: Any) -> str:
-    """The name of the class whose label is `value`; whole numbers are written without a decimal point."""
-    return str(int(value)) if isinstance(value, float | np.floating) and value == int(value) else str(value)
-
-
-def class_index(value: Any, classes: Sequence[str]) -> int | None:
-    """The index of the class with label `value`; None where it is none of `classes`.
+    """The name of the class whose label is `value`; whole numbers of type float are written without a decimal point.
 
     Example:
-        >>> class_index("2.0", ("1", "2"))
-        1
+        >>> class_name(2.0), class_name("2.0"), class_name("007")
+        ('2', '2.0', '007')
     """
-    text = str(value)
-    if text not in classes:
-        try:
-            text = class_name(float(text))
-        except (ValueError, OverflowError):
-            return None
-    return classes.index(text) if text in classes else None
+    whole = isinstance(value, float | np.floating) and math.isfinite(value) and value == int(value)
+    return str(int(value)) if whole else str(value)
 
 
 def class_indices(

@@ -40,7 +40,7 @@ _REGISTRY: dict[str, _Entry] = {
     ),
     "table": _Entry(
         "tabular.custom:CustomTable",
-        ("data", "target", "split", *_SAMPLING),
+        ("data", "target", "split", "separator", "decimal", "leave_out", "dates", *_SAMPLING),
         "your own table: --data FILE.csv|.parquet|.npz --target COLUMN",
     ),
     "cifar10": _Entry(

@@ -18,7 +18,6 @@ from labo.tasks import data_files
 from labo.tasks.images import hf_datasets, npz
 from labo.tasks.images.dataset import PART_NAMES, ImageSet, Part
 from labo.tasks.images.decoding import SUFFIXES, UNSUPPORTED_SUFFIXES, EncodedImages, ImageFiles
-from labo.tasks.labels import class_index
 
 
 def read(data: str, target: str | None = None, fetch: bool = False) -> ImageSet:
@@ -90,7 +89,7 @@ def read_labelled(path: Path, target: str | None, classes: Sequence[str], class_
     by_index = not any(name.isdigit() for name in classes)
     trained_index = []
     for name in images.classes:
-        index = class_index(name, classes)
+        index = classes.index(name) if name in classes else None
         if index is None and name in class_folders:
             index = class_folders.index(name)
         if index is None and by_index and name.isdigit() and int(name) < len(classes):

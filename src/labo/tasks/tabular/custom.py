@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,15 @@ from labo.settings import TrainingSettings
 from labo.splitting import stratified, stratified_sample
 from labo.tasks.base import Examples, Origin, Sample, Splits
 from labo.tasks.data_files import digest
-from labo.tasks.labels import class_name
 from labo.tasks.tabular import features
-from labo.tasks.tabular.table_files import Frame, Series, read_frame, to_numbers
+from labo.tasks.tabular.cells import Series
+from labo.tasks.tabular.classes import RULES, class_codes, class_texts, count_note, read_classes, unlabelled_note
+from labo.tasks.tabular.csv_files import parse_separator
+from labo.tasks.tabular.table_files import Frame
 from labo.tasks.tabular.task import TabularTask
 
 SPLIT_FRACTIONS = (0.6, 0.2, 0.2)
 SPLIT_NAMES = {"train": 0, "training": 0, "validation": 1, "val": 1, "valid": 1, "dev": 1, "test": 2}
-# A target column with more distinct numbers than this is a quantity, not classes.
-MAX_NUMERIC_CLASSES = 100
 # Columns compared first in the search for duplicate rows: few, for speed, but enough to separate most rows.
 DUPLICATE_KEY_COLUMNS = 16
 
@@ -39,6 +39,10 @@ class CustomTable(TabularTask):
         split: a column with values train, validation or test; without it 60/20/20, stratified, drawn by the seed.
         train_size: number of training examples to keep (stratified); all by default.
         label_noise: "SHARE,symmetric|pair": this share of the training and validation labels is changed.
+        separator: the character between the cells of .csv files; found in them by default.
+        decimal: "." or ",", the mark of decimals in strings; found in them by default.
+        leave_out: columns that are no features.
+        dates: "expand" makes features of the year, month and day of dates, which are refused otherwise.
     """
 
     name = "table"
@@ -51,63 +55,117 @@ class CustomTable(TabularTask):
         split: str | None = None,
         train_size: int | None = None,
         label_noise: str | None = None,
+        separator: str | None = None,
+        decimal: str | None = None,
+        leave_out: Sequence[str] = (),
+        dates: str | None = None,
     ) -> None:
         if not data or not target:
             missing = "--data FILE.csv|.parquet|.npz --target COLUMN" if not data else "--target COLUMN, the classes"
             raise UserError(f"Task 'table' needs {missing}.")
+        if decimal not in (None, ".", ","):
+            raise UserError(f"Expected --decimal to be . or , but got '{decimal}'.")
+        if dates not in (None, "expand"):
+            raise UserError(f"Expected option `dates` to be expand, but got '{dates}'.")
         self.path = str(Path(data).resolve())
-        super().__init__(data=self.path, target=target, split=split, train_size=train_size, label_noise=label_noise)
+        self.leave_out = [leave_out] if isinstance(leave_out, str) else list(leave_out)
+        super().__init__(
+            data=self.path, target=target, split=split, train_size=train_size, label_noise=label_noise, decimal=decimal,
+            separator=None if separator is None else parse_separator(separator), leave_out=self.leave_out or None,
+            dates=dates,
+        )  # fmt: skip
         self.target, self.split, self.train_size = target, split, train_size
 
     @override
     def splits(self, seed: int) -> Splits:
-        frame, target, classes, notes = self._read()
+        return self._splits(seed, None, None)
+
+    @override
+    def recorded_splits(self, seed: int, classes: Sequence[str], preprocessing: Mapping[str, Any]) -> Splits:
+        if preprocessing.get("rules", 1) == RULES:
+            return self.splits(seed)
+        return self._splits(seed, tuple(classes), preprocessing["columns"])
+
+    def _splits(self, seed: int, classes: tuple[str, ...] | None, columns: list[features.Column] | None) -> Splits:
+        """The splits of a seed; with the `classes` and `columns` of a run that was trained by older rules."""
+        frame, target, classes, notes = self._read(classes)
         generator = torch.Generator().manual_seed(seed)
         parts = self._split(frame, target, classes, generator, notes)
         if self.train_size is not None:
             parts[0] = _sample(parts[0], target, self.train_size, generator)
-        inputs = frame.drop(columns=[name for name in (self.target, self.split) if name])
-        columns, column_notes = features.fit(inputs, _mask(parts[0], len(frame)))
+        inputs = frame.drop(columns=[name for name in (self.target, self.split, *self.leave_out) if name])
+        decimal = self.options.get("decimal")
+        if columns is None:
+            counters = features.row_counters(inputs)
+            notes += [f"Column '{name}' has no name and numbers the rows: it is left out." for name in counters]
+            inputs = inputs.drop(columns=counters)
+            columns, column_notes = features.fit(
+                inputs, _mask(parts[0], len(frame)), decimal=decimal, expand_dates="dates" in self.options
+            )
+            notes += column_notes
         origin = Origin(torch.tensor(frame.index.to_numpy()), _row_name)
-        examples = self.make_parts(features.encode(inputs, columns), origin, target, parts, len(classes), generator)
-        return Splits(*examples, classes, {"columns": columns}, (*notes, *column_notes))
+        encoded = features.encode(inputs, columns, decimal)
+        train, validation, test = self.make_parts(encoded, origin, target, parts, len(classes), generator)
+        categories = [column for column in columns if column["kind"] == "category"]
+        validation, test = (
+            replace(part, notes=features.unseen_values(inputs.iloc[rows.numpy()], categories) if categories else ())
+            for part, rows in zip((validation, test), parts[1:], strict=True)
+        )
+        return Splits(train, validation, test, classes, {"columns": columns, "rules": RULES}, tuple(notes))
 
     @override
     def samples(self, examples: Examples, preprocessing: Mapping[str, Any]) -> list[Sample]:
         """The columns used as inputs, with the values of the file."""
         assert examples.origin is not None
-        names = [column["name"] for column in preprocessing["columns"]]
-        rows = read_frame(self.path).loc[examples.origin.source_indices.numpy(), names]
+        names = list(dict.fromkeys(column["name"] for column in preprocessing["columns"]))
+        rows = self.read_frame(self.path).loc[examples.origin.source_indices.numpy(), names]
         strings = rows.astype(object).where(rows.notna(), "").map(str)
         return [dict(zip(names, values, strict=True)) for values in strings.itertuples(index=False, name=None)]
 
     @override
     def training_settings(self, model: Any = None) -> TrainingSettings:
         """60 epochs for a small table, fewer for a large one."""
-        rows = len(read_frame(self.path))
+        rows = len(self.read_frame(self.path))
         epochs = max(10, round(60 * min(1.0, 5_000 / rows)))
         return replace(super().training_settings(model), epochs=epochs, batch_size=64 if rows <= 20_000 else 256)
 
     @override
     def fingerprint(self) -> str:
-        read_frame(self.path)
+        self.read_frame(self.path)
         return digest(self.path)
 
-    def _read(self) -> tuple[Frame, Tensor, tuple[str, ...], list[str]]:
-        frame = read_frame(self.path)
-        for column in (self.target, self.split):
+    def _read(self, classes: tuple[str, ...] | None) -> tuple[Frame, Tensor, tuple[str, ...], list[str]]:
+        frame = self.read_frame(self.path)
+        for column in (self.target, self.split, *self.leave_out):
             if column is not None and column not in frame.columns:
-                raise unknown("column", column, frame.columns)
+                raise self._unknown(column, list(frame.columns))
+        if self.target in self.leave_out:
+            raise UserError(f"The column '{self.target}' holds the classes, so --leave-out does not apply.")
         notes = []
-        unlabelled = frame[self.target].isna()
-        if unlabelled.any():
-            notes.append(f"{int(unlabelled.sum())} rows have no '{self.target}' and are left out.")
-            frame = frame[~unlabelled]  # the index keeps the row number in the file
+        texts = class_texts(frame[self.target])
+        if classes is None:
+            labelled = np.array([text is not None for text in texts])
+            classes = read_classes(texts[labelled], frame[self.target][labelled], self.path)
+            codes = class_codes(texts, classes)
+        else:
+            codes = class_codes(texts, classes, rules=1)
+        if unlabelled := int((codes < 0).sum()):
+            notes.append(unlabelled_note(self.target, unlabelled))
+            frame, codes = frame[codes >= 0], codes[codes >= 0]  # the index keeps the row number in the file
+        notes.insert(0, count_note(self.target, classes, np.bincount(codes, minlength=len(classes)).tolist()))
         duplicates = _count_duplicates(frame)
         if duplicates:
-            notes.append(f"{duplicates} rows are copies of another row; copies may be split between training and test.")
-        target, classes = _classes(frame[self.target], self.path)
-        return frame, target, classes, notes
+            are = "row is a copy" if duplicates == 1 else "rows are copies"
+            notes.append(f"{duplicates} {are} of another row; copies may be split between training and test.")
+        return frame, torch.from_numpy(codes), classes, notes
+
+    def _unknown(self, column: str, columns: list[str]) -> UserError:
+        if len(columns) == 1 and self.path.lower().endswith(".csv"):
+            return UserError(
+                f"Unknown column '{column}': '{self.path}' was read as the one column '{columns[0]}'; tell what "
+                "separates its cells with --separator."
+            )
+        return unknown("column", column, columns)
 
     def _split(
         self,
@@ -143,28 +201,6 @@ def _count_duplicates(frame: Frame) -> int:
     """
     candidates = frame.duplicated(subset=list(frame.columns[:DUPLICATE_KEY_COLUMNS]), keep=False)
     return int(frame[candidates].duplicated().sum())
-
-
-def _classes(series: Series, path: str) -> tuple[Tensor, tuple[str, ...]]:
-    """Class indices (N,) and class names, in numerical or alphabetical order."""
-    numbers = to_numbers(series)
-    values = numbers if numbers.notna().all() else series.map(str)
-    distinct, counts = np.unique(values.to_numpy(), return_counts=True)
-    if len(distinct) < 2:
-        raise UserError(f"The column '{series.name}' in '{path}' holds one class only, '{distinct[0]}'.")
-    if numbers.notna().all() and len(distinct) > MAX_NUMERIC_CLASSES:
-        raise UserError(
-            f"The column '{series.name}' holds {len(distinct)} different numbers: a quantity, not classes; labo trains "
-            "classifiers."
-        )
-    if counts.min() == 1:
-        single = distinct[counts.argmin()]
-        row = series.index[int((values == single).to_numpy().argmax())]
-        raise UserError(
-            f"The class '{class_name(single)}' has a single example (row {row + 1}), which cannot be in both training "
-            "and test: merge the class with another or leave it out."
-        )
-    return torch.from_numpy(np.searchsorted(distinct, values.to_numpy())).long(), tuple(map(class_name, distinct))
 
 
 def _split_codes(series: Series) -> Tensor:

@@ -5,30 +5,29 @@ pandas is imported when a table is read: `digits` does without it, and starts a 
 
 from __future__ import annotations
 
-import warnings
 import zipfile
-from collections import Counter
-from functools import lru_cache
+from collections.abc import Mapping
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from labo.errors import UserError, first_line
+from labo.tasks.tabular.csv_files import read_csv, refuse_duplicates
 
 # pandas' own annotations are unions of everything; tests check what is done with these instead.
 Frame = Any
-Series = Any
 
 _NESTED = (list, dict, tuple, set, np.ndarray)
 SUFFIXES = (".csv", ".parquet", ".npz")
 
 
-def read_frame(path: str | Path) -> Frame:
+def read_frame(path: str | Path, separator: str | None = None) -> Frame:
     """The table in a file, one row per example. The result is cached: do not modify it.
 
     An .npz file holds arrays of equal length: (N,) is a column, (N, D) the columns name_0 … name_{D-1}; further
-    dimensions are flattened.
+    dimensions are flattened. The separator of a .csv file is found in it if it is None.
 
     Raises:
         UserError: the file is missing, empty, damaged or of another type.
@@ -41,79 +40,106 @@ def read_frame(path: str | Path) -> Frame:
     state = path.stat()
     if state.st_size == 0:
         raise UserError(f"The file '{path}' is empty.")
-    return _read(path, state.st_mtime_ns, state.st_size)
+    return _read(path, state.st_mtime_ns, state.st_size, separator)
 
 
 @lru_cache(maxsize=2)
-def _read(path: Path, modified_ns: int, size: int) -> Frame:
-    import pandas as pd
-
+def _read(path: Path, modified_ns: int, size: int, separator: str | None) -> Frame:
     try:
-        frame = _parse(path)
+        frame = _parse(path, separator)
     except UserError:
         raise
     except UnicodeDecodeError as error:
-        raise UserError(f"The file '{path}' is not UTF-8 text.") from error
-    except (ValueError, OSError, zipfile.BadZipFile, pd.errors.ParserError, pd.errors.ParserWarning) as error:
+        raise UserError(f"The file '{path}' is not UTF-8 text: save it as UTF-8.") from error
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
         reason = "it is no .npz file of plain arrays" if "pickled" in str(error) else first_line(error)
         raise UserError(f"Cannot read '{path}': {reason}.") from error
     if frame.empty:
         raise UserError(f"The file '{path}' holds no rows.")
     names = [str(name) for name in frame.columns]
-    duplicates = [name for name, count in Counter(names).items() if count > 1]
-    if duplicates:
-        raise UserError(f"The file '{path}' has two columns named '{duplicates[0]}'.")
-    nested = [name for name in names if _is_nested(frame[name])]
-    if nested:
-        raise UserError(
-            f"The column '{nested[0]}' in '{path}' holds lists or objects; a cell must be a number or a string."
-        )
+    refuse_duplicates(names, path)
     frame.columns = names
     return frame.reset_index(drop=True)
 
 
-def _is_nested(series: Series) -> bool:
-    """Whether a cell holds more than one value; numeric columns need no check."""
-    import pandas as pd
-
-    return not pd.api.types.is_numeric_dtype(series) and series.map(lambda value: isinstance(value, _NESTED)).any()
-
-
-def _parse(path: Path) -> Frame:
+def _parse(path: Path, separator: str | None) -> Frame:
     import pandas as pd
 
     suffix = path.suffix.lower()
     if suffix == ".csv":
         # All cells are read as strings: types are inferred per column, with errors that give the row.
-        with warnings.catch_warnings():
-            # Rows longer than the header would lose a value, or shift the columns.
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            return pd.read_csv(path, dtype=str, skipinitialspace=True, encoding="utf-8-sig", index_col=False)
-    return pd.read_parquet(path) if suffix == ".parquet" else _parse_arrays(path)
+        return read_csv(path, separator)
+    if suffix == ".npz":
+        return pd.DataFrame(_columns(_read_arrays(path), path))
+    return _read_parquet(path)
 
 
-def _parse_arrays(path: Path) -> Frame:
+def _read_parquet(path: Path) -> Frame:
     import pandas as pd
+    import pyarrow.parquet
 
-    columns: dict[str, Any] = {}
+    refuse_duplicates(pyarrow.parquet.read_schema(path).names, path)
+    frame = pd.read_parquet(path)
+    for name, dtype in frame.dtypes.items():
+        if isinstance(dtype, pd.CategoricalDtype):
+            frame[name] = frame[name].astype(object)
+        elif dtype == np.dtype(object):
+            if frame[name].map(lambda cell: isinstance(cell, _NESTED)).any():
+                raise UserError(
+                    f"The column '{name}' in '{path}' holds lists or objects; a cell must be a number or a string."
+                )
+            frame[name] = frame[name].map(partial(_decode, name=str(name), path=path), na_action="ignore")
+    return frame
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    arrays: dict[str, np.ndarray] = {}
     # Opened here, because np.load leaves a damaged file open.
-    with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-        lengths = {name: arrays[name].shape[:1] for name in arrays.files}
-        if len(set(lengths.values())) > 1 or () in lengths.values():
-            shapes = ", ".join(f"{name} {arrays[name].shape}" for name in arrays.files)
-            raise UserError(f"Expected the arrays in '{path}' to have one row per example each, but got {shapes}.")
-        for name in arrays.files:
-            array = arrays[name]
-            if array.ndim == 1:
-                columns[name] = array
-            else:
-                flat = array.reshape(len(array), -1)
-                columns |= {f"{name}_{i}": flat[:, i] for i in range(flat.shape[1])}
-    return pd.DataFrame(columns)
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+        refuse_duplicates(archive.files, path)
+        for name in archive.files:
+            try:
+                array = archive[name]
+            except ValueError as error:
+                if "Object arrays" not in str(error):
+                    raise
+                raise UserError(
+                    f"The array '{name}' in '{path}' holds Python objects, which are not read: save {name}.astype(str) "
+                    "or an array of numbers."
+                ) from error
+            if array.dtype.kind not in "biufUSM":
+                raise UserError(f"The array '{name}' in '{path}' holds {array.dtype}, no numbers, strings or dates.")
+            if array.dtype.kind == "S":
+                array = np.array([_decode(cell, name, path) for cell in array.flat]).reshape(array.shape)
+            arrays[name] = array
+    return arrays
 
 
-def to_numbers(series: Series) -> Series:
-    """A column as numbers, NaN for other values."""
-    import pandas as pd
+def _columns(arrays: Mapping[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
+    """The columns of arrays, of which each has a row per example."""
+    lengths = {array.shape[:1] for array in arrays.values()}
+    if len(lengths) > 1 or () in lengths:
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+        raise UserError(f"Expected the arrays in '{path}' to have one row per example each, but got {shapes}.")
+    columns: list[tuple[str, np.ndarray]] = []
+    for name, array in arrays.items():
+        if array.ndim == 1:
+            columns.append((name, array))
+        else:
+            flat = array.reshape(len(array), -1)
+            columns += [(f"{name}_{index}", flat[:, index]) for index in range(flat.shape[1])]
+    refuse_duplicates([name for name, _ in columns], path)
+    return dict(columns)
 
-    return pd.to_numeric(series, errors="coerce")
+
+def _decode(cell: Any, name: str, path: Path) -> Any:
+    """A cell of bytes as the string that it is."""
+    if not isinstance(cell, bytes):
+        return cell
+    try:
+        return cell.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"The column '{name}' in '{path}' holds bytes that are not UTF-8 text, such as {cell[:20]!r}: save it as "
+            "strings."
+        ) from error

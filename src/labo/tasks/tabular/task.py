@@ -15,7 +15,8 @@ from labo import numeric
 from labo.errors import UserError, unknown
 from labo.settings import TrainingSettings
 from labo.tasks.base import Examples, Origin, Task
-from labo.tasks.labels import class_index, parse_label_noise, with_noise
+from labo.tasks.labels import parse_label_noise, with_noise
+from labo.tasks.tabular import classes as table_classes
 from labo.tasks.tabular import features, table_files
 
 MODELS = ("mlp", "linear")
@@ -104,21 +105,39 @@ class TabularTask(Task):
         self, path: Path, preprocessing: Mapping[str, Any], classes: Sequence[str], target: str | None
     ) -> Examples:
         name = target or self.options.get("target", "target")
-        frame = table_files.read_frame(path)
+        frame = self.read_frame(path)
         if name not in frame.columns:
             raise unknown("column", name, frame.columns)
-        labels = [class_index(value, classes) for value in frame[name]]
-        if None in labels:
-            row = labels.index(None)
+        texts = table_classes.class_texts(frame[name])
+        codes = table_classes.class_codes(texts, classes, preprocessing.get("rules", 1))
+        if (wrong := codes == -2).any():
+            row = int(wrong.argmax())
             raise UserError(
-                f"Expected one of the classes trained on ({', '.join(classes)}) in row {row + 1} of column '{name}', "
-                f"but got '{frame[name][row]}'."
+                f"Expected one of the classes trained on ({table_classes.abbreviate(classes)}) in row {row + 1} of "
+                f"column '{name}', but got '{texts[row]}'."
             )
-        return Examples(features.encode(frame, preprocessing["columns"]), torch.tensor(labels))
+        notes = []
+        if unlabelled := int((codes == -1).sum()):
+            if unlabelled == len(frame):
+                raise UserError(f"The column '{name}' in '{path}' is empty in every row.")
+            notes.append(table_classes.unlabelled_note(name, unlabelled))
+            frame, codes = frame[codes >= 0], codes[codes >= 0]
+        columns, decimal = preprocessing["columns"], self.options.get("decimal")
+        inputs = features.encode(frame, columns, decimal)
+        notes += features.unseen_values(frame, columns, decimal)
+        return Examples(inputs, torch.from_numpy(codes), notes=tuple(notes))
 
     @override
     def read_inputs(self, path: Path, preprocessing: Mapping[str, Any]) -> Tensor:
-        return features.encode(table_files.read_frame(path), preprocessing["columns"])
+        return features.encode(self.read_frame(path), preprocessing["columns"], self.options.get("decimal"))
+
+    @override
+    def input_notes(self, path: Path, preprocessing: Mapping[str, Any]) -> tuple[str, ...]:
+        return features.unseen_values(self.read_frame(path), preprocessing["columns"], self.options.get("decimal"))
+
+    def read_frame(self, path: str | Path) -> table_files.Frame:
+        """The table in a file, with the separator that the task was given."""
+        return table_files.read_frame(path, self.options.get("separator"))
 
 
 def build_network(inputs: int, classes: int, settings: Mapping[str, Any]) -> nn.Module:
