@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from labo.cli import streams
 from labo.errors import UserError
 
 # The exit status that shells give a program that Ctrl-C ended.
@@ -18,11 +19,12 @@ _REPORT_SECONDS = 5.0
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status; a user error is one sentence on stderr and status 2."""
+    streams.prepare()
     try:
         status = _run(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()  # a reader that has left is noticed here, not at exit
         if status == _INTERRUPTED and arguments is None:
             # Exit at once: Python would first wait for its threads.
-            sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
         return status
@@ -37,11 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _print_error(
             f"This command needs {error.name}, which the extra '{extra}' installs: pip install -e '.[{extra}]'."
         )
-    except BrokenPipeError:
-        # The reader of the pipe has exited: write nothing more, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and streams.silence_if_left():
+            return 0
         path = f" ('{error.filename}')" if error.filename else ""
         return _print_error(f"Operating-system error: {error.strerror or error}{path}.")
 
@@ -57,6 +57,8 @@ def _run(arguments: list[str]) -> int:
         status = app(args=arguments or ["--help"], prog_name="labo", standalone_mode=False) or 0
     except typer.Abort:  # what some versions of Typer raise for Ctrl-C
         status = _INTERRUPTED
+    except SystemExit as ending:  # what Typer makes of a broken pipe
+        raise ending.__context__ if isinstance(ending.__context__, BrokenPipeError) else ending from None
     except Exception as error:
         # Typer's usage errors; no version of Typer makes their class public.
         format_message = getattr(error, "format_message", None)

@@ -10,6 +10,7 @@ from typing import Any
 
 from labo.errors import UserError
 from labo.records.storage import read_object, write_bytes, write_object, write_text
+from labo.wording import unicode_name
 
 # The files and folders of a trial. RUN describes it from its start, RECORD is there once it is finished.
 RUN, RECORD, CURVE, ERROR = "run.json", "record.json", "curve.jsonl", "error.txt"
@@ -83,6 +84,10 @@ def claim(trial: Trial, folder: Path) -> None:
     Raises:
         UserError: the folder holds another trial or other files, or it cannot be written.
     """
+    if unicode_name(str(folder)) != str(folder):
+        raise UserError(
+            f"Expected a folder whose name is UTF-8, because safetensors opens no other, but got '{folder}'."
+        )
     known = read_object(folder / RUN)
     if known is not None:
         for key, value in trial.identity().items():
