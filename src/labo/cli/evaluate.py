@@ -30,6 +30,7 @@ def evaluate(
     per_class: Annotated[
         bool, typer.Option("--per-class", help="Also print the metrics of each class, the worst first.")
     ] = (False),
+    max_bytes: options.MaxBytes = None,
     beams: options.Beams = None,
     shift: options.Shift = None,
     severity: options.Severity = None,
@@ -44,6 +45,7 @@ def evaluate(
     from labo.experiment import post_hoc, saved_run
     from labo.report.measures import present
 
+    options.limit_unpacked(max_bytes)
     loaded = saved_run.load(run)
     grid = options.shifts([loaded.description["task"]], shift, severity)
     widths = options.beams([loaded.description["task"]], beams)

@@ -30,6 +30,7 @@ def train(
     train_size: options.TrainSize = None,
     label_noise: options.LabelNoise = None,
     skip_unreadable: options.SkipUnreadable = None,
+    max_bytes: options.MaxBytes = None,
     option: options.Option = None,
     epochs: options.Epochs = None,
     steps: options.Steps = None,
@@ -52,6 +53,7 @@ def train(
     from labo import distributed
     from labo.records import lock
 
+    options.limit_unpacked(max_bytes)
     overrides = options.settings(config, set_, epochs, steps, model, start_after)
     data_options = {"data": data, "source": source, "target": target, "split": split}
     sampling = {"train_size": train_size, "label_noise": label_noise, "skip_unreadable": skip_unreadable}
@@ -139,6 +141,6 @@ def _run(trial: Trial, folder: Path, notes: Sequence[str]) -> int:
     for note in (*record.get("notes", ()), *filter(None, [record.get("decision", {}).get("sentence")])):
         print(f"\n{note}")
     next_commands = f"labo predict {folder} INPUT, labo labels {folder}"
-    next_commands = f"labo translate {folder}" if "bleu" in record["metrics"] else next_commands
+    next_commands = f"labo translate {folder} FILE" if "bleu" in record["metrics"] else next_commands
     print(f"\nRun: {folder} (next: labo evaluate {folder}, {next_commands})")
     return 0
