@@ -95,7 +95,10 @@ def test_an_archive_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch
     with monkeypatch.context() as patched:
         patched.setattr(np.lib.format, "read_array", None)
         assert cli.main([*asked, "--max-bytes", "3MB"]) == 2
-    assert "it unpacks to 3.08 MB, more than 3 MB; --max-bytes allows more" in capsys.readouterr().err
+    assert (
+        "it unpacks to 3.08 MB, more than 3 MB; --max-bytes, or the environment variable LABO_MAX_BYTES, allows more"
+        in capsys.readouterr().err
+    )
     assert len(npz_files.load(tmp_path / "x.npz")["images"] if os.environ.pop(file_limits.VARIABLE) else ()) == 1000
     monkeypatch.setattr(file_limits.machine, "memory", lambda: 6_000_000)  # of which half is the default
     with pytest.raises(UserError, match="more than 3 MB"):
@@ -110,7 +113,7 @@ def test_text_that_unpacks_to_too_much(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(text_files.read_lines(path)) == 100_000
     path.write_bytes(path.read_bytes() + gzip.compress(b"x\n"))  # whose last part is small
     monkeypatch.setenv(file_limits.VARIABLE, "800kB")
-    with pytest.raises(UserError, match=r"it unpacks to .*, more than 800 kB; --max-bytes allows more"):
+    with pytest.raises(UserError, match=r"it unpacks to .*, more than 800 kB; --max-bytes, or"):
         text_files.read_lines(path)
 
 

@@ -85,7 +85,8 @@ def predict(
                 _write(file, predictions, named)
         except OSError as error:
             raise UserError(f"Cannot write '{output}': {error.strerror or error}.") from error
-        print(f"{counted(len(predictions.rows), 'prediction')}: {output}")
+        count = len(predictions.rows)
+        print(f"{count} prediction{'s' * (count != 1)}: {output}")
     elif not interactive:
         _write(sys.stdout, predictions, named)
     elif len(predictions.rows) <= DRAWN_INPUTS:

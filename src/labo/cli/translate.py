@@ -36,6 +36,7 @@ def translate(
     together: Annotated[
         int, typer.Option(help="Maximum number of lines per batch; a batch does not wait for lines.")
     ] = MAX_BATCH_LINES,
+    max_bytes: options.MaxBytes = None,
 ) -> None:
     """Translate a file or standard input, line by line, to standard output.
 
@@ -47,6 +48,7 @@ def translate(
     for name, value in (("beam", beam), ("together", together)):
         if value is not None and value < 1:
             raise UserError(f"Expected --{name} to be a whole number above 0, but got {value}.")
+    options.limit_unpacked(max_bytes)
     loaded = saved_run.load(run)
     loaded.require_kind("translation", "translate")
     decoding = {} if length_penalty is None else {"length_penalty": length_penalty}

@@ -99,7 +99,7 @@ class _FittedTable:
             shown.add_row(*(row[index] for index in kept))
         yield shown
         if hidden:
-            names = ", ".join(heading for heading in self.table.columns if heading in hidden)
+            names = "; ".join(heading for heading in self.table.columns if heading in hidden)
             yield TerminalText(f"Left out of this narrow terminal: {names}.", style="dim")
 
 

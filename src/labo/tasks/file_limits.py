@@ -91,8 +91,8 @@ def check_unpacked(path: str | Path, size: int) -> None:
     limit = max_bytes()
     if limit is not None and size > limit:
         raise UserError(
-            f"Refused to read '{path}': it unpacks to {byte_size(size)}, more than {byte_size(limit)}; --max-bytes "
-            "allows more."
+            f"Refused to read '{path}': it unpacks to {byte_size(size)}, more than {byte_size(limit)}; --max-bytes, or "
+            f"the environment variable {VARIABLE}, allows more."
         )
 
 

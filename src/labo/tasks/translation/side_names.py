@@ -69,10 +69,9 @@ def bleu_tokenizer(language: str, lines: Iterable[str]) -> str:
     code = re.split(r"[-_]", language.lower())[0]
     if code in _TOKENIZERS:
         return _TOKENIZERS[code]
-    text = "".join(islice(lines, _INSPECTED))
-    letters = sum(map(str.isalpha, text))
-    han, others = len(_HAN.findall(text)), len(_UNSPACED.findall(text))
-    if 2 * (han + others) <= letters:
+    letters = "".join(filter(str.isalpha, "".join(islice(lines, _INSPECTED))))
+    han, others = len(_HAN.findall(letters)), len(_UNSPACED.findall(letters))
+    if 2 * (han + others) <= len(letters):
         return DEFAULT_TOKENIZER
     return _CHARACTERS if others else "zh"
 
