@@ -151,7 +151,7 @@ def test_what_is_left_out_is_told(tmp_path: Path):
     splits = create("translation", **options, max_ratio=6).splits(0)
     assert "2 train pairs with an empty side are left out." in splits.notes
     assert "1 of 28 training pairs has a side of more than 128 pieces and is left out." in splits.notes
-    assert "1 of 28 training pairs have sides that differ more than 6-fold and are left out." in splits.notes
+    assert "1 of 28 training pairs has sides that differ more than 6-fold and is left out." in splits.notes
     assert [len(part) for part in texts(splits)] == [26, 300, 500]
     lines = [i for i in range(30) if i not in (3, 4, 7, 9)]  # counted in the file, whatever was left out
     assert splits.train.origin.names() == [f"line {i + 1}" for i in lines]
