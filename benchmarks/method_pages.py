@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 from labo import regularizers
-from labo.cli.methods import size
 from labo.report import figures, runs
 from labo.report.svg import render, standalone
+from labo.wording import byte_size
 
 _SECTIONS = ("Args", "Needs", "When", "Raises", "Source", "Example")
 
@@ -76,7 +76,7 @@ def _cost(name: str) -> list[str]:
     """What was measured, as a table."""
     known = regularizers.costs().get(name, {})
     lines = ["| | a training step, × that of `none` | kept between steps |", "|---|---|---|"]
-    lines += [f"| {key} | {cost['compute']} | {size(int(cost['state_bytes']))} |" for key, cost in known.items()]
+    lines += [f"| {key} | {cost['compute']} | {byte_size(int(cost['state_bytes']))} |" for key, cost in known.items()]
     return [*lines, "", _MEASURED]
 
 

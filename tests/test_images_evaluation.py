@@ -284,6 +284,22 @@ def test_predict_takes_pictures_folders_and_arrays_at_once(labo: Run, run: Path,
     assert alone[0]["p_ant"] == rows[0]["p_ant"]
 
 
+def test_predict_leaves_out_what_cannot_be_read(labo: Run, run: Path, tmp_path: Path):
+    class_folders(tmp_path / "few", {"x": 3})
+    (tmp_path / "few" / "x" / "1.png").write_bytes(b"torn")
+    status, out, err = labo("predict", run, "few")
+    assert (status, out) == (2, "")
+    assert err.startswith("labo: Cannot read the image 'few/x/1.png': ")
+    assert err.endswith("; --skip-unreadable leaves such images out.\n")
+    status, out, err = labo("predict", run, "few", "--skip-unreadable")
+    assert status == 0
+    assert err == "1 unreadable image is left out of 'few', 'few/x/1.png' the first.\n"
+    rows = list(csv.DictReader(out.splitlines()))
+    assert [row["file"] for row in rows] == ["few/x/0.png", "few/x/2.png"]
+    alone = next(csv.DictReader(labo("predict", run, "few/x/2.png")[1].splitlines()))
+    assert rows[1]["p_ant"] == alone["p_ant"]
+
+
 def test_predict_writes_the_label_of_labo_by_hand(labo: Run, run: Path, tmp_path: Path):
     save(noise(0, 8, 8, 3), tmp_path / "one.png")
     row = next(csv.DictReader(labo("predict", run, "one.png", "--label")[1].splitlines()))

@@ -86,6 +86,43 @@ def test_a_damaged_picture_is_named(tmp_path: Path, spoil: Any, ending: str):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_a_tiff_of_32_bits_that_holds_bytes(kind: Any):
+    grey = made.noise(0, 8, 8)
+    file = io.BytesIO()
+    Image.fromarray(grey.astype(kind)).save(file, "TIFF")
+    found = decoding.decode(file.getvalue(), "deep", 8)
+    np.testing.assert_array_equal(found, np.repeat(grey[..., None], 3, axis=2))
+    # A dark image of 16 bits stays dark: its format names the brightest value.
+    file = io.BytesIO()
+    Image.fromarray(grey.astype(np.uint16)).save(file, "TIFF")
+    assert decoding.decode(file.getvalue(), "dark", 8).max() <= 1
+
+
+def test_flat_folders_beside_class_folders_are_told(tmp_path: Path):
+    made.class_folders(tmp_path / "train", {"cat": 20, "dog": 30})
+    for part in ("val", "test"):
+        made.save(made.noise(0, 8, 8, 3), tmp_path / part / "a.png")
+    images = sources.read_folders(tmp_path)
+    assert images.classes == ("cat", "dog")
+    assert images.notes == tuple(
+        f"The folder '{tmp_path / part}' is left out: its images are not in a folder for each class, so they have no "
+        "labels."
+        for part in ("test", "val")
+    )
+    for name in ("cat", "dog"):
+        (tmp_path / "train" / name).rename(tmp_path / name)
+    (tmp_path / "train").rmdir()
+    (tmp_path / "val" / "a.png").unlink()
+    (tmp_path / "val").rmdir()
+    images = sources.read_folders(tmp_path)
+    assert images.classes == ("cat", "dog", "test")
+    assert images.notes == (f"The folder '{tmp_path / 'test'}' is a class; it is no part of the data.",)
+    made.class_folders(tmp_path / "test", {"cat": 2})
+    with pytest.raises(UserError, match=r"is the test part of the data, but the training images are beside it: move"):
+        sources.read_folders(tmp_path)
+
+
 def test_pictures_without_a_scale_are_refused():
     file = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).random((8, 8), dtype=np.float32)).save(file, "TIFF")

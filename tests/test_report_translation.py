@@ -220,7 +220,7 @@ def test_a_folder_in_use_gets_its_report(tmp_path: Path, capsys: pytest.CaptureF
 def test_without_sacrebleu_the_report_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def absent(name: str) -> Any:
+    def absent(*arguments: str) -> Any:
         raise UserError("Scoring translations needs sacreBLEU.")
 
     monkeypatch.setattr(metric, "_metric", absent)

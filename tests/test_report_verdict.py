@@ -241,6 +241,32 @@ def test_console_table_fits_eighty_columns() -> None:
     assert "±0.0000" in out.getvalue()
 
 
+@pytest.mark.parametrize("width", [24, 40, 60])
+def test_a_narrow_terminal_cuts_no_number(width: int) -> None:
+    from rich.console import Console
+
+    measures = ("nll", "nll_scaled", "brier", "ece", "ece_scaled")
+    records = trials(confidence_penalty=[0.90, 0.91], label_smoothing=[0.90, 0.91], labo=[0.91, 0.94])
+    for found in records:
+        found["metrics"] |= dict.fromkeys(measures, 0.1234)
+    out = io.StringIO()
+    Console(file=out, width=width).print(render.terminal(compose.brief(summarize_records(records, "label_smoothing"))))
+    shown = out.getvalue()
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= width
+    table = shown.split("Left out")[0]
+    assert "92.50%" in table
+    assert f"±{19.06:.2f}" in table  # t with one degree of freedom, 12.706, of a standard error of 1.5 points
+    left_out = " ".join(shown.split()).split("Left out of this narrow terminal: ")[1].split(".")[0]
+    if width == 40:
+        assert "+2.00" in table
+        assert left_out == "Seeds; NLL; NLL, scaled; ECE; ECE, scaled"
+    if width == 60:
+        assert "0.1234" in table
+    if width == 24:
+        assert left_out.endswith("Minus baseline")
+
+
 def shift_line(method: str, seed: int, **kinds: dict[int, float]) -> dict:
     scores = {kind: {str(at): {"accuracy": value} for at, value in found.items()} for kind, found in kinds.items()}
     return {"task": "digits", "method": method, "seed": seed, "scores": scores}

@@ -29,7 +29,8 @@ def test_every_sentence_once_within_the_budget(lengths: list[int], budget: int, 
         assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= budget
     alone = sum(length > budget for length in lengths)
     told = over_budget_notes(torch.tensor(lengths), budget)
-    expected = f"{alone} training pairs have more than the {budget} tokens of a batch, the longest {max(lengths)}: "
+    pairs = "training pair has" if alone == 1 else "training pairs have"
+    expected = f"{alone} {pairs} more than the {budget} tokens of a batch, the longest {max(lengths)}: "
     assert [note.startswith(expected) for note in told] == [True] * bool(alone)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -68,6 +69,22 @@ def test_translate_keeps_the_numbers_of_lines(trained, monkeypatch, capsys):
     one_by_one = translate(monkeypatch, capsys, trained, content, "--together", "1", "--beam", "2")
     assert one_by_one.out == found.out
     assert translate(monkeypatch, capsys, trained, b"").out == ""
+
+
+def test_translate_takes_a_file(trained, tmp_path, monkeypatch, capsys):
+    content = "einundzwanzig\n\nsieben\nzweihundert\n"
+    piped = translate(monkeypatch, capsys, trained, content.encode())
+    (tmp_path / "a.de").write_text(content)
+    (tmp_path / "a.de.gz").write_bytes(gzip.compress(content.encode()))
+    (tmp_path / "a.tsv").write_text("".join(f"{line}\tx\n" for line in content.splitlines()))
+    for name in ("a.de", "a.de.gz", "a.tsv"):
+        found = translate(monkeypatch, capsys, trained, b"", str(tmp_path / name), "--together", "3")
+        assert (found.status, found.out, found.err) == (0, piped.out, "")
+    (tmp_path / "odd.de").write_bytes(b"sieben\nsieben \xff\n")
+    for name, told in (("nowhere", "No such file: "), ("odd.de", "to be UTF-8 text, but got the byte 0xff")):
+        found = translate(monkeypatch, capsys, trained, b"", str(tmp_path / name))
+        assert (found.status, found.out) == (2, "")
+        assert told in found.err
 
 
 def test_the_first_of_many_lines_that_are_cut_is_told(trained, monkeypatch, capsys):

@@ -77,6 +77,38 @@ def test_two_columns(tmp_path: Path, name: str):
         text_files.read_pairs(path, None, ("de", "en"))
 
 
+@pytest.mark.parametrize(
+    ("header", "languages"),
+    [
+        ("source\ttarget", ("source", "target")),
+        ("de\ten", ("source", "target")),
+        ("German\tEnglish", ("de", "en")),
+        ("sentence1\tsentence2", ("source", "target")),
+        ("de-DE\ten_GB", ("source", "target")),
+        ("Quelle\tZiel", ("Quelle", "Ziel")),
+    ],
+)
+def test_a_header_is_no_pair(tmp_path: Path, header: str, languages: tuple[str, str]):
+    path = write(tmp_path / "a.tsv", f"{header}\neins\tone\nzwei\ttwo\n")
+    pairs = text_files.read_pairs(path, None, languages)
+    assert pairs == Pairs(["eins", "zwei"], ["one", "two"])
+    assert pairs.source_indices == [1, 2]
+    first, second = header.split("\t")
+    assert pairs.notes == (f"The first line of '{path}' is a header: '{first}' and '{second}' are no pair.",)
+    assert pairs.without_empty()[0].notes == pairs.notes
+
+
+def test_a_header_names_columns_among_others(tmp_path: Path):
+    path = write(tmp_path / "a.tsv", "id\ten\tde\n1\tone\teins\n2\ttwo\tzwei\n")
+    assert text_files.read_pairs(path, None, ("de", "en")) == Pairs(["eins", "zwei"], ["one", "two"])
+    write(path, "id\ten\tde\n1\tone\teins\n2\ttwo\n")
+    with pytest.raises(UserError, match=r"Expected 3 columns divided by tabs in line 3 of '.*', but got 2"):
+        text_files.read_pairs(path, None, ("de", "en"))
+    for line in ("ja\tyes", "Hund\tdog", "de\tde", "source\tspring"):
+        pairs = text_files.read_pairs(write(path, f"{line}\neins\tone\n"), None, ("de", "en"))
+        assert (len(pairs), pairs.notes) == (2, ())
+
+
 @pytest.mark.parametrize("nested", [False, True])
 def test_columns_of_parquet(tmp_path: Path, nested: bool):
     rows = [{"de": "eins\nund", "en": "one and"}, {"de": None, "en": "two"}]

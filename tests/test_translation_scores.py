@@ -13,7 +13,8 @@ from labo.errors import UserError
 from labo.metrics import translation
 from labo.metrics.calibration import reliability
 from labo.metrics.scores import classification_scores
-from labo.metrics.translation import TokenScores, bleu, chrf, paired_bootstrap
+from labo.metrics.translation import TokenScores, bleu, chrf, paired_bootstrap, signatures
+from labo.tasks.translation import numbers, side_names
 
 WORDS = ("a", "the", "dog", "cat", "man", "woman", "runs", "sits", "eats", "on", "in", "near", "park", "house")
 
@@ -63,6 +64,39 @@ def test_chrf():
 def test_text_in_tokens_is_scored_in_silence(capfd):
     bleu(["a dog ."] * 200, ["a dog ."] * 200)
     assert capfd.readouterr() == ("", "")
+
+
+def test_bleu_of_a_language_without_spaces_by_hand():
+    references = [numbers.name(number, "ja") for number in range(100, 600)]
+    hypotheses = [*references[1:48], *references[47:]]  # 453 of 500 right
+    assert bleu(hypotheses, references)[0] == 0
+    score, signature = bleu(hypotheses, references, tokenizer="char")
+    assert score == pytest.approx(97, abs=1.5)
+    assert "|tok:char|" in signature
+    assert signatures("char")["bleu"] == signature
+    # Characters: 4 of 5, pairs 3 of 4, triples 2 of 3, fours 1 of 2.
+    expected = 100 * (4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25
+    assert bleu(["三百二十一"], ["三百二十二"], tokenizer="char")[0] == pytest.approx(expected)
+    found = paired_bootstrap(hypotheses, references, references, n=20, tokenizer="char")
+    assert (found["baseline"], found["system"]) == (score, pytest.approx(100))
+    assert "|tok:char|" in found["signature"]
+
+
+def test_the_tokenizer_is_that_of_the_target_language():
+    unspaced = {"ja": "char", "jpn_Jpan": "char", "ko": "char", "th": "char", "km-KH": "char", "lo": "char"}
+    unspaced |= {"my": "char", "bo": "char", "zh": "zh", "zh_TW": "zh", "cmn": "zh", "yue": "zh"}
+    for language, tokenizer in unspaced.items():
+        assert side_names.bleu_tokenizer(language, []) == tokenizer
+    for language in ("en", "de", "vi", "target", "jp", "KO"):
+        assert side_names.bleu_tokenizer(language, ["a dog"] * 9) == ("char" if language == "KO" else "13a")
+    # A code that decides nothing, such as the heading of a column: the script does.
+    scripts = {"千二百三です。ドル": "char", "一千二百零三": "zh", "천이백삼": "char", "ดี": "char", "ຫ້າ": "char"}
+    scripts |= {"ព្រះ": "char", "ငါး": "char", "ལྔ": "char", "fünf": "13a", "пять": "13a", "πέντε": "13a"}
+    for text, tokenizer in scripts.items():
+        assert side_names.bleu_tokenizer("target", [text, "", text, "(A)"]) == tokenizer
+    assert side_names.bleu_tokenizer("target", ["CPU の"]) == "13a"
+    with pytest.raises(UserError, match="Unknown tokenizer 'chars'; the nearest is 'char'"):
+        side_names.check_tokenizer("chars")
 
 
 def test_the_bootstrap_sees_a_difference_and_none():

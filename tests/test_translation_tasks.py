@@ -150,8 +150,8 @@ def test_what_is_left_out_is_told(tmp_path: Path):
         options[f"{part}_source"] = write(tmp_path / f"{part}.tsv.gz", lines)
     splits = create("translation", **options, max_ratio=6).splits(0)
     assert "2 train pairs with an empty side are left out." in splits.notes
-    assert "1 of 28 training pairs have a side of more than 128 pieces and are left out." in splits.notes
-    assert "1 of 28 training pairs have sides that differ more than 6-fold and are left out." in splits.notes
+    assert "1 of 28 training pairs has a side of more than 128 pieces and is left out." in splits.notes
+    assert "1 of 28 training pairs has sides that differ more than 6-fold and is left out." in splits.notes
     assert [len(part) for part in texts(splits)] == [26, 300, 500]
     lines = [i for i in range(30) if i not in (3, 4, 7, 9)]  # counted in the file, whatever was left out
     assert splits.train.origin.names() == [f"line {i + 1}" for i in lines]
@@ -227,6 +227,27 @@ def test_test_sentences_that_are_trained_on_too_are_told(tmp_path: Path):
     seen = sum(line in splits.train.source_text for line in splits.test.source_text)
     assert seen > 0
     assert f"{seen} of the 12 test sentences are trained on too." in splits.notes
+
+
+def test_text_whose_scores_say_something_else_is_told(tmp_path: Path):
+    source, target = FOUND["train"].source, FOUND["train"].target
+    one = write(tmp_path / "a.de", source)
+    both = create("translation", source=one, target=one, source_language="de", target_language="en").splits(0)
+    assert "All train pairs have the same text on both sides: copying is scored, not translation." in both.notes
+    moses = [f"{line} &apos;s" if place == 7 else line for place, line in enumerate(target)]
+    notes = create("translation", source=one, target=write(tmp_path / "m.en", moses)).splits(0).notes
+    told = "1 sentence has tokens of Moses such as '&apos;': BLEU is not that of plain text; detokenize them."
+    assert told in notes
+    for token in ("&quot;", "well @-@ known"):
+        moses[3] = token
+        notes = create("translation", source=one, target=write(tmp_path / "m.en", moses)).splits(0).notes
+        assert any(note.startswith("2 sentences have tokens of Moses") for note in notes)
+    plain = create("translation", source=one, target=write(tmp_path / "a.en", target), test_source=one, test_target=one)
+    notes = plain.splits(0).notes
+    kept = len(source) - len(source) // 10  # a tenth validates
+    assert f"{kept} of the {len(source)} test sentences are trained on too." in notes
+    assert not any("Moses" in note or "train pairs" in note for note in notes)
+    assert "All test pairs have the same text on both sides: copying is scored, not translation." in notes
 
 
 def test_options_of_ones_own_that_will_not_do(tmp_path: Path):

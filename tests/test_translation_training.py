@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from labo.experiment import run_trial, saved_run
 from labo.experiment import settings as flat
 from labo.experiment.evaluators import translation as judged
 from labo.experiment.evaluators.translation import TranslationEvaluator, batches_by_length
-from labo.metrics.translation import bleu
+from labo.metrics.translation import bleu, chrf
 from labo.records import trial as trials
 from labo.tasks.translation import models
 from labo.tasks.translation.text_files import Pairs
@@ -182,16 +183,78 @@ def test_the_mean_of_the_last_epochs_is_kept(tmp_path, files, monkeypatch):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_patience_ends_a_run_that_gets_no_better(tmp_path, files):
-    asked = text_trial(files, checkpoint="best", set={"patience": 1, "learning_rate": 1e-9})
-    asked = trials.Trial(**{**vars(asked), "settings": {**asked.settings, "epochs": 30}})
-    record = run_trial.run(asked, tmp_path / "run")
-    assert len(curve(tmp_path / "run")) <= 4
+def worth(monkeypatch: pytest.MonkeyPatch, *values: float) -> None:
+    """The value of each epoch to come, the lower the better; the last one again and again."""
+    validate, left = TranslationEvaluator.validate, list(values)
+
+    def valued(*args: Any, **options: Any) -> tuple[dict[str, float], float]:
+        return validate(*args, **options)[0], left.pop(0) if len(left) > 1 else left[0]
+
+    monkeypatch.setattr(TranslationEvaluator, "validate", valued)
+
+
+def patient(files: dict[str, str], patience: int, epochs: int, **options: Any) -> trials.Trial:
+    asked = text_trial(files, checkpoint="best", set={"patience": patience}, **options)
+    return trials.Trial(**{**vars(asked), "settings": {**asked.settings, "epochs": epochs}})
+
+
+def test_patience_ends_a_run_that_gets_worse(tmp_path, files, monkeypatch):
+    worth(monkeypatch, 2.0, 3.0)
+    record = run_trial.run(patient(files, 1, 30), tmp_path / "run")
+    assert len(curve(tmp_path / "run")) == 2
     assert record["step"] == curve(tmp_path / "run")[0]["step"]
     with pytest.raises(UserError, match="requires --checkpoint best"):
         run_trial.run(text_trial(files, set={"patience": 1}), tmp_path / "last")
     with pytest.raises(UserError, match="leave --checkpoint best out"):
         run_trial.run(text_trial(files, checkpoint="best", set={"average_epochs": 1}), tmp_path / "mean")
+
+
+def test_an_epoch_as_good_as_the_best_ends_no_run(tmp_path, files, monkeypatch):
+    worth(monkeypatch, 2.0, 3.0, 2.0, 2.0, 3.0, 2.5, 1.0)
+    record = run_trial.run(patient(files, 2, 9), tmp_path / "run")
+    lines = curve(tmp_path / "run")
+    assert [line.get("tied", False) for line in lines] == [False, False, True, True, False, False]
+    assert record["step"] == lines[0]["step"]
+    worth(monkeypatch, 2.0)
+    run_trial.run(patient(files, 1, 4), tmp_path / "flat")
+    assert len(curve(tmp_path / "flat")) == 4
+
+
+def test_chrf_decides_as_long_as_bleu_is_0(monkeypatch):
+    evaluator = TranslationEvaluator({"vocabulary_size": 9}, {}, {})
+    examples = SimpleNamespace(target_text=["eins zwei drei vier", "fünf"])
+    monkeypatch.setattr(TranslationEvaluator, "tokens", lambda *args: [{"nll": 1.0, "perplexity": 2.0}])
+
+    def value(*hypotheses: str) -> float:
+        monkeypatch.setattr(TranslationEvaluator, "translations", lambda *args, **options: list(hypotheses))
+        return evaluator.validate(torch.nn.Identity(), examples, best=True)[1]
+
+    nothing, letters, right = value("x", "y"), value("eine", "fün"), value("eins zwei drei vier", "x")
+    assert nothing == 100
+    assert letters == pytest.approx(100 - chrf(["eine", "fün"], examples.target_text)[0])
+    assert right < 0 <= letters < nothing
+
+
+def test_a_language_without_spaces_is_measured(tmp_path, capsys):
+    asked = ["train", "numbers", "--option", "target_language=ja", "--train-size", "60", "--steps", "2"]
+    assert cli.main([*asked, "--method", "none", "--set", "beam=1", "--output", str(tmp_path / "ja")]) == 0
+    assert "BLEU splits the translations with sacreBLEU's tokenizer 'char', for the language 'ja'" in (
+        capsys.readouterr().err
+    )
+    record = json.loads((tmp_path / "ja" / "record.json").read_text())
+    assert "|tok:char|" in record["signatures"]["bleu"]
+    run = saved_run.load(tmp_path / "ja")
+    references = run.examples("test").target_text
+    assert run.evaluator.bleu(references, run.examples("test")) == pytest.approx(100)
+    assert bleu(references, references)[0] == 0
+    # A run of an earlier version is evaluated as it was.
+    about = json.loads((tmp_path / "ja" / "run.json").read_text())
+    del about["preprocessing"]["bleu_tokenizer"]
+    (tmp_path / "ja" / "run.json").write_text(json.dumps(about))
+    assert "|tok:13a|" in saved_run.load(tmp_path / "ja").evaluator.signatures()["bleu"]
+    asked += ["--option", "bleu_tokenizer=intl", "--output", str(tmp_path / "intl")]
+    assert cli.main([*asked, "--method", "none", "--set", "beam=1"]) == 0
+    assert "|tok:intl|" in json.loads((tmp_path / "intl" / "record.json").read_text())["signatures"]["bleu"]
 
 
 @pytest.mark.parametrize("method", ["cs_kd", "dlb", "distillation"])
@@ -273,8 +336,8 @@ def test_a_network_that_gives_no_numbers_at_the_end_of_an_epoch_is_a_failed_run(
 
 
 def test_a_run_that_lost_patience_before_a_kill_trains_no_further(tmp_path, files, monkeypatch):
-    asked = text_trial(files, checkpoint="best", set={"patience": 1, "learning_rate": 1e-9}, save_seconds=0.0)
-    asked = trials.Trial(**{**vars(asked), "settings": {**asked.settings, "epochs": 30}})
+    worth(monkeypatch, 1.0, 2.0, 1.0, 2.0)
+    asked = patient(files, 1, 30, save_seconds=0.0)
     whole = run_trial.run(asked, tmp_path / "whole")
 
     def killed(*args: Any) -> None:

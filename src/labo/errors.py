@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 
 
@@ -49,6 +50,8 @@ def shorten(text: str, length: int = 60) -> str:
 
 def not_found(data: object) -> UserError:
     """The error for data that are not on the disk, and may be the name of a data set on the Hugging Face hub."""
+    if os.path.islink(str(data)):
+        return UserError(f"The link '{data}' leads to no file or folder.")
     return UserError(
         f"No such file or folder: '{data}'; a Hugging Face data set of this name is read with the option fetch."
     )

@@ -1,4 +1,4 @@
-"""Versions, processor and cores of this machine, without importing the packages reported on."""
+"""Versions, processor, cores and memory of this machine, without importing the packages reported on."""
 
 from __future__ import annotations
 
@@ -75,3 +75,15 @@ def cores() -> int:
         return max(1, min(count, math.ceil(int(quota) / int(period))))
     except (OSError, ValueError):  # no such file, or "max" for no limit
         return count
+
+
+def memory() -> int | None:
+    """The bytes of memory that this process may use, within the limit of its container; None where it is unknown."""
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
+    try:
+        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
+    except (OSError, ValueError):  # no such file, or "max" for no limit
+        return total

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from labo import interrupts
+from labo.cli import streams
 from labo.errors import UserError
 
 # What Typer returns for Ctrl-C; shells give a program that a signal ended the signal's number above 128.
@@ -20,9 +21,12 @@ _REPORT_SECONDS = 5.0
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status; a user error is one sentence on stderr and status 2."""
+    streams.prepare()
     try:
         status = _run(list(sys.argv[1:] if arguments is None else arguments))
-        if status > _SIGNALLED and arguments is None:
+        if status <= _SIGNALLED or arguments is not None:
+            sys.stdout.flush()  # a reader that has left is noticed here, not at exit
+        else:
             # Exit at once: Python would first wait for its threads.
             with suppress(OSError):  # a terminal that has gone
                 sys.stdout.flush()
@@ -40,11 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _print_error(
             f"This command needs {error.name}, which the extra '{extra}' installs: pip install -e '.[{extra}]'."
         )
-    except BrokenPipeError:
-        # The reader of the pipe has exited: write nothing more, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and streams.silence_if_left():
+            return 0
         path = f" ('{error.filename}')" if error.filename else ""
         return _print_error(f"Operating-system error: {error.strerror or error}{path}.")
 
@@ -61,6 +63,8 @@ def _run(arguments: list[str]) -> int:
             status = app(args=arguments or ["--help"], prog_name="labo", standalone_mode=False) or 0
     except typer.Abort:  # what some versions of Typer raise for Ctrl-C
         status = _INTERRUPTED
+    except SystemExit as ending:  # what Typer makes of a broken pipe
+        raise ending.__context__ if isinstance(ending.__context__, BrokenPipeError) else ending from None
     except Exception as error:
         if interrupts.passed_on() and isinstance(error, OSError):  # the terminal has gone
             return interrupts.exit_status()

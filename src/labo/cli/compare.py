@@ -43,6 +43,7 @@ def compare(
     train_size: options.TrainSize = None,
     label_noise: options.LabelNoise = None,
     skip_unreadable: options.SkipUnreadable = None,
+    max_bytes: options.MaxBytes = None,
     option: options.Option = None,
     epochs: options.Epochs = None,
     steps: options.Steps = None,
@@ -65,6 +66,7 @@ def compare(
     from labo.experiment import compare as experiment
     from labo.experiment.progress import ConsoleProgress
 
+    options.limit_unpacked(max_bytes)
     name, task_options = options.task(
         task,
         option,

@@ -32,6 +32,7 @@ def evaluate(
     per_class: Annotated[
         bool, typer.Option("--per-class", help="Also print the metrics of each class, the worst first.")
     ] = (False),
+    max_bytes: options.MaxBytes = None,
     beams: options.Beams = None,
     shift: options.Shift = None,
     severity: options.Severity = None,
@@ -48,6 +49,7 @@ def evaluate(
 
     if data is None and (separator or decimal):
         raise UserError("Options --separator and --decimal require --data.")
+    options.limit_unpacked(max_bytes)
     loaded = saved_run.load(run, separator=separator, decimal=decimal)
     grid = options.shifts([loaded.description["task"]], shift, severity)
     widths = options.beams([loaded.description["task"]], beams)

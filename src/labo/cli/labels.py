@@ -74,8 +74,10 @@ def _write_and_print(issues: LabelIssues, top: int, output: Path | None, *, samp
 
 
 def _write_csv(issues: LabelIssues, path: Path) -> None:
+    from labo.records.storage import replacing
+
     try:
-        with open(path, "w", encoding="utf-8", newline="") as file:
+        with replacing(path, newline="") as file:
             writer: Any = None
             for line in issues.lines():
                 if writer is None:

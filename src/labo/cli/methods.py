@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from labo.wording import byte_size
+
 
 def methods(
     name: Annotated[str | None, typer.Argument(help="Print the full documentation of this method.")] = None,
@@ -50,41 +52,30 @@ def _print_method(method: Any, costs: Mapping[str, Mapping[str, str]]) -> None:
         print(f"{'':24} needs: {', '.join(method.needs)}")
     if costs:
         entries = [
-            f"{cost['compute']}x, {size(int(cost['state_bytes']))} ({setting})" for setting, cost in costs.items()
+            f"{cost['compute']}x, {byte_size(int(cost['state_bytes']))} ({setting})" for setting, cost in costs.items()
         ]
         print(f"{'':24} cost: {'; '.join(entries)}")
 
 
-def size(count: float) -> str:
-    """A number of bytes with its unit, such as 12.5 kB."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"
-
-
 def _measure(output: Path | None) -> None:
     import csv
-    import os
 
     import torch
 
     from labo import machine
     from labo.bench import methods as bench
+    from labo.records.storage import replacing
 
     torch.set_num_threads(1)
     lines = []
     for setting in bench.SETTINGS:
         for line in bench.costs(setting):
-            state_size = size(line["state_bytes"])
+            state_size = byte_size(line["state_bytes"])
             print(f"{line['method']:24} {line['compute']:6.2f} x   {state_size:>10}   {setting.name}", flush=True)
             lines.append({**line, **machine.versions()})
     if output is not None:
-        temporary = output.with_name(f".{output.name}")
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
+        with replacing(output, newline="") as file:
             writer = csv.DictWriter(file, lines[0].keys(), lineterminator="\n")
             writer.writeheader()
             writer.writerows(lines)
-        os.replace(temporary, output)
         print(f"Written: {output}", file=sys.stderr)

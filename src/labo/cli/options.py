@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,6 +48,14 @@ LabelNoise = Annotated[
 SkipUnreadable = Annotated[
     bool | None,
     typer.Option("--skip-unreadable", help="Skip images that cannot be read, and print how many.", show_default=False),
+]
+MaxBytes = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Refuse archives (.npz, .gz) that unpack to more than this, such as 8GB.",
+        show_default="half of the memory",
+    ),
 ]
 Option = Annotated[
     list[str] | None,
@@ -114,6 +123,14 @@ def task(name: str | None, assignments: list[str] | None, **options: Any) -> tup
     if name is None:
         name = "translation" if "source" in task_options else "table" if "data" in task_options else "digits"
     return name, task_options
+
+
+def limit_unpacked(max_bytes: str | None) -> None:
+    """Set how much an archive may unpack to, in this process and in the workers that it starts."""
+    if max_bytes is not None:
+        from labo.tasks import file_limits
+
+        os.environ[file_limits.VARIABLE] = str(file_limits.parse_size(max_bytes))
 
 
 def slug(name: str, data: Path | None) -> str:

@@ -15,6 +15,7 @@ import typer
 
 from labo.cli import bars, options
 from labo.errors import UserError
+from labo.wording import counted
 
 if TYPE_CHECKING:
     from labo.experiment.saved_run import SavedRun
@@ -59,6 +60,8 @@ def predict(
     label: Annotated[
         bool, typer.Option("--label", help="Also write the soft label q* that the method would use as its target.")
     ] = False,
+    skip_unreadable: options.SkipUnreadable = None,
+    max_bytes: options.MaxBytes = None,
 ) -> None:
     """Predict the classes of new inputs, with probabilities.
 
@@ -66,20 +69,26 @@ def predict(
     as bars beside the soft label q*. A pipe or --output gets all probabilities as CSV.
     """
     from labo.experiment import saved_run
+    from labo.records.storage import replacing
+    from labo.tasks.file_limits import absolute
 
-    if output is not None and (output.suffix.lower() != ".csv" or output.resolve() in [p.resolve() for p in inputs]):
+    options.limit_unpacked(max_bytes)
+    if output is not None and (output.suffix.lower() != ".csv" or absolute(output) in map(absolute, inputs)):
         raise UserError(f"Expected --output to be a .csv file other than the input, but got '{output}'.")
     loaded = saved_run.load(run, separator=separator, decimal=decimal)
     loaded.require_kind("classification", "predict")
     interactive = output is None and sys.stdout.isatty()
-    predictions, named = _predict(loaded, inputs, raw=raw, label=label, interactive=interactive)
+    predictions, named = _predict(
+        loaded, inputs, raw=raw, label=label, interactive=interactive, skip_unreadable=bool(skip_unreadable)
+    )
     if output is not None:
         try:
-            with open(output, "w", encoding="utf-8", newline="") as file:
+            with replacing(output, newline="") as file:
                 _write(file, predictions, named)
         except OSError as error:
             raise UserError(f"Cannot write '{output}': {error.strerror or error}.") from error
-        print(f"{len(predictions.rows)} predictions: {output}")
+        count = len(predictions.rows)
+        print(f"{count} prediction{'s' * (count != 1)}: {output}")
     elif not interactive:
         _write(sys.stdout, predictions, named)
     elif len(predictions.rows) <= DRAWN_INPUTS:
@@ -90,7 +99,7 @@ def predict(
 
 
 def _predict(
-    loaded: SavedRun, inputs: Sequence[Path], *, raw: bool, label: bool, interactive: bool
+    loaded: SavedRun, inputs: Sequence[Path], *, raw: bool, label: bool, interactive: bool, skip_unreadable: bool
 ) -> tuple[Predictions, bool]:
     """The predictions of all inputs, and whether file names are needed to tell the inputs apart."""
     import torch
@@ -98,10 +107,16 @@ def _predict(
     parts, files, rows = [], [], []
     named = len(inputs) > 1
     for path in inputs:
-        parts.append(loaded.logits(loaded.inputs_in(path)))
+        features, unreadable = loaded.readable_inputs_in(path) if skip_unreadable else (loaded.inputs_in(path), [])
+        if unreadable:
+            many = counted(len(unreadable), "unreadable image is", "unreadable images are")
+            print(f"{many} left out of '{path}', '{unreadable[0]}' the first.", file=sys.stderr)
+        parts.append(loaded.logits(features))
         for note in loaded.input_notes(path):
             print(note, file=sys.stderr)
         count, input_files = len(parts[-1]), loaded.task.input_files(path)
+        if unreadable and input_files is not None:
+            input_files = [file for file in input_files if file not in set(unreadable)]
         named = named or input_files is not None
         files += [str(path)] * count if input_files is None else input_files
         rows += range(1, count + 1)

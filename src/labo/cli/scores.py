@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 
 
 def table(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """A table with one row per name and one column per known measure, aligned for a terminal."""
+    """A table with one row per name and one column per known measure; the other way where a terminal is too narrow."""
     from labo.report.measures import present
 
     measures = present({key for metrics in rows.values() for key in metrics})
@@ -14,7 +16,10 @@ def table(rows: Mapping[str, Mapping[str, float]]) -> str:
     lines += [
         [name, *(measure.value(metrics.get(measure.key)) for measure in measures)] for name, metrics in rows.items()
     ]
-    return aligned(lines)
+    text = aligned(lines)
+    if sys.stdout.isatty() and max(map(len, text.splitlines())) > shutil.get_terminal_size().columns:
+        return aligned([*zip(*lines, strict=True)])
+    return text
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:

@@ -33,6 +33,7 @@ def train(
     train_size: options.TrainSize = None,
     label_noise: options.LabelNoise = None,
     skip_unreadable: options.SkipUnreadable = None,
+    max_bytes: options.MaxBytes = None,
     option: options.Option = None,
     epochs: options.Epochs = None,
     steps: options.Steps = None,
@@ -58,6 +59,7 @@ def train(
     from labo import distributed
     from labo.records import lock
 
+    options.limit_unpacked(max_bytes)
     overrides = options.settings(config, set_, epochs, steps, model, start_after)
     data_options = {"data": data, "source": source, "target": target, "split": split}
     reading = {"separator": separator, "decimal": decimal, "leave_out": leave_out or None}
@@ -149,6 +151,6 @@ def _run(trial: Trial, folder: Path, notes: Sequence[str]) -> int:
     for note in (*record.get("notes", ()), *filter(None, [record.get("decision", {}).get("sentence")])):
         print(f"\n{note}")
     next_commands = f"labo predict {folder} INPUT, labo labels {folder}"
-    next_commands = f"labo translate {folder}" if "bleu" in record["metrics"] else next_commands
+    next_commands = f"labo translate {folder} FILE" if "bleu" in record["metrics"] else next_commands
     print(f"\nRun: {folder} (next: labo evaluate {folder}, {next_commands})")
     return 0

@@ -1,10 +1,11 @@
-"""`labo translate`: translate standard input."""
+"""`labo translate`: translate a file or standard input."""
 
 from __future__ import annotations
 
 import select
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,6 +22,13 @@ MAX_BATCH_LINES, READ_BYTES = 256, 2**16
 
 def translate(
     run: options.Run,
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A file with one sentence a line (.gz too), or a .tsv or .parquet file with the source side.",
+            show_default="standard input",
+        ),
+    ] = None,
     beam: Annotated[int | None, typer.Option(help="Beam width.", show_default="the run's")] = None,
     length_penalty: Annotated[
         float | None, typer.Option(help="Larger values give longer translations.", show_default="the run's")
@@ -28,8 +36,9 @@ def translate(
     together: Annotated[
         int, typer.Option(help="Maximum number of lines per batch; a batch does not wait for lines.")
     ] = MAX_BATCH_LINES,
+    max_bytes: options.MaxBytes = None,
 ) -> None:
-    """Translate standard input, line by line, to standard output.
+    """Translate a file or standard input, line by line, to standard output.
 
     Line 7 of the output is the translation of line 7 of the input. Empty lines stay empty. Lines that are too long for
     the network are truncated, with a warning on standard error. Lines are translated as they arrive; text is UTF-8.
@@ -39,17 +48,17 @@ def translate(
     for name, value in (("beam", beam), ("together", together)):
         if value is not None and value < 1:
             raise UserError(f"Expected --{name} to be a whole number above 0, but got {value}.")
+    options.limit_unpacked(max_bytes)
     loaded = saved_run.load(run)
     loaded.require_kind("translation", "translate")
     decoding = {} if length_penalty is None else {"length_penalty": length_penalty}
     line_count = 0
     out = sys.stdout.buffer  # UTF-8, whatever the locale has for text
-    for lines in _chunks(sys.stdin.buffer, together):
-        texts = [_decode(line, line_count + index) for index, line in enumerate(lines, 1)]
+    for texts in _arriving(sys.stdin.buffer, together) if file is None else _parts(loaded.inputs_in(file), together):
         for text in _translate_lines(loaded, texts, line_count, beam, decoding):
             out.write(f"{' '.join(text.split())}\n".encode())
         out.flush()
-        line_count += len(lines)
+        line_count += len(texts)
 
 
 def _translate_lines(
@@ -66,6 +75,19 @@ def _translate_lines(
         print(one if len(truncated) == 1 else many, file=sys.stderr)
 
     return evaluator.translated(loaded.model.to(loaded.device), sources, beam=beam, on_truncated=warn, **decoding)
+
+
+def _parts(lines: list[str], size: int) -> Iterator[list[str]]:
+    for start in range(0, len(lines), size):
+        yield lines[start : start + size]
+
+
+def _arriving(stream: Any, size: int) -> Iterator[list[str]]:
+    """Batches of lines as `_chunks` has them, as text."""
+    line_count = 0
+    for lines in _chunks(stream, size):
+        yield [_decode(line, line_count + index) for index, line in enumerate(lines, 1)]
+        line_count += len(lines)
 
 
 def _chunks(stream: Any, size: int) -> Iterator[list[bytes]]:

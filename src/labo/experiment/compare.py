@@ -24,6 +24,7 @@ from labo.records.comparison import ComparisonWriter
 from labo.records.trial import CHECKPOINTS, Job, Trial, read_record
 from labo.tasks.base import Splits
 from labo.training import checkpoints
+from labo.wording import counted
 
 # The user is told of a class that has at least this fraction of the test split.
 MAJORITY = 0.8
@@ -138,7 +139,7 @@ def _restart_outdated(jobs: list[Job], reporter: ProgressReporter) -> None:
     """Remove checkpoints that an earlier version wrote: its training loop was another."""
     count = sum(checkpoints.remove_outdated(job.folder / CHECKPOINTS) for job in jobs)
     if count:
-        reporter.message(f"{_plural(count, 'trial')} that an earlier version interrupted start again.")
+        reporter.message(f"{counted(count, 'trial')} that an earlier version interrupted start again.")
 
 
 def _run_teachers(executor: TrialExecutor, jobs: list[Job], reporter: ProgressReporter) -> int:
@@ -208,7 +209,7 @@ class Plan:
         seeds = len({record["seed"] for record in recorded} | set(self.seeds))
         comparisons = len({record["method"] for record in recorded} | set(self.config.methods)) - 1
         smallest = significance.smallest_p(seeds)
-        sentence = f"{_plural(seeds, 'seed')}: the smallest p that the sign-flip test can reach is {smallest:.3g}"
+        sentence = f"{counted(seeds, 'seed')}: the smallest p that the sign-flip test can reach is {smallest:.3g}"
         if comparisons > 1:
             corrected = min(1.0, comparisons * smallest)
             sentence += f", {corrected:.3g} after Holm's correction over {comparisons} comparisons"
@@ -318,7 +319,3 @@ def _majority_note(splits: Splits) -> list[str]:
         return []
     name = splits.classes[int(counts.argmax())]
     return [f"The class '{name}' alone is {fraction:.1%} of the test split: always predicting it has this accuracy."]
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

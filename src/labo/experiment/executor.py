@@ -222,7 +222,7 @@ def run_job(job: Job, progress: Callable[[float], None]) -> Record:
             raise
         path = job.folder / ERROR
         job.folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(traceback.format_exc(), encoding="utf-8")
+        path.write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
         raise UserError(
             f"The trial {job.trial.name} broke: {type(error).__name__}: {first_line(error)}; the traceback is in "
             f"'{path}'."

@@ -9,6 +9,7 @@ import hashlib
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from labo import machine
@@ -16,8 +17,8 @@ from labo.experiment.progress import ProgressReporter
 from labo.records import lock
 from labo.records.comparison import BOOTSTRAP, Recorded
 from labo.records.measurements import PairKey
-from labo.records.storage import append_line, drop_cut_line
-from labo.records.trial import HYPOTHESES, Job, read_translations
+from labo.records.storage import append_line, drop_cut_line, read_object
+from labo.records.trial import HYPOTHESES, RUN, Job, read_translations
 
 # How often the test sentences are resampled.
 DRAWS = 1000
@@ -25,11 +26,12 @@ DRAWS = 1000
 
 @dataclass(frozen=True)
 class _Texts:
-    """The translations of a pair and their references."""
+    """The translations of a pair, their references, and the options of BLEU for them."""
 
     baseline: list[str]
     method: list[str]
     references: list[str]
+    options: dict[str, Any]
 
     @property
     def digest(self) -> str:
@@ -72,7 +74,7 @@ def measure(recorded: Recorded, baseline: str, tasks: Collection[str], reporter:
         reporter.phase("paired bootstrap over test sentences")
         for job, texts in _pairs(baseline, [*baselines, *jobs]):
             start = time.monotonic()
-            result = paired_bootstrap(texts.baseline, texts.method, texts.references, n=DRAWS)
+            result = paired_bootstrap(texts.baseline, texts.method, texts.references, n=DRAWS, **texts.options)
             line = _line(baseline, job, texts, result)
             line |= {"seconds": round(time.monotonic() - start, 3), "versions": machine.versions()}
             append_line(path, line)
@@ -94,8 +96,16 @@ def _pairs(baseline: str, jobs: Sequence[Job]) -> Iterator[tuple[Job, _Texts]]:
         if job.trial.method == baseline or folder is None:
             continue
         own, other = read_translations(job.folder), read_translations(folder)
-        if own and other and own[1] == other[1]:
-            yield job, _Texts(other[0], own[0], own[1])
+        options = _bleu_options(job.folder)
+        if own and other and own[1] == other[1] and options == _bleu_options(folder):
+            yield job, _Texts(other[0], own[0], own[1], options)
+
+
+def _bleu_options(folder: Path) -> dict[str, Any]:
+    """The tokenizer that the run of a folder is scored with; runs of earlier versions have the default."""
+    preprocessing = (read_object(folder / RUN) or {}).get("preprocessing")
+    tokenizer = preprocessing.get("bleu_tokenizer") if isinstance(preprocessing, dict) else None
+    return {"tokenizer": tokenizer} if isinstance(tokenizer, str) else {}
 
 
 def _key(baseline: str, job: Job) -> PairKey:

@@ -172,6 +172,10 @@ class SavedRun:
         """The features of new, unlabelled inputs in a file or folder."""
         return self.task.read_inputs(path, self.description["preprocessing"])
 
+    def readable_inputs_in(self, path: Path) -> tuple[Any, list[str]]:
+        """(the features of the images that can be read, the names of the others)."""
+        return self.task.read_readable(path, self.description["preprocessing"])
+
     def logits(self, features: Any) -> Any:
         """The network's logits (N, C) of features (N, …), float32 on the CPU."""
         return predict(self.model.to(self.device), features)

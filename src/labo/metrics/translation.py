@@ -16,16 +16,21 @@ from labo.errors import UserError, unknown
 from labo.metrics.calibration import BINS, binned, entries, gap
 
 METRICS = ("bleu", "chrf")
+DEFAULT_TOKENIZER = "13a"
 # The number of logits that are converted to float64 at a time.
 CHUNK_ELEMENTS = 2**22
 
 
-def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
+def bleu(
+    hypotheses: Sequence[str], references: Sequence[str], *, tokenizer: str = DEFAULT_TOKENIZER
+) -> tuple[float, str]:
     """Corpus BLEU of plain text, from 0 to 100, and its sacreBLEU signature.
 
     Args:
         hypotheses: N detokenized translations.
         references: N reference translations.
+        tokenizer: sacreBLEU's. The default splits words at spaces and punctuation: of a language without spaces, such
+            as Japanese, it measures next to nothing, and "char" or "zh" does.
 
     Raises:
         UserError: the numbers of lines differ or are 0; sacreBLEU is not installed.
@@ -37,7 +42,7 @@ def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, s
         >>> round(score, 1), signature.split("|version")[0]
         (50.0, 'nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp')
     """
-    return _scored("bleu", hypotheses, references)
+    return _scored("bleu", hypotheses, references, tokenizer)
 
 
 def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
@@ -52,8 +57,8 @@ def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, s
     return _scored("chrf", hypotheses, references)
 
 
-def signatures() -> dict[str, str]:
-    """The sacreBLEU signatures of `bleu` and `chrf`, by name; they do not depend on the text.
+def signatures(tokenizer: str = DEFAULT_TOKENIZER) -> dict[str, str]:
+    """The sacreBLEU signatures of `bleu` with this tokenizer and of `chrf`, by name; they do not depend on the text.
 
     Raises:
         UserError: sacreBLEU is not installed.
@@ -62,7 +67,7 @@ def signatures() -> dict[str, str]:
         >>> signatures()["bleu"].split("|version")[0]
         'nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp'
     """
-    return {name: _scored(name, ["a"], ["a"])[1] for name in METRICS}  # available only after scoring
+    return {name: _scored(name, ["a"], ["a"], tokenizer)[1] for name in METRICS}  # available only after scoring
 
 
 def paired_bootstrap(
@@ -71,6 +76,7 @@ def paired_bootstrap(
     references: Sequence[str],
     *,
     metric: str = "bleu",
+    tokenizer: str = DEFAULT_TOKENIZER,
     n: int = 1000,
     seed: int = 12345,
 ) -> dict[str, Any]:
@@ -82,6 +88,7 @@ def paired_bootstrap(
         baseline, system: N translations each.
         references: N reference translations.
         metric: "bleu" or "chrf".
+        tokenizer: of BLEU, as in `bleu`.
         n: number of bootstrap samples.
         seed: seed of the samples, above 0.
 
@@ -105,7 +112,7 @@ def paired_bootstrap(
         checks.integer(name, value)  # sacreBLEU treats a seed of 0 as none
     for lines in (baseline, system):
         _check_lengths(lines, references)
-    scorer = _metric(metric)
+    scorer = _metric(metric, tokenizer)
     from sacrebleu.significance import PairedTest
 
     with _seeded(seed):
@@ -198,14 +205,16 @@ class TokenScores:
         }
 
 
-def _scored(metric: str, hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
+def _scored(
+    metric: str, hypotheses: Sequence[str], references: Sequence[str], tokenizer: str = DEFAULT_TOKENIZER
+) -> tuple[float, str]:
     _check_lengths(hypotheses, references)
-    scorer = _metric(metric)
+    scorer = _metric(metric, tokenizer)
     score = scorer.corpus_score(list(hypotheses), [list(references)]).score
     return float(score), str(scorer.get_signature())
 
 
-def _metric(name: str) -> Any:
+def _metric(name: str, tokenizer: str) -> Any:
     if name not in METRICS:
         raise unknown("metric", name, METRICS)
     try:
@@ -214,7 +223,7 @@ def _metric(name: str) -> Any:
     except ImportError as error:
         raise UserError("Scoring translations needs sacreBLEU: install the extra `text`.") from error
     # force=True: no warning for text that looks tokenized.
-    return BLEU(force=True) if name == "bleu" else CHRF()
+    return BLEU(tokenize=tokenizer, force=True) if name == "bleu" else CHRF()
 
 
 def _check_lengths(hypotheses: Sequence[str], references: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -75,7 +76,7 @@ class Recorded:
     def run_folder(self, task: str, method: str, seed: int) -> Path | None:
         """The folder of a trial, or None where it is missing or its name leads out of the directory."""
         folder = trial_folder(self.directory, task, method, seed)
-        inside = folder.resolve().is_relative_to(self.directory.resolve())
+        inside = Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(self.directory))
         return folder if inside and folder.is_dir() else None
 
     def figures(self, task: str, method: str, seed: int) -> dict[str, Any] | None:

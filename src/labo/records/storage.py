@@ -5,43 +5,61 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from labo.errors import UserError
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace"}
 
 
-def write_text(path: Path, text: str) -> Path:
-    """Write a temporary file and rename it: a reader sees the old file or the new one, never a part."""
-    return write_bytes(path, text.encode("utf-8"))
+@contextmanager
+def replacing(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[Any]]:
+    """A file to write that takes the place of `path` when the block ends: a reader sees the old file or the new one.
 
+    Text is UTF-8; a lone surrogate, such as a byte of a file name that is not UTF-8, is written as JSON escapes it.
 
-def write_bytes(path: Path, content: bytes) -> Path:
-    """Write a file as `write_text` does."""
+    Args:
+        mode: "w" or "wb".
+        options: those of `open`.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
+        with open(temporary, mode, **({} if "b" in mode else _TEXT), **options) as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)  # a full disk leaves a part of it
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # a full disk, or Ctrl-C, leaves a part of it
         raise
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a file as `replacing` does."""
+    with replacing(path, newline="") as file:
+        file.write(text)
+    return path
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Write a file as `replacing` does."""
+    with replacing(path, "wb") as file:
+        file.write(content)
     return path
 
 
 def write_object(path: Path, value: Mapping[str, Any]) -> Path:
-    """Write one JSON object as `write_text` does."""
+    """Write one JSON object as `replacing` does."""
     return write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
 
 def append_line(path: Path, value: Mapping[str, Any]) -> None:
     """Append one JSON object as a line, which is on the disk when this returns."""
-    with open(path, "a", encoding="utf-8") as file:
+    with open(path, "a", **_TEXT) as file:
         file.write(json.dumps(value, ensure_ascii=False) + "\n")
         file.flush()
         os.fsync(file.fileno())

@@ -13,6 +13,7 @@ from typing import Any
 from labo import digests
 from labo.errors import UserError
 from labo.records.storage import require_object, write_bytes, write_object, write_text
+from labo.wording import unicode_name
 
 # The files and folders of a trial. RUN describes it from its start, RECORD is there once it is finished.
 RUN, RECORD, CURVE, ERROR = "run.json", "record.json", "curve.jsonl", "error.txt"
@@ -95,6 +96,10 @@ def claim(trial: Trial, folder: Path) -> None:
     Raises:
         UserError: the folder holds another trial, a damaged one or other files, or it cannot be written.
     """
+    if unicode_name(str(folder)) != str(folder):
+        raise UserError(
+            f"Expected a folder whose name is UTF-8, because safetensors opens no other, but got '{folder}'."
+        )
     known = read_description(folder)
     if known is not None:
         own = trial.identity()

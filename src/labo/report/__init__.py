@@ -45,6 +45,7 @@ def build(
     UserError where nothing is recorded, `baseline` was not run, or the folder cannot be written.
     """
     from labo.errors import UserError
+    from labo.records.storage import write_text
     from labo.report import compose, render
     from labo.report.svg import standalone
 
@@ -54,10 +55,9 @@ def build(
         folder = directory / "figures"
         folder.mkdir(exist_ok=True)
         for figure in report.figures():
-            (folder / f"{figure.name}.svg").write_text(standalone(figure.svg), encoding="utf-8")
-        (directory / "report.md").write_text(render.markdown(report), encoding="utf-8")
-        page = directory / "report.html"
-        page.write_text(render.html(report), encoding="utf-8")
+            write_text(folder / f"{figure.name}.svg", standalone(figure.svg))
+        write_text(directory / "report.md", render.markdown(report))
+        page = write_text(directory / "report.html", render.html(report))
     except OSError as error:
         raise UserError(f"Cannot write the report into '{directory}': {error.strerror or error}.") from error
     return page

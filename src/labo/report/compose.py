@@ -9,6 +9,7 @@ from labo.report import gallery, label_issues, post_hoc, protocol, token_labels
 from labo.report.measures import Measure, p_text
 from labo.report.model import Block, Cell, Report, Section, Table, Text, Verdicts
 from labo.report.verdict import Difference, MethodSummary, Summary, TaskSummary, finding
+from labo.wording import counted
 
 # What a terminal of 80 columns has no room for, and what it has none for beside another measure or a long name.
 HIDDEN_IN_TERMINAL = ("brier", "top5", "perplexity")
@@ -66,8 +67,8 @@ def _lead(recorded: Recorded, summary: Summary) -> str:
     seeds = {record["seed"] for record in recorded.records}
     tasks = f" on {len(summary.tasks)} tasks" if len(summary.tasks) > 1 else ""
     return (
-        f"{_count(len(methods), 'method')}{tasks}, {_count(len(seeds), 'seed')}, "
-        f"{_count(len(recorded.records), 'trial')}. Every method is compared with {summary.baseline}, seed by seed."
+        f"{counted(len(methods), 'method')}{tasks}, {counted(len(seeds), 'seed')}, "
+        f"{counted(len(recorded.records), 'trial')}. Every method is compared with {summary.baseline}, seed by seed."
     )
 
 
@@ -106,7 +107,7 @@ def _narrow_leaderboard(task: TaskSummary) -> Table:
     hidden = HIDDEN_IN_TERMINAL + (HIDDEN_WHEN_NARROW if crowded else ())
     measures = [measure for measure in task.measures if measure.key not in hidden]
     whole = leaderboard(task, measures)
-    labels = (_SHORT_LABELS.get(measure.key, measure.label) for measure in measures)
+    labels = [_SHORT_LABELS.get(measure.key, measure.label) for measure in measures]
     rows = []
     for summary, (method, *cells) in zip(task.ranked(), whole.rows, strict=True):
         difference = summary.differences.get(task.main.key)
@@ -114,7 +115,8 @@ def _narrow_leaderboard(task: TaskSummary) -> Table:
         if difference is not None:
             gain = Cell(task.main.signed(difference.mean), note=f"p={p_text(difference.p_holm)}")
         rows.append((Cell(names[method.text], mark=method.mark), *cells, gain))
-    return Table(task.task, ("Method", "Seeds", *labels, "Minus baseline"), tuple(rows))
+    columns = ("Method", "Seeds", *labels, "Minus baseline")
+    return Table(task.task, columns, tuple(rows), optional=(*reversed(labels[1:]), "Seeds", "Minus baseline"))
 
 
 def _differences(task: TaskSummary) -> Section | None:
@@ -164,7 +166,3 @@ def _pairs(differences: Sequence[Difference]) -> str:
     """How many seeds were paired: `8`, or `7 to 8` where the measures differ."""
     counts = sorted({len(difference.seeds) for difference in differences})
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -10,6 +10,7 @@ from labo.records.comparison import Recorded
 from labo.report import render
 from labo.report.measures import number
 from labo.report.model import Bar, Block, Card, Cards, Cell, Report, Section, Table, Text
+from labo.wording import counted
 
 MAX_IN_REPORT = 12  # examples of a run; the run's own page shows all that were kept
 _PNG = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+=*")
@@ -69,8 +70,9 @@ def lead(issues: LabelIssues) -> str:
     injected = issues.get("planted")
     if injected is None:
         return text
+    many = counted(injected["count"], "label was", "labels were")
     text += (
-        f" {injected['count']} labels were injected as noise: {injected['precision']:.1%} of the first "
+        f" {many} injected as noise: {injected['precision']:.1%} of the first "
         f"{injected['count']} are among them, where chance would find {injected['chance']:.1%}."
     )
     # Folders of old versions lack the precision and recall of all examples whose q* prefers another class.

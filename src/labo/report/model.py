@@ -44,7 +44,8 @@ class Verdicts:
 class Table:
     """Rows of cells, the first of which names the row; `name` is for screen readers.
 
-    `has_prose` says that the last column holds sentences, which wrap; the other columns hold numbers.
+    `has_prose` says that the last column holds sentences, which wrap; the other columns hold numbers. `optional` names
+    columns that a narrow terminal leaves out, the first to go first.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     caption: str = ""
     has_prose: bool = False
+    optional: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ loads nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _MARKS = {BETTER: "▲", WORSE: "▼", BASELINE: "·"}
 _COLOURS = {BETTER: "green", WORSE: "red"}
+# The width that a column of names is not folded below.
+_MIN_NAME = 8
 
 
 def html(report: Report) -> str:
@@ -63,12 +65,15 @@ def terminal(report: Report) -> Group:
 
 @dataclass(frozen=True)
 class _FittedTable:
-    """A table whose columns give way to the width of the terminal without breaking a word, as far as that goes."""
+    """A table whose columns give way to the width of the terminal without breaking a word, as far as that goes.
+
+    Where they are too wide even so, optional columns are left out whole, and a line below names them.
+    """
 
     title: str
     table: Table
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[TerminalTable]:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[TerminalTable | TerminalText]:
         from rich import box
         from rich.table import Table as TerminalTable
         from rich.text import Text as TerminalText
@@ -77,21 +82,44 @@ class _FittedTable:
         shown = TerminalTable(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
         shown.padding, shown.show_edge = 0, False
         rows = [[_terminal_cell(cell) for cell in row] for row in self.table.rows]
-        headings = self.table.columns
-        columns = [[heading, *(row[index].plain for row in rows)] for index, heading in enumerate(headings)]
-        widths = _widths(columns, options.max_width)
-        shown.add_column(headings[0], no_wrap=True, width=widths[0])
-        for heading, width in zip(headings[1:], widths[1:], strict=True):
-            shown.add_column(heading, justify="right", width=width)
+        columns = {
+            heading: [heading, *(row[index].plain for row in rows)] for index, heading in enumerate(self.table.columns)
+        }
+        hidden = _hidden(columns, self.table.optional, options.max_width)
+        kept = [index for index, heading in enumerate(self.table.columns) if heading not in hidden]
+        headings = [self.table.columns[index] for index in kept]
+        widths = _widths([columns[heading] for heading in headings], options.max_width)
+        excess = sum(widths) + len(widths) - 1 - options.max_width
+        widths[0] = max(min(widths[0], _MIN_NAME), widths[0] - max(0, excess))  # a long name is folded, not cut
+        for heading, width in zip(headings, widths, strict=True):
+            shown.add_column(
+                heading, justify="left" if heading is headings[0] else "right", width=width, overflow="fold"
+            )
         for row in rows:
-            shown.add_row(*row)
+            shown.add_row(*(row[index] for index in kept))
         yield shown
+        if hidden:
+            names = "; ".join(heading for heading in self.table.columns if heading in hidden)
+            yield TerminalText(f"Left out of this narrow terminal: {names}.", style="dim")
+
+
+def _hidden(columns: Mapping[str, Sequence[str]], optional: Sequence[str], room: int) -> set[str]:
+    """The first of the `optional` columns, as many as must go for the others to fit."""
+    hidden: set[str] = set()
+    for heading in optional:
+        kept = [column for name, column in columns.items() if name not in hidden]
+        if sum(_widths(kept, room)) + len(kept) - 1 <= room:
+            break
+        hidden.add(heading)
+    return hidden
 
 
 def _widths(columns: Sequence[Sequence[str]], room: int) -> list[int]:
     """How wide each column is: as its longest line, but where the room is short not above its longest word."""
-    widths = [max(len(line) for cell in column for line in cell.split("\n")) for column in columns]
-    smallest = [max(len(word) for cell in column for word in cell.split()) for column in columns]
+    from rich.cells import cell_len
+
+    widths = [max(cell_len(line) for cell in column for line in cell.split("\n")) for column in columns]
+    smallest = [max(cell_len(word) for cell in column for word in cell.split()) for column in columns]
     smallest[0] = widths[0]
     while sum(widths) + len(widths) - 1 > room and widths != smallest:
         widest = max(range(len(widths)), key=lambda index: (widths[index] - smallest[index], widths[index]))

@@ -11,6 +11,7 @@ from labo.errors import UserError, unknown
 from labo.metrics import significance
 from labo.records.comparison import latest
 from labo.report.measures import MAIN, MEASURES, Measure, number, p_text, present
+from labo.wording import counted
 
 SIGNIFICANCE_LEVEL = 0.05
 BETTER, WORSE, NOT_SIGNIFICANT, BASELINE, NOT_COMPARED = (
@@ -154,7 +155,7 @@ def finding(task: TaskSummary) -> str:
     phrase = p_phrase(p) if len(better) == 1 or p < 0.001 else f"p ≤ {p_text(p)}"
     return (
         f"On {task.task} {names} {'is' if len(better) == 1 else 'are'} better than {task.baseline}{value}, by {gains}"
-        f"{main.difference_unit} ({phrase} after Holm, {_seeds(fewest_seeds)})."
+        f"{main.difference_unit} ({phrase} after Holm, {counted(fewest_seeds, 'seed')})."
     )
 
 
@@ -268,13 +269,13 @@ def _baseline_sentence(summary: MethodSummary, main: Measure) -> str:
         return f"{summary.method} is the baseline, and has no finished trial."
     interval = f" ± {main.spread(own.half_width)}" if own.half_width is not None else ""
     value = f"{main.value(own.mean)}{interval}"
-    return f"{summary.method} is the baseline: {_noun(main)} {value} over {_seeds(len(own.values))}."
+    return f"{summary.method} is the baseline: {_noun(main)} {value} over {counted(len(own.values), 'seed')}."
 
 
 def _sentence(method: str, baseline: str, main: Measure, difference: Difference) -> str:
     count = len(difference.seeds)
     if difference.verdict == NOT_SIGNIFICANT:
-        opening = f"{method} shows no significant difference from {baseline} ({_seeds(count)})"
+        opening = f"{method} shows no significant difference from {baseline} ({counted(count, 'seed')})"
     else:
         opening = f"{method} is {difference.verdict} than {baseline}"
     numbers = f"{_noun(main)} {main.value(difference.method_mean)} against {main.value(difference.baseline_mean)}"
@@ -284,7 +285,7 @@ def _sentence(method: str, baseline: str, main: Measure, difference: Difference)
     elif difference.half_width is not None:
         low, high = difference.mean - difference.half_width, difference.mean + difference.half_width
         size += f" (95% interval {main.signed(low)} to {main.signed(high)})"
-    over = "" if difference.verdict == NOT_SIGNIFICANT else f" over {_seeds(count)}"
+    over = "" if difference.verdict == NOT_SIGNIFICANT else f" over {counted(count, 'seed')}"
     sentence = f"{opening}: {numbers}, {size}{over}; {p_phrase(difference.p_holm)} after Holm."
     if difference.smallest_p_holm > SIGNIFICANCE_LEVEL:
         smallest = p_text(difference.smallest_p_holm)
@@ -333,7 +334,3 @@ def p_phrase(p: float) -> str:
 
 def _noun(measure: Measure) -> str:
     return measure.label if measure.label.isupper() or measure.key == "chrf" else measure.label.lower()
-
-
-def _seeds(count: int) -> str:
-    return "1 seed" if count == 1 else f"{count} seeds"

@@ -183,6 +183,14 @@ class Task(ABC):
         """Sentences for who predicts the inputs that `read_inputs` reads."""
         return ()
 
+    def read_readable(self, path: Path, preprocessing: Mapping[str, Any]) -> tuple[Any, list[str]]:
+        """(the features that `read_inputs` reads, the names of the images that are left out as unreadable).
+
+        Raises:
+            UserError: the task has no images.
+        """
+        raise UserError(f"Task '{self.name}' has no images, so --skip-unreadable does not apply.")
+
     def input_files(self, path: Path) -> list[str] | None:
         """The file of each input that `read_inputs` reads from `path`; None where `path` is one file of many inputs."""
         return None

@@ -108,7 +108,7 @@ def fingerprint(files: Iterable[Path], root: Path) -> str:
         for (name, path), state in zip(named, states, strict=True):
             key = (path, state.st_mtime_ns, state.st_size, "sha256")
             content = _cached_hash(*key) if hash_contents else state.st_size
-            result.update(f"{name}\0{content}\n".encode())
+            result.update(f"{name}\0{content}\n".encode(errors="surrogateescape"))
     except OSError as error:
         raise UserError(f"Cannot read the data: {error}.") from error
     return result.hexdigest()[:16]

@@ -26,7 +26,7 @@ class _Entry:
 
 _SAMPLING = ("train_size", "label_noise")
 _IMAGES = ("data", "fetch", "image_size", "validation_size", "skip_unreadable", *_SAMPLING)
-_TEXT = ("vocabulary_size", "vocabulary_kind", "joint", "max_length", "max_ratio", *_SAMPLING)
+_TEXT = ("vocabulary_size", "vocabulary_kind", "joint", "max_length", "max_ratio", "bleu_tokenizer", *_SAMPLING)
 _FILES = ("source", "target", "validation_source", "validation_target", "test_source", "test_target", "data", "fetch")
 _LANGUAGES = ("source_language", "target_language")
 # Options whose values are strings, whatever they look like: `no` is Norwegian, and 5 may be a file.

@@ -19,6 +19,10 @@ from labo.training import checkpoints
 Validate = Callable[[nn.Module], tuple[dict[str, float], float]]
 
 
+# The key of epochs that are as good as the best one before them.
+_TIED = "tied"
+
+
 class DivergedError(Exception):
     """A loss, or a network's logits, that are NaN or infinite at `step`."""
 
@@ -56,6 +60,8 @@ class Curve:
             if self.keep_best and value < self.best_value:
                 self.best_value, self.best_step = value, step
                 checkpoints.save_epoch(model, self.folder / BEST_WEIGHTS, value=value, step=step)
+            elif self.keep_best and value == self.best_value:
+                line[_TIED] = True
         append_line(self.folder / CURVE, line)
 
     def epoch_steps(self) -> list[int]:
@@ -63,8 +69,10 @@ class Curve:
         return [line["step"] for line in read_lines(self.folder / CURVE)]
 
     def epochs_since_best(self) -> int:
-        """The number of epochs after the best one."""
-        return sum(step > self.best_step for step in self.epoch_steps())
+        """The number of epochs after the last one that was as good as the best."""
+        lines = read_lines(self.folder / CURVE)
+        last = max((line["step"] for line in lines if line.get(_TIED)), default=0)
+        return sum(step > max(self.best_step, last) for step in self.epoch_steps())
 
     def resume(self, step: int) -> None:
         """Go on from a step: the lines after it are removed, for their epochs are trained again.

@@ -209,7 +209,7 @@ class TrainingLoop:
         self.curve.add(line, model)
 
     def out_of_patience(self) -> bool:
-        """Whether as many epochs as `settings.patience` were no better than the one before them."""
+        """Whether as many epochs as `settings.patience` were worse than the best one before them."""
         patience = self.settings.patience
         return bool(patience) and distributed.broadcast_from_main(self.curve.epochs_since_best) >= patience
 

@@ -15,7 +15,7 @@ from typing_extensions import override
 from labo.errors import NonFiniteLogitsError
 from labo.experiment.evaluators.base import Evaluator
 from labo.metrics.temperature import search_temperature
-from labo.metrics.translation import TokenScores, bleu, chrf, signatures
+from labo.metrics.translation import DEFAULT_TOKENIZER, TokenScores, bleu, chrf, signatures
 from labo.networks import logits_of
 from labo.records.storage import write_object
 from labo.records.trial import FIGURES, write_translations
@@ -47,6 +47,15 @@ class TranslationEvaluator(Evaluator):
         """The vocabulary that the run was trained with."""
         return Vocabulary.from_bytes(self.files, self.preprocessing["vocabulary_digest"])
 
+    @property
+    def tokenizer(self) -> str:
+        """SacreBLEU's tokenizer for the target language; runs of earlier versions have the default."""
+        return self.preprocessing.get("bleu_tokenizer", DEFAULT_TOKENIZER)
+
+    def bleu(self, hypotheses: Sequence[str], examples: Any) -> float:
+        """BLEU of the translations of examples."""
+        return bleu(hypotheses, examples.target_text, tokenizer=self.tokenizer)[0]
+
     @override
     def examples(self, read: Any) -> Any:
         """Pairs of text, encoded."""
@@ -55,26 +64,28 @@ class TranslationEvaluator(Evaluator):
     @override
     def signatures(self) -> dict[str, str]:
         """SacreBLEU's."""
-        return signatures()
+        return signatures(self.tokenizer)
 
     @override
     def notes(self, model: Any, examples: Any, what: str) -> tuple[str, ...]:
-        """How many pairs are truncated."""
-        return truncation_notes(examples, _limits(model), what)
+        """How the pairs were read, and how many are truncated."""
+        return (*examples.notes, *truncation_notes(examples, _limits(model), what))
 
     @override
     def validate(self, model: nn.Module, examples: Any, *, best: bool) -> tuple[dict[str, float], float]:
-        """The best epoch has the highest BLEU."""
+        """The best epoch has the highest BLEU; as long as it is 0, the highest chrF, which counts characters."""
         tokens = self.tokens(model, examples, (1.0,))[0]
-        score, _ = bleu(self.translations(model, examples, beam=1), examples.target_text)
+        hypotheses = self.translations(model, examples, beam=1)
+        score = self.bleu(hypotheses, examples)
         curve = {"validation_nll": tokens["nll"], "validation_perplexity": tokens["perplexity"]}
-        return {**curve, "validation_bleu": score}, -score
+        value = -score if score > 0 or not best else 100 - chrf(hypotheses, examples.target_text)[0]
+        return {**curve, "validation_bleu": score}, value
 
     @override
     def tuning_metrics(self, model: nn.Module, examples: Any) -> dict[str, float]:
         temperature = self.temperature(model, examples)
         plain, scaled = self.tokens(model, examples, (1.0, temperature))
-        score, _ = bleu(self.translations(model, examples), examples.target_text)
+        score = self.bleu(self.translations(model, examples), examples)
         return {"bleu": score, "nll": plain["nll"], "nll_scaled": scaled["nll"], "ece": plain["ece"]}
 
     @override
@@ -98,7 +109,7 @@ class TranslationEvaluator(Evaluator):
         self, model: nn.Module, examples: Any, hypotheses: Sequence[str], temperature: float
     ) -> tuple[dict[str, float], dict[str, Any]]:
         """(metrics, reliability diagrams without and with the temperature)."""
-        metrics = {name: score(hypotheses, examples.target_text)[0] for name, score in (("bleu", bleu), ("chrf", chrf))}
+        metrics = self._text_scores(hypotheses, examples)
         plain, scaled = self.tokens(model, examples, (1.0, temperature))
         metrics |= {"nll": plain["nll"], "perplexity": plain["perplexity"], "ece": plain["ece"]}
         metrics |= {"nll_scaled": scaled["nll"], "ece_scaled": scaled["ece"], "temperature": temperature}
@@ -106,8 +117,10 @@ class TranslationEvaluator(Evaluator):
 
     def search_scores(self, model: nn.Module, examples: Any, beam: int) -> dict[str, float]:
         """BLEU and chrF of translations by beam search of this width."""
-        hypotheses = self.translations(model, examples, beam=beam)
-        return {"bleu": bleu(hypotheses, examples.target_text)[0], "chrf": chrf(hypotheses, examples.target_text)[0]}
+        return self._text_scores(self.translations(model, examples, beam=beam), examples)
+
+    def _text_scores(self, hypotheses: Sequence[str], examples: Any) -> dict[str, float]:
+        return {"bleu": self.bleu(hypotheses, examples), "chrf": chrf(hypotheses, examples.target_text)[0]}
 
     def translations(self, model: nn.Module, examples: Any, *, beam: int | None = None) -> list[str]:
         """The network's translations of examples, as text."""

@@ -14,6 +14,7 @@ from labo.errors import UserError
 from labo.tasks.base import Examples
 from labo.tasks.images import decoding
 from labo.tasks.images.decoding import EncodedImages, EncodedSubset, LazyImages
+from labo.wording import counted
 
 # Names of the parts in folders, arrays and data sets.
 PART_NAMES = {
@@ -130,7 +131,7 @@ def decode_set(images: ImageSet, size: int, crop: float, skip_unreadable: bool) 
         except decoding.UnreadableError as error:
             raise UserError(f"{str(error).rstrip('.')}; {SKIP_HINT}.") from error
         if unreadable:
-            many = "1 unreadable image is" if len(unreadable) == 1 else f"{len(unreadable)} unreadable images are"
+            many = counted(len(unreadable), "unreadable image is", "unreadable images are")
             notes.append(f"{many} left out of the {name} part, '{unreadable[0]}' the first.")
     _check_labels(images.classes, parts)
     return replace(images, parts=parts, notes=tuple(notes))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -153,9 +154,11 @@ def decode(content: Path | bytes, name: str, size: int, crop: float = 1.0) -> np
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
+        with _open(content) as image:
             image.draft(None, (2 * size, 2 * size))  # a large JPEG is decoded at 1/2, 1/4 or 1/8 of its size
-            rgb = _to_rgb(ImageOps.exif_transpose(image), name)
+            rgb = _to_rgb(
+                ImageOps.exif_transpose(image), name, deep=image.format == "TIFF" and image.mode in ("I", "F")
+            )
     except UnreadableError:
         raise
     except Exception as error:  # the error of a damaged image depends on where it is damaged
@@ -178,10 +181,8 @@ def resize(image: np.ndarray, size: int, crop: float = 1.0) -> np.ndarray:
 
 def read_size(content: Path | bytes) -> tuple[int, int] | None:
     """(width, height) from an image's header; None where it cannot be read."""
-    from PIL import Image
-
     try:
-        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
+        with _open(content) as image:
             return image.size
     except Exception:
         return None
@@ -223,19 +224,37 @@ def channels_first(images: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
 
 
-def _to_rgb(image: Any, name: str) -> Any:
+def _open(content: Path | bytes) -> Any:
+    """An image in a regular file or in bytes; a pipe or a device may never end."""
+    from PIL import Image
+
+    if isinstance(content, bytes):
+        return Image.open(io.BytesIO(content))
+    if not stat.S_ISREG(content.stat().st_mode):
+        raise OSError("it is not a regular file")
+    return Image.open(content)
+
+
+def _to_rgb(image: Any, name: str, *, deep: bool) -> Any:
     from PIL import Image
 
     if image.mode.startswith("I") or image.mode == "F":
-        image = Image.fromarray(_to_8_bits(np.asarray(image), name))
+        image = Image.fromarray(_to_8_bits(np.asarray(image), name, deep=deep))
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return image.convert("RGB")
 
 
-def _to_8_bits(values: np.ndarray, name: str) -> np.ndarray:
-    """0 to 65535 as 0 to 255; Pillow's own conversion clips everything above 255."""
+def _to_8_bits(values: np.ndarray, name: str, *, deep: bool) -> np.ndarray:
+    """0 to 65535 as 0 to 255; Pillow's own conversion clips everything above 255.
+
+    A `deep` image is a TIFF of 32 bits, whose format names no white: its values are 0 to 255 if none is above 255, and
+    0 to 65535 else. It is unknown for fractions from 0 to 1.
+    """
+    is_8_bits = deep and values.min() >= 0 and values.max() <= 255
+    if is_8_bits and (values.dtype.kind != "f" or values.max() > 1 or not values.any()):
+        return values.round().astype(np.uint8)
     if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
         raise UnreadableError(f"Cannot read the image '{name}': its values are not of 8 or 16 bits; save it as such.")
     return ((values.astype(np.int64) + 128) // 257).astype(np.uint8)
@@ -246,7 +265,7 @@ def _reason(error: Exception) -> str:
         return "there is no such file"
     if type(error).__name__ == "UnidentifiedImageError":
         return "it is damaged or not an image"
-    return first_line(error)
+    return first_line(error) if not isinstance(error, OSError) else error.strerror or first_line(error)
 
 
 def _map(function: Callable[[int], Any], indices: Sequence[int]) -> Iterator[Any]:

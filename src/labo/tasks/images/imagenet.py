@@ -132,7 +132,7 @@ def files_of(root: Path) -> list[Path]:
     """The files that `read` reads."""
     others = [root / name for name in (*CLASS_NAME_FILES, "wnids.txt", "val/val_annotations.txt")]
     images = [path for part in ("train", "val") for path in sources.images_in(root / part)]
-    return [*images, *(path for path in others if path.is_file())]
+    return sources.regular_files([*images, *others])
 
 
 def _candidates(root: Path, data: str | None, names: Sequence[str]) -> list[Path]:

@@ -2,43 +2,16 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
-from labo.errors import UserError, first_line, unknown
+from labo.errors import UserError, unknown
 from labo.tasks.images.dataset import PART_NAMES, ImageSet, Part
 from labo.tasks.labels import class_indices
+from labo.tasks.npz_files import load
 
 Arrays = dict[str, np.ndarray]
-
-
-def load(path: Path) -> Arrays:
-    """The arrays in an .npz file; arrays of objects are refused, because loading them executes code.
-
-    Raises:
-        UserError: the file is missing, damaged, or does not hold plain arrays.
-    """
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except FileNotFoundError as error:
-        raise UserError(f"No such file: '{path}'.") from error
-    except (
-        ValueError,
-        OSError,
-        EOFError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        reason = first_line(error)
-        reason = "it is no .npz file of plain arrays" if "pickle" in reason or "context" in reason else reason
-        raise UserError(f"Cannot read '{path}': {reason}.") from error
 
 
 def read(path: Path, target: str | None = None) -> ImageSet:

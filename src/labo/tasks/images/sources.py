@@ -8,16 +8,18 @@ requirement.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from labo.errors import UserError, not_found
 from labo.tasks import data_files
+from labo.tasks.file_limits import require_file
 from labo.tasks.images import hf_datasets, npz
 from labo.tasks.images.dataset import PART_NAMES, ImageSet, Part
 from labo.tasks.images.decoding import SUFFIXES, UNSUPPORTED_SUFFIXES, EncodedImages, ImageFiles
+from labo.wording import counted, unicode_name
 
 
 def read(data: str, target: str | None = None, fetch: bool = False) -> ImageSet:
@@ -45,9 +47,8 @@ def fingerprint(data: str, fetch: bool = False) -> str:
         return hf_datasets.fingerprint(data)
     if path.is_file():
         return data_files.fingerprint([path], path.parent)
-    is_dataset = hf_datasets.is_dataset(path)
-    files = [file for file in path.rglob("*") if file.is_file()] if is_dataset else images_in(path)
-    return data_files.fingerprint(files, path)
+    files = path.rglob("*") if hf_datasets.is_dataset(path) else images_in(path)
+    return data_files.fingerprint(regular_files(files), path)
 
 
 def read_unlabelled(path: Path) -> np.ndarray | EncodedImages:
@@ -71,8 +72,9 @@ def image_files(path: Path) -> list[Path] | None:
         if not files:
             raise UserError(f"The folder '{path}' holds no image ({', '.join(SUFFIXES)}).")
         return files
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise UserError(f"No such file or folder: '{path}'.")
+    require_file(path)
     return None if path.suffix.lower() == ".npz" else [path]
 
 
@@ -120,6 +122,11 @@ def images_in(folder: Path) -> list[Path]:
     return sorted(path for path in _walk(folder) if _is_image(path))
 
 
+def regular_files(paths: Iterable[Path]) -> list[Path]:
+    """The paths that are files or lead to one: links to nothing, pipes and devices have no content to depend on."""
+    return [path for path in paths if path.is_file()]
+
+
 def subfolders(folder: Path) -> list[Path]:
     """The folders in a folder, sorted; hidden ones are left out."""
     try:
@@ -136,7 +143,8 @@ def read_folders(root: Path) -> ImageSet:
     Raises:
         UserError: no class folder, an empty one in train, or one in another part alone.
     """
-    part_folders = _part_folders(root) or {"train": root}
+    part_folders, notes = _part_folders(root)
+    part_folders = part_folders or {"train": root}
     classes = [folder.name for folder in subfolders(part_folders["train"])]
     if classes and all(name.lower() in PART_NAMES for name in classes):
         raise UserError(
@@ -148,11 +156,12 @@ def read_folders(root: Path) -> ImageSet:
             f"Expected '{part_folders['train']}' to hold a folder of images for each class (CLASS/*.jpg, or "
             "train/CLASS/*.jpg and test/CLASS/*.jpg), but it holds no folder."
         )
-    parts, notes = {}, []
+    parts = {}
     for name, folder in part_folders.items():
         parts[name], part_notes = read_class_folders(folder, classes, required=name == "train")
         notes += part_notes
-    return ImageSet(tuple(classes), parts, tuple(notes))
+    names = tuple(map(unicode_name, classes))
+    return ImageSet(names, parts, tuple(notes), () if names == tuple(classes) else tuple(classes))
 
 
 def read_class_folders(root: Path, classes: Sequence[str], *, required: bool) -> tuple[Part, list[str]]:
@@ -183,27 +192,45 @@ def read_class_folders(root: Path, classes: Sequence[str], *, required: bool) ->
         paths += images
         labels += [label] * len(images)
     if unsupported:
-        many = "1 file is" if len(unsupported) == 1 else f"{len(unsupported)} files are"
+        many = counted(len(unsupported), "file is", "files are")
         first, suffixes = unsupported[0], ", ".join(SUFFIXES)
         notes.append(f"{many} left out of '{root}', '{first}' the first: only {suffixes} are read.")
     return Part(ImageFiles(paths), np.array(labels, np.int64)), notes
 
 
-def _part_folders(root: Path) -> dict[str, Path]:
-    """Part -> its folder, if there is one for training that holds class folders; else nothing.
+def _part_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
+    """(part -> its folder, if there is one for training that holds class folders, else nothing; notes).
 
     Raises:
-        UserError: two folders name the same part, such as val and validation.
+        UserError: two folders name the same part, such as val and validation, or there is one for another part alone.
     """
     folders: dict[str, Path] = {}
+    flat: list[Path] = []
+    classes: list[str] = []
     for folder in subfolders(root):
         part = PART_NAMES.get(folder.name.lower())
-        if part is None or not subfolders(folder):
-            continue
-        if part in folders:
+        if part is None:
+            classes.append(folder.name)
+        elif not subfolders(folder):
+            flat.append(folder)
+        elif part in folders:
             raise UserError(f"'{folders[part]}' and '{folder}' are both the {part} part: leave one.")
-        folders[part] = folder
-    return folders if "train" in folders else {}
+        else:
+            folders[part] = folder
+    if "train" in folders:
+        return folders, [
+            f"The folder '{folder}' is left out: its images are not in a folder for each class, so they have no labels."
+            for folder in flat
+            if images_in(folder)
+        ]
+    for part, folder in folders.items():
+        if shared := {inner.name for inner in subfolders(folder)} & set(classes):
+            raise UserError(
+                f"'{folder}' is the {part} part of the data, but the training images are beside it: move the folders "
+                f"of the classes ('{min(shared)}' and so on) into '{root / 'train'}'."
+            )
+    as_classes = [*flat, *folders.values()] if classes else []
+    return {}, [f"The folder '{folder}' is a class; it is no part of the data." for folder in as_classes]
 
 
 def _is_image(path: Path) -> bool:

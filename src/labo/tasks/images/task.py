@@ -18,11 +18,12 @@ from labo.errors import UserError
 from labo.settings import TrainingSettings
 from labo.splitting import stratified, stratified_sample
 from labo.tasks.base import Examples, Origin, Sample, Splits, Task
+from labo.tasks.file_limits import absolute
 from labo.tasks.images import corruptions, dataset, models, sources
 from labo.tasks.images.augmentation import DEFAULTS as AUGMENTATION_DEFAULTS
 from labo.tasks.images.augmentation import Augmentation
 from labo.tasks.images.dataset import ImageExamples, ImageSet, Part
-from labo.tasks.images.decoding import EncodedImages, LazyImages, NumberedNames, channels_first
+from labo.tasks.images.decoding import EncodedImages, LazyImages, NumberedNames, UnreadableError, channels_first
 from labo.tasks.labels import parse_label_noise, with_noise
 
 VALIDATION_FRACTION, MAX_VALIDATION, TEST_FRACTION = 0.1, 5_000, 0.2
@@ -72,7 +73,7 @@ class ImageTask(Task):
             if number is not None and (not isinstance(number, int) or number < 1):
                 raise UserError(f"Expected option `{name}` to be a whole number above 0, but got {number!r}.")
         self.on_hub = data is not None and self.may_be_on_hub(data) and not Path(data).exists()
-        self.data = str(Path(data).resolve()) if data is not None and not self.on_hub else data
+        self.data = str(absolute(data)) if data is not None and not self.on_hub else data
         # `fetch` is not an option of a task whose data are on disk; data on the hub are requested every time.
         options = {"data": self.data, "fetch": (self.on_hub and fetch) or None, "image_size": image_size} | {
             "validation_size": validation_size, "train_size": train_size, "label_noise": label_noise,
@@ -161,7 +162,18 @@ class ImageTask(Task):
     @override
     def read_inputs(self, path: Path, preprocessing: Mapping[str, Any]) -> Tensor:
         """An image, all in a folder, or the array `images` of an .npz file; uint8."""
-        return self._read_features(sources.read_unlabelled(path), preprocessing)
+        try:
+            return self._read_features(sources.read_unlabelled(path), preprocessing)[0]
+        except UnreadableError as error:
+            raise UserError(f"{str(error).rstrip('.')}; {dataset.SKIP_HINT}.") from error
+
+    @override
+    def read_readable(self, path: Path, preprocessing: Mapping[str, Any]) -> tuple[Any, list[str]]:
+        images = sources.read_unlabelled(path)
+        features, unreadable = self._read_features(images, preprocessing, skip_unreadable=True)
+        if not len(features):
+            raise UserError(f"No image in '{path}' can be read.")
+        return features, unreadable
 
     @override
     def input_files(self, path: Path) -> list[str] | None:
@@ -175,7 +187,7 @@ class ImageTask(Task):
     ) -> ImageExamples:
         """Class folders, an .npz file, or a data set on disk that `datasets` reads."""
         part = sources.read_labelled(path, target or self.options.get("target"), classes, preprocessing["folders"])
-        return ImageExamples(self._read_features(part.images, preprocessing), torch.from_numpy(part.labels))
+        return ImageExamples(self._read_features(part.images, preprocessing)[0], torch.from_numpy(part.labels))
 
     @override
     def samples(self, examples: Examples, preprocessing: Mapping[str, Any]) -> list[Sample]:
@@ -252,11 +264,13 @@ class ImageTask(Task):
                 f"{len(train.labels)} (all training images), but got {self.train_size}."
             ) from error
 
-    def _read_features(self, images: np.ndarray | EncodedImages, preprocessing: Mapping[str, Any]) -> Any:
+    def _read_features(
+        self, images: np.ndarray | EncodedImages, preprocessing: Mapping[str, Any], *, skip_unreadable: bool = False
+    ) -> tuple[Any, list[str]]:
         size, crop = preprocessing["image_size"], preprocessing["crop"]
         part = Part(images, np.zeros(len(images), np.int64))
-        decoded, _ = dataset.decode_part(part, size, crop, skip_unreadable=False)
-        return _features(decoded.images, size, crop)
+        decoded, unreadable = dataset.decode_part(part, size, crop, skip_unreadable=skip_unreadable)
+        return _features(decoded.images, size, crop), unreadable
 
 
 def _features(images: np.ndarray | EncodedImages, size: int, crop: float, index: Tensor | None = None) -> Any:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from labo.errors import UserError
+from labo.wording import counted
 
 
 class TokenBatches(Sampler[list[int]]):
@@ -72,14 +73,14 @@ def over_budget_notes(lengths: Tensor, budget: int) -> tuple[str, ...]:
     Example:
         >>> import torch
         >>> over_budget_notes(torch.tensor([3, 9, 17]), 16)
-        ('1 training pairs have more than the 16 tokens of a batch, the longest 17: each is a batch of its own.',)
+        ('1 training pair has more than the 16 tokens of a batch, the longest 17: each is a batch of its own.',)
     """
     count = int((lengths > budget).sum())
     if not count:
         return ()
     return (
-        f"{count:,} training pairs have more than the {budget:,} tokens of a batch, the longest "
-        f"{int(lengths.max()):,}: each is a batch of its own.",
+        f"{counted(count, 'training pair has', 'training pairs have')} more than the {budget:,} tokens of a batch, the "
+        f"longest {int(lengths.max()):,}: each is a batch of its own.",
     )
 
 

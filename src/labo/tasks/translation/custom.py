@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from labo.errors import UserError, not_found
 from labo.tasks.data_files import fingerprint, hf_fingerprint
+from labo.tasks.file_limits import absolute, require_file
 from labo.tasks.translation.corpora import HubDataset
 from labo.tasks.translation.corpus_files import CorpusFiles, in_folder, load_hub, read_hub
 from labo.tasks.translation.task import TranslationTask
@@ -88,8 +89,7 @@ class Translation(TranslationTask):
             return hf_fingerprint(load_hub(self._hub_dataset()))
         files = self._locate().files()
         for file in files:
-            if not file.is_file():
-                raise UserError(f"No such file: '{file}'.")
+            require_file(file)
         return fingerprint(files, files[0].parent)
 
     def _hub_dataset(self) -> HubDataset:
@@ -131,7 +131,7 @@ def _resolve(data: str, fetch: bool) -> tuple[str, bool]:
         return data, fetch
     if path.is_file() and not holds_both_sides(path):
         raise UserError(f"Expected --data to be a folder, a .tsv or a .parquet file, but got '{data}'.")
-    return str(path.resolve()), False
+    return str(absolute(path)), False
 
 
 def _path_options(files: Mapping[str, tuple[Path, Path | None] | None]) -> dict[str, str]:
@@ -151,7 +151,7 @@ def _file_pair(prefix: str, source: str | None, target: str | None) -> tuple[Pat
         return None
     if source is None:
         raise UserError(f"Option `{prefix}target` needs `{prefix}source` beside it.")
-    path = Path(source).resolve()
+    path = absolute(source)
     if holds_both_sides(path):
         if target is not None:
             raise UserError(f"The file '{source}' holds both sides: leave `{prefix}target` out.")
@@ -160,7 +160,7 @@ def _file_pair(prefix: str, source: str | None, target: str | None) -> tuple[Pat
         raise UserError(
             f"Option `{prefix}source` needs `{prefix}target` beside it, unless it is a .tsv or .parquet file."
         )
-    return path, Path(target).resolve()
+    return path, absolute(target)
 
 
 def _infer_languages(files: tuple[Path, Path | None] | None, source: str | None, target: str | None) -> tuple[str, str]:

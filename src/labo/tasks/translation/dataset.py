@@ -18,6 +18,7 @@ from labo.tasks.base import Examples, Origin
 from labo.tasks.translation.models import decoder_inputs
 from labo.tasks.translation.text_files import Pairs
 from labo.tasks.translation.vocabulary import BEGIN, END, PAD, Side, Vocabulary
+from labo.wording import counted
 
 # The label of padding, which the loss ignores.
 # Lines encoded at a time: lists of Python integers are large.
@@ -86,7 +87,8 @@ class Sentences(Examples):
     """N sentence pairs as token ids, each with the end-of-sentence token, and as raw text.
 
     `features` and `target` are `Ragged`, and with label noise so is `before_noise`, the right translations;
-    `source_text` and `target_text` are lists of N raw lines. Translations are scored against `target_text`.
+    `source_text` and `target_text` are lists of N raw lines. Translations are scored against `target_text`. `notes` are
+    those of the pairs.
     """
 
     features: Any
@@ -94,6 +96,7 @@ class Sentences(Examples):
     before_noise: Any = None
     source_text: list[str] = field(default_factory=list)
     target_text: list[str] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, pairs: Pairs, vocabulary: Vocabulary) -> Sentences:
@@ -108,7 +111,8 @@ class Sentences(Examples):
         source, target = encode(pairs.source, vocabulary, "source"), encode(pairs.target, vocabulary, "target")
         lines = pairs.source_indices
         indices = torch.arange(len(pairs)) if lines is None else torch.tensor(lines, dtype=torch.int64)
-        return cls(source, target, Origin(indices, _line_name), source_text=pairs.source, target_text=pairs.target)
+        text = {"source_text": pairs.source, "target_text": pairs.target}
+        return cls(source, target, Origin(indices, _line_name), notes=pairs.notes, **text)
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
         """A padded batch of M pairs.
@@ -207,9 +211,10 @@ def truncation_notes(examples: Sentences, limits: tuple[int | None, int | None],
     if not count:
         return ()
     lengths = " and ".join(f"{limit:,}" for limit in dict.fromkeys(limits) if limit is not None)
+    pairs = f"{count:,} of {counted(len(examples), f'{what} pair')} {'has' if count == 1 else 'have'}"
     return (
-        f"{count:,} of {len(examples):,} {what} pairs have a side longer than the {lengths} pieces that the network "
-        "takes: the rest of it is neither read nor scored as tokens, BLEU and chrF are of the whole reference.",
+        f"{pairs} a side longer than the {lengths} pieces that the network takes: the rest of it is neither read nor "
+        "scored as tokens, BLEU and chrF are of the whole reference.",
     )
 
 
@@ -229,12 +234,7 @@ def draw_parts(
     for part in ("test", "validation"):
         if part not in drawn:
             drawn |= _draw_part(drawn["train"], part, generator)
-            notes.append(f"The data have no {part} part: the seed draws {len(drawn[part]):,} pairs.")
-    if "test" not in parts:
-        train_sources = set(drawn["train"].source)
-        overlap = sum(line in train_sources for line in drawn["test"].source)
-        if overlap:
-            notes.append(f"{overlap:,} of the {len(drawn['test']):,} test sentences are trained on too.")
+            notes.append(f"The data have no {part} part: the seed draws {counted(len(drawn[part]), 'pair')}.")
     if train_size is not None:
         count = len(drawn["train"])
         if train_size > count:

@@ -17,20 +17,22 @@ from labo.errors import UserError, unknown
 from labo.settings import TrainingSettings
 from labo.tasks.base import Sample, Splits, Task
 from labo.tasks.data_files import fingerprint, hf_fingerprint
+from labo.tasks.file_limits import absolute
 from labo.tasks.labels import parse_label_noise
-from labo.tasks.translation import corpus_files, models, text_files
+from labo.tasks.translation import corpus_files, models, side_names, text_files
 from labo.tasks.translation.batching import over_budget_notes
 from labo.tasks.translation.corpora import CORPORA, HubDataset
 from labo.tasks.translation.dataset import Sentences, draw_parts, truncation_notes, wrong_translations
+from labo.tasks.translation.side_names import DEFAULT_TOKENIZER
 from labo.tasks.translation.text_files import Pairs
+from labo.tasks.translation.text_notes import overlap_notes, text_notes
 from labo.tasks.translation.vocabulary import BEGIN, END, KINDS, NORMALISATION, PAD, UNKNOWN, Vocabulary
+from labo.wording import counted
 
 MAX_LENGTH = 128
 # The configuration of a network that is not a preset, saved with a run.
 CONFIGURATION = "config.json"
 PARTS = ("train", "validation", "test")
-# Marks words that other tools split before; looked for in the first sentences.
-_SUBWORD_MARK, _INSPECTED = "@@ ", 1_000
 
 # The last text and the last vocabulary by their key: the seeds of a comparison often share both.
 _TEXTS: dict[str, tuple[dict[str, Pairs], tuple[str, ...]]] = {}
@@ -55,6 +57,7 @@ class TranslationTask(Task):
         joint: one vocabulary for both sides.
         max_length: training pairs with more pieces on a side are left out.
         max_ratio: so are those whose sides differ in length by more than this factor; off by default.
+        bleu_tokenizer: sacreBLEU's tokenizer; by default that of the target language (see `side_names`).
         options: further options that recreate the task; None counts as not given.
     """
 
@@ -81,18 +84,21 @@ class TranslationTask(Task):
         joint: bool = True,
         max_length: int = MAX_LENGTH,
         max_ratio: float | None = None,
+        bleu_tokenizer: str | None = None,
         **options: Any,
     ) -> None:
+        if bleu_tokenizer is not None:
+            side_names.check_tokenizer(bleu_tokenizer)
         sizes = {"train_size": train_size, "vocabulary_size": vocabulary_size, "max_length": max_length}
         _check(sizes, {"joint": joint, "fetch": fetch}, vocabulary_kind, max_ratio)
         # Defaults are left out of the options, so that a task compares equal to itself recreated.
         defaults = {"fetch": False, "vocabulary_kind": "bpe", "joint": True, "max_length": MAX_LENGTH}
         options = {"data": data, "fetch": fetch, **sizes, "label_noise": label_noise, "joint": joint, **options}
-        options |= {"vocabulary_kind": vocabulary_kind, "max_ratio": max_ratio}
+        options |= {"vocabulary_kind": vocabulary_kind, "max_ratio": max_ratio, "bleu_tokenizer": bleu_tokenizer}
         super().__init__(**{key: value for key, value in options.items() if value not in (None, defaults.get(key))})
         self.data, self.fetch, self.train_size = data, fetch, train_size
         self.vocabulary_size, self.vocabulary_kind, self.joint = vocabulary_size, vocabulary_kind, joint
-        self.max_length, self.max_ratio = max_length, max_ratio
+        self.max_length, self.max_ratio, self.bleu_tokenizer = max_length, max_ratio, bleu_tokenizer
         self.noise = parse_label_noise(label_noise) if label_noise else None
 
     @property
@@ -120,9 +126,11 @@ class TranslationTask(Task):
             for part in ("train", "validation"):
                 encoded[part] = self._with_noise(parts[part], encoded[part], vocabulary, generator)
         encoded["train"], filter_notes = self._filter(encoded["train"])
-        notes = (*notes, *drawn_notes, *vocabulary.notes, *filter_notes)
+        preprocessing = self._preprocessing(vocabulary, parts["train"])
+        notes = (*notes, *drawn_notes, *overlap_notes(parts), *vocabulary.notes, *filter_notes)
+        notes = (*notes, *self._tokenizer_notes(preprocessing["bleu_tokenizer"]))
         train, validation, test = (encoded[part] for part in PARTS)
-        return Splits(train, validation, test, (), self._preprocessing(vocabulary), notes, vocabulary.to_bytes())
+        return Splits(train, validation, test, (), preprocessing, notes, vocabulary.to_bytes())
 
     @override
     def model(
@@ -152,7 +160,7 @@ class TranslationTask(Task):
     def saved_settings(self, settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         file = folder / CONFIGURATION
         external = str(settings["model"]).startswith(models.TRANSFORMERS_PREFIX) and file.is_file()
-        return {**settings, "model": f"{models.TRANSFORMERS_PREFIX}{file.resolve()}"} if external else dict(settings)
+        return {**settings, "model": f"{models.TRANSFORMERS_PREFIX}{absolute(file)}"} if external else dict(settings)
 
     @override
     def notes(self, splits: Splits, settings: Mapping[str, Any]) -> tuple[str, ...]:
@@ -232,16 +240,13 @@ class TranslationTask(Task):
             texts, notes = {}, []
             for part, pairs in self.read(seed).items():
                 texts[part], empty = pairs.without_empty()
+                notes += pairs.notes
                 if empty:
-                    notes.append(f"{empty:,} {part} pairs with an empty side are left out.")
+                    many = counted(empty, f"{part} pair with an empty side is", f"{part} pairs with an empty side are")
+                    notes.append(f"{many} left out.")
                 if not len(texts[part]):
                     raise UserError(f"The {part} part has no pair with words on both sides.")
-            if any(_SUBWORD_MARK in line for line in texts["train"].target[:_INSPECTED]):
-                mark = _SUBWORD_MARK.strip()
-                notes.append(
-                    f"The sentences are split into subwords by '{mark}' already: BLEU is not that of plain text."
-                )
-            _TEXTS[key] = texts, tuple(notes)
+            _TEXTS[key] = texts, (*notes, *text_notes(texts))
         return _TEXTS[key]
 
     def _key(self, *parts: Any) -> str:
@@ -271,19 +276,31 @@ class TranslationTask(Task):
 
     def _filter(self, train: Sentences) -> tuple[Sentences, list[str]]:
         kept, long, unequal = train.filtered(self.max_length, self.max_ratio)
-        notes, total = [], f"of {len(train):,} training pairs"
-        if long:
-            notes.append(f"{long:,} {total} have a side of more than {self.max_length} pieces and are left out.")
-        if unequal:
-            notes.append(
-                f"{unequal:,} {total} have sides that differ more than {self.max_ratio:g}-fold and are left out."
-            )
+        reasons = {
+            f"a side of more than {self.max_length} pieces": long,
+            f"sides that differ more than {self.max_ratio or 0:g}-fold": unequal,
+        }
+        total = f"of {counted(len(train), 'training pair')}"
+        verbs = {count: ("has", "is") if count == 1 else ("have", "are") for count in (long, unequal)}
+        notes = [
+            f"{count:,} {total} {verbs[count][0]} {reason} and {verbs[count][1]} left out."
+            for reason, count in reasons.items()
+            if count
+        ]
         if not len(kept):
             raise UserError(f"No training pair is left: {' '.join(notes)}")
         return kept, notes
 
-    def _preprocessing(self, vocabulary: Vocabulary) -> dict[str, Any]:
-        """What is needed, beside the vocabulary's files, to read new text and to rebuild the network."""
+    def _tokenizer_notes(self, tokenizer: str) -> list[str]:
+        if tokenizer == DEFAULT_TOKENIZER or self.bleu_tokenizer:
+            return []
+        return [
+            f"BLEU splits the translations with sacreBLEU's tokenizer '{tokenizer}', for the language '"
+            f"{self.languages[1]}'; --option bleu_tokenizer=… is another."
+        ]
+
+    def _preprocessing(self, vocabulary: Vocabulary, train: Pairs) -> dict[str, Any]:
+        """What is needed, beside the vocabulary's files, to read and score new text and to rebuild the network."""
         source, target = self.languages
         return {
             "source": source,
@@ -294,6 +311,7 @@ class TranslationTask(Task):
             "vocabulary_kind": self.vocabulary_kind,
             "vocabulary_digest": vocabulary.digest(),
             "normalisation": NORMALISATION,
+            "bleu_tokenizer": self.bleu_tokenizer or side_names.bleu_tokenizer(target, train.target),
             "pad": PAD,
             "unk": UNKNOWN,
             "bos": BEGIN,
@@ -315,7 +333,7 @@ class CorpusTask(TranslationTask):
         self.corpus = CORPORA[name]
         self.default_vocabulary_size = self.corpus.vocabulary_size
         self.epochs, self.tokens = self.corpus.epochs, self.corpus.tokens
-        data = None if data is None else str(Path(data).resolve())
+        data = None if data is None else str(absolute(data))
         super().__init__(data=data, fetch=fetch, **options)
 
     @property

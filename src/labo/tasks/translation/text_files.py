@@ -5,16 +5,17 @@ Source of IWSLT's formats: Cettolo et al., *WIT3: Web Inventory of Transcribed a
 
 from __future__ import annotations
 
-import gzip
 import html
 import re
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from labo.errors import UserError, first_line
+from labo.tasks.file_limits import check_unpacked, gunzip, require_file
+from labo.tasks.translation import side_names
 
 _GZIP, _BOM = b"\x1f\x8b", "\ufeff"
 # Files with both sides of each pair.
@@ -30,12 +31,14 @@ _METADATA = re.compile(r"^</?(url|keywords|speaker|talkid|reviewer|translator|tr
 class Pairs:
     """N sentences and their N translations.
 
-    `source_indices` are their line numbers in the files, counted from 0; None stands for 0 to N - 1.
+    `source_indices` are their line numbers in the files, counted from 0; None stands for 0 to N - 1. `notes` are
+    sentences for the user about how they were read.
     """
 
     source: list[str]
     target: list[str]
     source_indices: list[int] | None = field(default=None, compare=False, repr=False)
+    notes: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -44,11 +47,11 @@ class Pairs:
         """The pairs at `indices`, in this order."""
         lines = self.source_indices
         taken = list(indices) if lines is None else [lines[i] for i in indices]
-        return Pairs([self.source[i] for i in indices], [self.target[i] for i in indices], taken)
+        return Pairs([self.source[i] for i in indices], [self.target[i] for i in indices], taken, self.notes)
 
     def joined(self, other: Pairs) -> Pairs:
         """These pairs followed by the others, as if from one file."""
-        return Pairs(self.source + other.source, self.target + other.target)
+        return Pairs(self.source + other.source, self.target + other.target, notes=self.notes + other.notes)
 
     def without_empty(self) -> tuple[Pairs, int]:
         """(the pairs with text on both sides, the number of pairs left out).
@@ -92,15 +95,18 @@ def holds_both_sides(path: Path) -> bool:
 
 
 def read_pairs(source: Path, target: Path | None, languages: tuple[str, str]) -> Pairs:
-    """The pairs in two files, or in one that holds both sides; `languages` are the columns of a .parquet file.
+    """The pairs in two files, or in one that holds both sides.
+
+    `languages` are the columns of a .parquet file, or of a .tsv file with a header.
 
     Raises:
         UserError: a file is missing, damaged or not UTF-8, or the sides do not match.
     """
     if target is not None:
         return match_lines(read_lines(source), read_lines(target), str(source), str(target))
-    is_parquet = source.suffix.lower() == ".parquet"
-    sides = _read_parquet(source, languages) if is_parquet else read_tsv(source)
+    if source.suffix.lower() != ".parquet":
+        return read_tsv(source, languages)
+    sides = _read_parquet(source, languages)
     return match_lines(*sides, f"{source}, the first column", f"{source}, the second column")
 
 
@@ -131,22 +137,36 @@ def read_lines(path: str | Path) -> list[str]:
     return iwslt_sentences(lines, path.name)
 
 
-def read_tsv(path: str | Path) -> tuple[list[str], list[str]]:
-    """The two columns of a tab-separated file.
+def read_tsv(path: str | Path, languages: tuple[str, str]) -> Pairs:
+    """The pairs in a tab-separated file of two columns, or of those that its header names as `languages`.
+
+    A first line is a header if it names both languages, or if its two cells are names of sides (`source`, `tgt`) or of
+    languages (`de`, `German`); a note says so.
 
     Raises:
-        UserError: as `read_lines`, or a line does not have two columns.
+        UserError: as `read_lines`, or a line has other columns.
     """
+    lines = read_lines(path)
+    header = [cell.strip() for cell in lines[0].split("\t")]
+    named = set(languages) <= set(header) and languages[0] != languages[1]
+    columns = (header.index(languages[0]), header.index(languages[1])) if named else (0, 1)
+    width = len(header) if named else 2
+    has_header = named or side_names.is_header(header)
+    notes = ()
+    if has_header:
+        names = " and ".join(f"'{header[column]}'" for column in columns)
+        notes = (f"The first line of '{path}' is a header: {names} are no pair.",)
     source, target = [], []
-    for number, line in enumerate(read_lines(path), 1):
+    for number, line in enumerate(lines[has_header:], 1 + has_header):
         cells = line.split("\t")
-        if len(cells) != 2:
-            raise UserError(
-                f"Expected two columns divided by a tab in line {number} of '{path}', but got {len(cells)}."
-            )
-        source.append(cells[0])
-        target.append(cells[1])
-    return source, target
+        if len(cells) != width:
+            many = {2: "two columns divided by a tab"}.get(width, f"{width} columns divided by tabs")
+            raise UserError(f"Expected {many} in line {number} of '{path}', but got {len(cells)}.")
+        source.append(cells[columns[0]])
+        target.append(cells[columns[1]])
+    pairs = match_lines(source, target, f"{path}, the first column", f"{path}, the second column")
+    indices = list(range(1, 1 + len(pairs))) if has_header else None
+    return replace(pairs, source_indices=indices, notes=notes)
 
 
 def iwslt_sentences(lines: list[str], name: str) -> list[str]:
@@ -195,12 +215,11 @@ def select_sides(table: dict[str, Any], languages: tuple[str, str], name: str) -
 
 
 def _read_bytes(path: Path) -> bytes:
-    if not path.is_file():
-        raise UserError(f"No such file: '{path}'.")
+    require_file(path)
     try:
-        content = path.read_bytes()
-        if content[:2] == _GZIP:
-            content = gzip.decompress(content)
+        with open(path, "rb") as file:
+            is_gzipped = file.read(2) == _GZIP
+        content = gunzip(path) if is_gzipped else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"Cannot read '{path}': {error}.") from error
     if not content:
@@ -212,10 +231,13 @@ def _read_parquet(path: Path, languages: tuple[str, str]) -> tuple[list[str], li
     import pyarrow
     from pyarrow import parquet
 
-    if not path.is_file():
-        raise UserError(f"No such file: '{path}'.")
+    require_file(path)
     try:
-        table = parquet.read_table(path)
+        with open(path, "rb") as handle:  # pyarrow opens no path that is not UTF-8
+            file = parquet.ParquetFile(handle)
+            groups = (file.metadata.row_group(index) for index in range(file.metadata.num_row_groups))
+            check_unpacked(path, sum(group.total_byte_size for group in groups))
+            table = file.read()
     except (OSError, pyarrow.ArrowException) as error:
         raise UserError(f"Cannot read '{path}': {first_line(error)}.") from error
     return select_sides({name: table.column(name) for name in table.column_names}, languages, str(path))
