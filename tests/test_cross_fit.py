@@ -104,6 +104,20 @@ def test_the_logits_are_those_of_the_best_epoch():
     assert len(fitted.curve) == 3
 
 
+def test_a_function_may_yield_within_no_grad():
+    x, y, _ = data(30, 0.0)
+
+    def train(criterion: Any, indices: Tensor, held_out: Tensor) -> Generator[Tensor, None, None]:
+        model = nn.Linear(3, 3)
+        for _ in range(2):
+            criterion(model(x[indices]), y[indices]).backward()
+            with torch.no_grad():
+                yield model(x[held_out])
+
+    assert len(labo.cross_fit(train, y, folds=3, method="none", options={}).curve) == 2
+    assert torch.is_grad_enabled()
+
+
 def test_the_method_is_what_the_networks_train_with():
     x, y, _ = data(30)
     train = Training(x, y, 2)

@@ -45,6 +45,9 @@ OPTIONS += [
     ("labo", {"prior": "memory", "epsilon": 0.0}),
     ("labo", {"prior": "memory", "beta": 4.0, "alpha": 0.5, "epsilon": 0.0}),
     ("labo", {"prior": "memory", "beta": 4.0, "alpha": 0.5, "top": 2}),
+    ("labo", {"prior": "channel"}),
+    ("labo", {"prior": "channel", "alpha": 0.5, "epsilon": 0.0}),
+    ("labo", {"prior": "channel", "alpha": 0.5, "epsilon": 0.2, "top": 2}),
 ]
 every = pytest.mark.parametrize(("name", "options"), OPTIONS, ids=lambda value: str(value).replace("'", ""))
 
@@ -66,6 +69,8 @@ def member(name: str, options: dict[str, Any]) -> regularizers.Regularizer:
     for need in made.missing:
         if need != "optimizer":
             known = {"class_counts": COUNTS + 1, "model": Network(), "teacher": Network(), "examples": 6, "epochs": 4}
+            draw = torch.Generator().manual_seed(5)
+            known["posterior"] = torch.randn(6, CLASSES, generator=draw).softmax(-1)
             known["decision"] = Decision("plain", "label_smoothing", {"epsilon": 0.2}, None, 2.0)
             made.provide(**{need: known[need]})
     if "optimizer" in made.missing:

@@ -253,6 +253,11 @@ def fold_jobs(run: SavedRun, count: int) -> list[Job]:
             f"Method '{description['method']}' has decided by networks of its own folds: leave --folds out, or train "
             "the method that it chose."
         )
+    if "posterior" in needs:
+        raise UserError(
+            f"Method '{description['method']}' has learnt from networks of its own folds: leave --folds out, or train "
+            "label_smoothing."
+        )
     if "teacher" in needs:
         raise UserError(
             f"Method '{description['method']}' learns from a teacher, who has seen the labels that a fold leaves out: "

@@ -13,7 +13,7 @@ import torch
 
 from labo import checks, distributed, machine, tasks
 from labo.errors import NonFiniteLogitsError, UserError
-from labo.experiment import auto, folds, saved_run
+from labo.experiment import auto, cross_fitting, folds, saved_run
 from labo.experiment import settings as flat
 from labo.experiment.evaluators import Evaluator, make_evaluator
 from labo.modules import LabelRegularizedLoss
@@ -27,9 +27,9 @@ from labo.training.curve import DivergedError
 from labo.training.loop import TrainingLoop
 
 # Training inputs of a method that sentences, with many labels each, do not have.
-SEQUENCES_LACK = {"inputs", "partners", "dense_logits", "teacher", "decision"}
+SEQUENCES_LACK = {"inputs", "partners", "dense_logits", "teacher", "decision", "posterior"}
 # Training inputs that belong to single examples; mixtures of two are none.
-SINGLE_EXAMPLE = {"indices", "partners", "decision"}
+SINGLE_EXAMPLE = {"indices", "partners", "decision", "posterior"}
 # The fraction of a trial's progress in which a method that decides for itself decides.
 DECISION_FRACTION = 0.75
 
@@ -89,6 +89,14 @@ def _run(trial: Trial, folder: Path, progress: Progress) -> Record:
         start, earlier_seconds = time.monotonic(), record["decision"]["seconds"]
         progress = _remaining(progress, DECISION_FRACTION)
         model, loss = build(trial, task, splits, decision)  # as if the user had chosen it
+    if "posterior" in loss.regularizer.missing:
+        posterior, record["channel"] = cross_fitting.cross_fit(
+            trial, folder, splits, run, lambda fraction: progress(DECISION_FRACTION * fraction)
+        )
+        start, earlier_seconds = time.monotonic(), record["channel"]["seconds"]
+        progress = _remaining(progress, DECISION_FRACTION)
+        model, loss = build(trial, task, splits)
+        loss.regularizer.provide(posterior=posterior)
     evaluator = make_evaluator(task.kind, splits.preprocessing, splits.files, settings)
     best = trial.checkpoint == "best"
 

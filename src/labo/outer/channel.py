@@ -27,11 +27,16 @@ MAX_ENTRIES, MIN_KEPT = 2**20, 8
 # Below this mean confidence, ambiguous examples are taken for wrong labels.
 MIN_CONFIDENCE = 0.8
 _TINY = 1e-12
-_INVERSE_TEMPERATURES = torch.linspace(math.log(0.05), math.log(8.0), 18, dtype=torch.float64).exp().tolist()
-_ROUNDS, _GOLDEN_STEPS, _BISECTIONS = 3, 10, 40
+_INVERSE_TEMPERATURES = (
+    torch.linspace(math.log(0.05), math.log(8.0), 18, dtype=torch.float64, device="cpu").exp().tolist()
+)
+_ROUNDS, _GOLDEN_STEPS, _BISECTIONS = 2, 10, 40
 # EM stops after so many steps, or when no entry of the channel changes by more than the tolerance.
-_EM_STEPS, _TOLERANCE = 30, 1e-3
-# The strength with which temperatures are fitted.
+_EM_STEPS, _TOLERANCE, _FIRST_RATE = 30, 1e-3, 0.2
+# The inverse temperatures that class-dependent channels are fitted at first, relative to that of the symmetric one: a
+# network that has learnt the noise predicts it, which a sharper prediction and a channel explain as well or better.
+_FACTORS, _FEW_FACTORS = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0), (1.0, 2.0)
+# The strength in `channel_losses`.
 _STRENGTH = 10.0
 _MIN_BOOTSTRAPS, _MAX_BOOTSTRAPS, _BOOTSTRAP_ENTRIES, _BOOTSTRAP_EM_STEPS = 30, 200, 2**24, 5
 # Rows whose softmax is computed at a time.
@@ -137,10 +142,10 @@ def fit_channel(logits: Tensor, labels: Tensor, *, kind: str = "auto", folds: in
         for number, part in enumerate(parts):
             others = torch.cat(parts[:number] + parts[number + 1 :])
             for name in names:
-                matrix = _fit(scaled[_kind(name)][others], name)
-                held_out[name] += float(scaled[_kind(name)][part].log_likelihood(matrix).sum()) / len(labels)
+                matrix = _fit(scaled[name][others], name)
+                held_out[name] += float(scaled[name][part].log_likelihood(matrix).sum()) / len(labels)
     name = max(held_out, key=held_out.__getitem__)
-    data = scaled[_kind(name)]
+    data = scaled[name]
     matrix = _fit(data, name)
     wrong, interval = _share_of_wrong(data, matrix, name, seed)
     return Channel(
@@ -199,15 +204,15 @@ def channel_losses(logits: Tensor, labels: Tensor, *, seed: int = 0) -> Tensor:
         True
     """
     predictions = _Predictions(*_checked(logits, labels))
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed), device="cpu")
     names = ("symmetric", f"class {_STRENGTH:g}")
-    losses = torch.empty(len(names), len(labels), dtype=torch.float64)
+    losses = torch.empty(len(names), len(labels), dtype=torch.float64, device="cpu")
     for half in range(2):
         fitted, scored = predictions[order[1 - half :: 2]], order[half::2]
         scales = _scales(fitted, names)
         for row, name in zip(losses, names, strict=True):
-            matrix = _fit(fitted.at(scales[_kind(name)]), name)
-            row[scored] = -predictions[scored].at(scales[_kind(name)]).log_likelihood(matrix)
+            matrix = _fit(fitted.at(scales[name]), name)
+            row[scored] = -predictions[scored].at(scales[name]).log_likelihood(matrix)
     return losses[losses.mean(-1).argmin()]
 
 
@@ -236,7 +241,7 @@ class _Predictions:
     def few(self) -> _Predictions:
         """So many of the examples, evenly spaced, as a temperature needs."""
         step = math.ceil(self.logits.numel() / MAX_ENTRIES)
-        return self if step == 1 else self[torch.arange(0, len(self.labels), step)]
+        return self if step == 1 else self[torch.arange(0, len(self.labels), step, device="cpu")]
 
     def own(self, scale: float) -> Tensor:
         """The predicted probability of the label as given, (N,)."""
@@ -305,7 +310,7 @@ class _Scaled:
             places = (self.columns * self.classes + self.labels.unsqueeze(1)).flatten()
             flat = posterior.new_zeros(self.classes**2).index_add_(0, places, posterior.flatten())
             counts = flat.view(self.classes, self.classes)
-        rate = 1 - float(counts.trace() / (counts.sum() + rest.sum()).clamp(min=_TINY))
+        rate = max(0.0, 1 - float(counts.trace() / (counts.sum() + rest.sum()).clamp(min=_TINY)))
         matrix = counts + strength * symmetric_channel(self.classes, rate)
         return matrix / matrix.sum(-1, keepdim=True)
 
@@ -321,37 +326,53 @@ def _kind(name: str) -> str:
 
 
 def _scales(predictions: _Predictions, names: Sequence[str]) -> dict[str, float]:
-    """The inverse temperature of each kind among `names`.
+    """The inverse temperature of each candidate among `names`."""
+    symmetric = _symmetric_scale(predictions.few(), predictions.logits.shape[1])
+    return {name: symmetric if name == "symmetric" else _class_scale(predictions, name, symmetric) for name in names}
 
-    With one noise rate it is searched for; with a rate for each pair of classes, EM of the channel and the search
-    alternate, from there.
-    """
-    few, classes = predictions.few(), predictions.logits.shape[1]
+
+def _symmetric_scale(few: _Predictions, classes: int) -> float:
+    """The inverse temperature of the largest likelihood with one noise rate."""
 
     def likelihood(scale: float) -> float:
         p = few.own(scale)
         return _mixture(p, _noise_rate(p, classes), classes).log().mean().item()
 
     best = max(_INVERSE_TEMPERATURES, key=likelihood)
-    scales = {"symmetric": _golden(likelihood, best / 1.4, best * 1.4)}
-    if set(names) != {"symmetric"}:
-        scale = scales["symmetric"]
-        for _ in range(_ROUNDS):
-            matrix = _fit(predictions.at(scale), f"class {_STRENGTH:g}")
-            scale = _golden(
-                lambda trial, matrix=matrix: few.at(trial).log_likelihood(matrix).mean().item(),
-                scale / 1.5,
-                scale * 1.5,
-            )
-        scales["class"] = scale
-    return scales
+    return _golden(likelihood, best / 1.4, best * 1.4)
+
+
+def _class_scale(predictions: _Predictions, name: str, start: float) -> float:
+    """The inverse temperature of the largest likelihood with a class-dependent channel.
+
+    Channels are fitted around `start`; then a search for the temperature and EM of the channel alternate.
+    """
+    few = predictions.few()
+
+    def fitted(scale: float) -> tuple[float, Tensor]:
+        data = predictions.at(scale)
+        matrix = _fit(data, name)
+        return data.log_likelihood(matrix).mean().item(), matrix
+
+    factors = _FACTORS if predictions.columns is None else _FEW_FACTORS
+    fits = {start * factor: fitted(start * factor) for factor in factors}
+    scale = max(fits, key=lambda scale: fits[scale][0])
+    matrix = fits[scale][1]
+    for _ in range(_ROUNDS):
+        scale = _golden(
+            lambda trial, matrix=matrix: few.at(trial).log_likelihood(matrix).mean().item(), scale / 1.3, scale * 1.3
+        )
+        matrix = fitted(scale)[1]
+    return scale
 
 
 def _fit(data: _Scaled, name: str) -> Tensor:
-    """The channel (C, C) of the largest likelihood: one noise rate, or by EM."""
-    matrix = symmetric_channel(data.classes, _noise_rate(data.own, data.classes))
-    strength = name.partition(" ")[2]
-    for _ in range(_EM_STEPS if strength else 0):
+    """The channel (C, C) of the largest likelihood: one noise rate, or by EM from a rate above 0 (there EM stays)."""
+    strength, rate = name.partition(" ")[2], _noise_rate(data.own, data.classes)
+    if not strength:
+        return symmetric_channel(data.classes, rate)
+    matrix = symmetric_channel(data.classes, max(rate, _FIRST_RATE))
+    for _ in range(_EM_STEPS):
         before, matrix = matrix, data.maximise(*data.posterior(matrix), float(strength))
         if float((matrix - before).abs().max()) < _TOLERANCE:
             break
@@ -379,20 +400,25 @@ def _share_of_wrong(data: _Scaled, matrix: Tensor, name: str, seed: int) -> tupl
     bootstraps = min(_MAX_BOOTSTRAPS, max(_MIN_BOOTSTRAPS, _BOOTSTRAP_ENTRIES // data.p.numel()))
     draws = torch.tensor(
         [
-            share(torch.bincount(torch.randint(count, (count,), generator=generator), minlength=count).double())
+            share(
+                torch.bincount(
+                    torch.randint(count, (count,), generator=generator, device="cpu"), minlength=count
+                ).double()
+            )
             for _ in range(bootstraps)
         ],
         dtype=torch.float64,
+        device="cpu",
     )
-    wrong = share(torch.ones(count, dtype=torch.float64))
-    ends = draws.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
+    wrong = share(torch.ones(count, dtype=torch.float64, device="cpu"))
+    ends = draws.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64, device="cpu"))
     low, high = (ends - draws.mean() + wrong).clamp(0, 1).tolist()
     return wrong, (low, high)
 
 
 def symmetric_channel(classes: int, rate: float) -> Tensor:
     """The (C, C) channel that replaces each label, with probability `rate`, by one of the others."""
-    matrix = torch.full((classes, classes), rate / max(1, classes - 1), dtype=torch.float64)
+    matrix = torch.full((classes, classes), rate / max(1, classes - 1), dtype=torch.float64, device="cpu")
     return matrix.fill_diagonal_(1 - rate)
 
 

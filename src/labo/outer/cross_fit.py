@@ -163,7 +163,7 @@ class _Folds:
             if not _finite(run):
                 self.runs[number] = self._repeat(number)
         parts = [_logits(run) for run in self.runs]
-        logits = torch.empty(len(self.targets), parts[0].shape[1])
+        logits = torch.empty(len(self.targets), parts[0].shape[1], device="cpu")
         for part, rows in zip(self.parts, parts, strict=True):
             logits[part] = rows
         return logits

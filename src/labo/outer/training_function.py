@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from labo import regularizers
@@ -51,6 +52,7 @@ class Run:
 
     def __init__(self, train: Train, loss: LabelRegularizedLoss, indices: Tensor, held_out: Tensor) -> None:
         self.held_out, self.model, self.logits = held_out, None, None
+        self._with_grad = True
         self._training = train(loss, indices, held_out)
         if not isinstance(self._training, Generator):
             raise UserError("Expected the training function to yield logits of the held-out examples after each epoch.")
@@ -61,6 +63,8 @@ class Run:
         Raises:
             UserError: the training function ends without logits, or yields some of another shape.
         """
+        before = torch.is_grad_enabled()
+        torch.set_grad_enabled(self._with_grad)  # the function may yield within torch.no_grad()
         try:
             logits = next(self._training)
         except StopIteration as end:
@@ -68,6 +72,9 @@ class Run:
             if self.logits is None:
                 raise UserError("Expected the training function to yield held-out logits, but it yields none.") from end
             return False
+        finally:
+            self._with_grad = torch.is_grad_enabled()
+            torch.set_grad_enabled(before)
         logits = logits.detach().float().cpu()
         if logits.dim() != 2 or len(logits) != len(self.held_out):
             raise UserError(

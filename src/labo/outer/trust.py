@@ -126,8 +126,7 @@ class Decision:
         """The decision from a record."""
         evidence = record.get("evidence")
         if evidence is not None:
-            values = (evidence[key] for key in ("halves", "channel", "error", "accuracy"))
-            evidence = Evidence(*values, evidence.get("memorized"))
+            evidence = Evidence(**{key: evidence.get(key) for key in Evidence.__dataclass_fields__})
         return cls(record["name"], record["method"], record["options"], evidence, record["cost"], record.get("channel"))
 
 

@@ -26,8 +26,9 @@ HYPOTHESES, REFERENCES = "test.hypotheses.txt", "test.references.txt"
 LABEL_ISSUES, LABEL_ISSUES_PAGE, FOLDS = "labels.json", "labels.html", "labels"
 # The digests of the files, in the record.
 FILES = "files"
-# Only unfinished trials have these: checkpoints, the weights of the best epoch so far, the stages of `labo_auto`.
-CHECKPOINTS, BEST_WEIGHTS, AUTO = "checkpoints", "best.safetensors", "auto"
+# Only unfinished trials have these: checkpoints, the weights of the best epoch so far, and trials of parts of the data
+# (the halves of `labo_auto`, the folds of `labo[prior=channel]`).
+CHECKPOINTS, BEST_WEIGHTS, AUTO, CROSS_FIT = "checkpoints", "best.safetensors", "auto", "cross_fit"
 
 # What must be the same for a trial to be continued.
 IDENTITY = ("task", "task_options", "data", "method", "seed", "settings", "checkpoint")
@@ -213,7 +214,7 @@ def _note_missing_digests() -> None:
 
 def remove_unfinished(folder: Path) -> None:
     """Remove what only an unfinished trial needs."""
-    for name in (AUTO, CHECKPOINTS):
+    for name in (AUTO, CROSS_FIT, CHECKPOINTS):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in (BEST_WEIGHTS, ERROR):
         (folder / name).unlink(missing_ok=True)

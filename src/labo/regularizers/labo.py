@@ -16,11 +16,12 @@ from labo.kernels.options import Options
 from labo.reduction import Rows
 from labo.regularizers.base import Regularizer, counts_to_prior
 from labo.regularizers.memory_prior import MemoryPrior
+from labo.regularizers.posterior_prior import PosteriorPrior
 from labo.regularizers.prediction_memory import PredictionMemory
 
-PRIORS = ("uniform", "unigram", "memory")
-# Options that only prior="memory" has.
-_MEMORY_OPTIONS = ("sharpness", "decay", "epsilon", "top")
+PRIORS = ("uniform", "unigram", "memory", "channel")
+# Options that only the priors of single examples have.
+_EXAMPLE_OPTIONS = {"memory": ("sharpness", "decay", "epsilon", "top"), "channel": ("epsilon", "top")}
 
 
 class LABO(Regularizer):
@@ -30,24 +31,32 @@ class LABO(Regularizer):
     predictions for the example, m <- decay * m + (1 - decay) * p at each visit, starting from the uniform distribution.
     So the label of each example is learnt during training.
 
+    With prior="channel" each example has the posterior q of its true class as label: networks that did not train on it
+    and a noise channel say how likely each class is, given the label as written (`labo.outer.posterior_labels`). The
+    target is (1 - epsilon) * ((1 - alpha) * label + alpha * q) + epsilon / C.
+
     Args:
-        alpha: strength in [0, 1]; a float or a 0-d tensor. 0.1 by default, 0.8 with a memory.
+        alpha: strength in [0, 1]; a float or a 0-d tensor. 0.1 by default, 0.8 with a memory, 1 with a channel (a float
+            there).
         beta: pull towards the prior in (0, inf]; inf is label smoothing towards the prior. A float or a 0-d tensor. 2
-            by default, inf with a memory.
+            by default, inf with a memory, always inf with a channel.
         prior: None or "uniform"; "unigram" for the frequencies of the training targets, from
-            `provide(class_counts=…)`; "memory"; or (C,) probabilities.
+            `provide(class_counts=…)`; "memory"; "channel"; or (C,) probabilities.
         value: "inner" or "plugin", as in `labo.labo_cross_entropy`; the same at beta = inf.
         sharpness: with a memory, the exponent of m, above 0; by default 2 with up to 50 classes and 1.5 with more. 1
             suits correct labels, 2 noisy ones.
         decay: with a memory, the decay of the average, in [0, 1); 0.8 by default, which averages about five visits.
-        epsilon: with a memory, label smoothing of the target, in [0, 1]; 0.5 by default.
-        top: with a memory, how many entries of m to keep; by default all of up to 256 classes, else the 16 largest
-            and the mass of the rest. The memory is in half precision.
+        epsilon: with a memory, label smoothing of the target, in [0, 1]; 0.5 by default. With a channel, of the
+            mixture; 0.3 by default.
+        top: with a memory or a channel, how many entries of m or q to keep; by default all of up to 256 classes, else
+            the 16 largest and the mass of the rest. They are in half precision.
 
     Needs: the (C,) counts of the training targets, by `provide(class_counts=…)`, with prior="unigram"; with
         prior="memory" the number of training examples, by `provide(examples=…)`, and with each batch the indices of its
         examples in the training data, `indices`. If targets have more than one dimension, each target counts as an
-        example, and `indices` has the shape of the targets.
+        example, and `indices` has the shape of the targets. With prior="channel" the posterior labels, by
+        `provide(posterior=…)`, and the indices; `labo train` and `labo compare` cross-fit for it, which costs two to
+        three more trainings.
 
     When: wrong classes differ, and the plausible ones of an example should get more of the mass. With a uniform prior
         nothing is stored. At beta = 1 it only scales the loss by 1 - alpha; below 1 it sharpens. A small alpha with a
@@ -85,8 +94,16 @@ class LABO(Regularizer):
         },  # label smoothing, without the memory
         {"alpha": 0.85, "sharpness": 2.0, "epsilon": 0.8, "decay": 0.8},
     )
+    channel_candidates: ClassVar[tuple[Mapping[str, Any], ...]] = (
+        {"alpha": 1.0, "epsilon": 0.3},
+        {"alpha": 0.5, "epsilon": 0.1},
+        {"alpha": 1.0, "epsilon": 0.1},
+        {"alpha": 1.0, "epsilon": 0.5},
+        {"alpha": 0.5, "epsilon": 0.3},
+    )
     prior: Tensor | None
     memory: MemoryPrior | None
+    posterior: PosteriorPrior | None
 
     def __init__(
         self,
@@ -116,48 +133,61 @@ class LABO(Regularizer):
             self.prior = distribution
         else:
             self.register_buffer("prior", distribution)
-        memory_options = {"sharpness": sharpness, "decay": decay, "epsilon": epsilon, "top": top}
-        memory_options = {name: option for name, option in memory_options.items() if option is not None}
-        if prior == "memory":
-            self.memory = MemoryPrior(self.name, **{name: defaults[name] for name in _MEMORY_OPTIONS} | memory_options)
-            self.pulls_to_labels = not self.memory.epsilon  # with epsilon it also pulls to a smoothed target
-        else:
-            self.memory = None
-            for name in memory_options:
-                raise UserError(f'Option `{name}` requires prior="memory", but the prior is {prior!r}.')
+        given = {"sharpness": sharpness, "decay": decay, "epsilon": epsilon, "top": top}
+        given = {name: option for name, option in given.items() if option is not None}
+        own = _EXAMPLE_OPTIONS.get(self._prior_name or "", ())
+        for name in given:
+            if name not in own:
+                raise UserError(f"Option `{name}` requires {_priors_with(name)}, but the prior is {prior!r}.")
+        options = {name: defaults[name] for name in own} | given
+        self.memory = MemoryPrior(self.name, **options) if prior == "memory" else None
+        self.posterior = PosteriorPrior(self.name, **options) if prior == "channel" else None
+        if self.posterior is not None and not self._is_fixed:
+            raise UserError('Options `alpha` and `beta` must be a number and inf with prior="channel".')
+        if own:
+            self.pulls_to_labels = not options["epsilon"]  # with epsilon it also pulls to a smoothed target
 
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """All options with their defaults; those of the memory only if `given` has prior="memory"."""
-        if given.get("prior") != "memory":
+        """All options with their defaults; those of single examples' priors only if `given` has such a prior."""
+        prior = given.get("prior")
+        if prior == "memory":
+            own = {"alpha": 0.8, "sharpness": None, "decay": 0.8, "epsilon": 0.5, "top": None}
+        elif prior == "channel":
+            own = {"alpha": 1.0, "epsilon": 0.3, "top": None}
+        else:
             return {"alpha": 0.1, "beta": 2.0, "prior": None, "value": "inner"}
-        memory = {"sharpness": None, "decay": 0.8, "epsilon": 0.5, "top": None}
-        return {"alpha": 0.8, "beta": math.inf, "prior": "memory", "value": "inner", **memory}
+        return {"alpha": own["alpha"], "beta": math.inf, "prior": prior, "value": "inner", **own}
 
     @classmethod
     def candidates_with(cls, given: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
         """The option settings that `labo compare` tries; with prior="memory" strong and mild ones."""
-        return cls.memory_candidates if given.get("prior") == "memory" else cls.candidates
+        by_prior = {"memory": cls.memory_candidates, "channel": cls.channel_candidates}
+        return by_prior.get(given.get("prior") or "", cls.candidates)
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The class counts with prior="unigram"; the examples and their indices with prior="memory"."""
+        """What the prior needs: class counts, the number of examples or their posteriors, and indices."""
         if self.memory is not None:
             return ("examples", "indices")
+        if self.posterior is not None:
+            return ("posterior", "indices")
         return ("class_counts",) if self._prior_name == "unigram" else ()
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """The class counts or the number of examples, until they were provided."""
-        if self.memory is not None:
+        """The class counts, the number of examples or the posteriors, until they were provided."""
+        if self.memory is not None or self.posterior is not None:
             return super().missing
         return () if self.prior is not None else self.needs
 
     def provide(self, *, class_counts: Tensor | None = None, **inputs: Any) -> None:
-        """Take the (C,) counts of the training targets, or the number of examples."""
+        """Take the (C,) counts of the training targets, the number of examples, or posterior labels (N, C)."""
         if "examples" in inputs:
             checks.integer("examples", inputs["examples"])
         super().provide(**inputs)
+        if "posterior" in inputs and self.posterior is not None:
+            self.posterior.fill(inputs["posterior"])
         if class_counts is not None:
             self.prior = counts_to_prior(class_counts)
 
@@ -189,6 +219,8 @@ class LABO(Regularizer):
         if self.memory is not None:
             return None
         self.require()
+        if self.posterior is not None:
+            return self.posterior.as_labo(rows, float(self.alpha), training=self.training)
         return functional.row_options(rows, self.alpha, self.beta, self._prior_on(rows.raw), self.value)
 
     @override
@@ -202,6 +234,8 @@ class LABO(Regularizer):
     def labels(self, rows: Rows) -> Tensor | None:
         """The optimal label q* of each row, (N, C); None with a memory and no `indices`."""
         self.require()
+        if self.posterior is not None:
+            return None if rows.given.get("indices") is None else self.posterior.labels(rows)
         logits = inner.working(rows.logits)
         beta = inner.over_rows("beta", self.beta, logits)
         if self.memory is None:
@@ -219,4 +253,10 @@ class LABO(Regularizer):
     def options(self) -> dict[str, Any]:
         prior = self._prior_name if self._prior_name or self.prior is None else self.prior.tolist()
         options = {"alpha": self.alpha, "beta": self.beta, "prior": prior, "value": self.value}
-        return options if self.memory is None else {**options, **self.memory.options()}
+        own = self.memory or self.posterior
+        return options if own is None else {**options, **own.options()}
+
+
+def _priors_with(option: str) -> str:
+    """The priors that have an option, as a user gives them."""
+    return " or ".join(f'prior="{prior}"' for prior, options in _EXAMPLE_OPTIONS.items() if option in options)

@@ -81,6 +81,21 @@ class PredictionMemory(LateBuffers):
                 f"training has {examples} with {kept}: the memory belongs to other data."
             )
 
+    @torch.no_grad()
+    def fill(self, distributions: Tensor) -> None:
+        """Replace m of all examples by distributions (N, C)."""
+        examples, size = distributions.shape
+        kept = self._kept(size)
+        self._allocate(examples, size, kept, distributions.device)
+        assert self.values is not None
+        if self.classes is None:
+            self.values[:-1] = distributions
+            return
+        assert self.rest is not None
+        mass, at = distributions.topk(kept)
+        self.values[:-1], self.classes[:-1] = mass, at
+        self.rest[:-1] = (1 - mass.sum(-1)).clamp(min=0)
+
     def _kept(self, classes: int) -> int:
         """The number of entries that are kept of a distribution."""
         wanted = self.top if self.top is not None else classes if classes <= MAX_WHOLE_CLASSES else TOP

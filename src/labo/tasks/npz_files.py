@@ -40,6 +40,8 @@ def load(path: Path) -> dict[str, np.ndarray]:
 
 
 def _check_members(path: Path, names: list[str]) -> None:
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"The file '{path}' holds two arrays of the name '{twice.removesuffix(_SUFFIX)}'.")
     other = next((name for name in names if not name.endswith(_SUFFIX)), None)
     if other is None:
         return
@@ -61,7 +63,10 @@ def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
             raise ValueError(f"the array '{name}' is of the unknown version {version}")
         shape, _, dtype = _HEADERS[version](file)
         if dtype.hasobject:
-            raise ValueError(f"the array '{name}' holds objects, so it is no .npz file of plain arrays")
+            raise UserError(
+                f"The array '{name}' in '{archive.filename}' holds Python objects, which are not read: save "
+                f"{name}.astype(str) or an array of numbers."
+            )
         claimed, held = math.prod(shape) * dtype.itemsize, member.file_size - file.tell()
         if claimed != held or min(shape, default=0) < 0:
             raise ValueError(f"the array '{name}' claims the shape {shape}, {byte_size(claimed)}, but holds {held:,} B")

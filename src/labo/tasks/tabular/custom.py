@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from labo.settings import TrainingSettings
 from labo.splitting import stratified, stratified_sample
 from labo.tasks.base import Examples, Origin, Sample, Splits
 from labo.tasks.data_files import digest
+from labo.tasks.file_limits import absolute
 from labo.tasks.tabular import features
 from labo.tasks.tabular.cells import Series
 from labo.tasks.tabular.classes import RULES, class_codes, class_texts, count_note, read_classes, unlabelled_note
@@ -67,7 +67,7 @@ class CustomTable(TabularTask):
             raise UserError(f"Expected --decimal to be . or , but got '{decimal}'.")
         if dates not in (None, "expand"):
             raise UserError(f"Expected option `dates` to be expand, but got '{dates}'.")
-        self.path = str(Path(data).resolve())
+        self.path = str(absolute(data))
         self.leave_out = [leave_out] if isinstance(leave_out, str) else list(leave_out)
         super().__init__(
             data=self.path, target=target, split=split, train_size=train_size, label_noise=label_noise, decimal=decimal,

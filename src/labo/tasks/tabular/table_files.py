@@ -5,7 +5,6 @@ pandas is imported when a table is read: `digits` does without it, and starts a 
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from functools import lru_cache, partial
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from labo.errors import UserError, first_line
+from labo.tasks import npz_files
+from labo.tasks.file_limits import check_unpacked, require_file
 from labo.tasks.tabular.csv_files import read_csv, refuse_duplicates
 
 # pandas' own annotations are unions of everything; tests check what is done with these instead.
@@ -35,8 +36,7 @@ def read_frame(path: str | Path, separator: str | None = None) -> Frame:
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"Expected a file ending in {', '.join(SUFFIXES)}, but got '{path}'.")
-    if not path.is_file():
-        raise UserError(f"No such file: '{path}'.")
+    require_file(path)
     state = path.stat()
     if state.st_size == 0:
         raise UserError(f"The file '{path}' is empty.")
@@ -51,9 +51,8 @@ def _read(path: Path, modified_ns: int, size: int, separator: str | None) -> Fra
         raise
     except UnicodeDecodeError as error:
         raise UserError(f"The file '{path}' is not UTF-8 text: save it as UTF-8.") from error
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        reason = "it is no .npz file of plain arrays" if "pickled" in str(error) else first_line(error)
-        raise UserError(f"Cannot read '{path}': {reason}.") from error
+    except (ValueError, OSError) as error:
+        raise UserError(f"Cannot read '{path}': {first_line(error)}.") from error
     if frame.empty:
         raise UserError(f"The file '{path}' holds no rows.")
     names = [str(name) for name in frame.columns]
@@ -79,6 +78,8 @@ def _read_parquet(path: Path) -> Frame:
     import pyarrow.parquet
 
     refuse_duplicates(pyarrow.parquet.read_schema(path).names, path)
+    metadata = pyarrow.parquet.read_metadata(path)
+    check_unpacked(path, sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups)))
     frame = pd.read_parquet(path)
     for name, dtype in frame.dtypes.items():
         if isinstance(dtype, pd.CategoricalDtype):
@@ -93,25 +94,12 @@ def _read_parquet(path: Path) -> Frame:
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    arrays: dict[str, np.ndarray] = {}
-    # Opened here, because np.load leaves a damaged file open.
-    with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-        refuse_duplicates(archive.files, path)
-        for name in archive.files:
-            try:
-                array = archive[name]
-            except ValueError as error:
-                if "Object arrays" not in str(error):
-                    raise
-                raise UserError(
-                    f"The array '{name}' in '{path}' holds Python objects, which are not read: save {name}.astype(str) "
-                    "or an array of numbers."
-                ) from error
-            if array.dtype.kind not in "biufUSM":
-                raise UserError(f"The array '{name}' in '{path}' holds {array.dtype}, no numbers, strings or dates.")
-            if array.dtype.kind == "S":
-                array = np.array([_decode(cell, name, path) for cell in array.flat]).reshape(array.shape)
-            arrays[name] = array
+    arrays = npz_files.load(path)
+    for name, array in arrays.items():
+        if array.dtype.kind not in "biufUSM":
+            raise UserError(f"The array '{name}' in '{path}' holds {array.dtype}, no numbers, strings or dates.")
+        if array.dtype.kind == "S":
+            arrays[name] = np.array([_decode(cell, name, path) for cell in array.flat]).reshape(array.shape)
     return arrays
 
 
