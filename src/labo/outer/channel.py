@@ -398,18 +398,11 @@ def _share_of_wrong(data: _Scaled, matrix: Tensor, name: str, seed: int) -> tupl
 
     count = len(own)
     bootstraps = min(_MAX_BOOTSTRAPS, max(_MIN_BOOTSTRAPS, _BOOTSTRAP_ENTRIES // data.p.numel()))
-    draws = torch.tensor(
-        [
-            share(
-                torch.bincount(
-                    torch.randint(count, (count,), generator=generator, device="cpu"), minlength=count
-                ).double()
-            )
-            for _ in range(bootstraps)
-        ],
-        dtype=torch.float64,
-        device="cpu",
-    )
+    shares = []
+    for _ in range(bootstraps):
+        chosen = torch.randint(count, (count,), generator=generator, device="cpu")
+        shares.append(share(torch.bincount(chosen, minlength=count).double()))
+    draws = torch.tensor(shares, dtype=torch.float64, device="cpu")
     wrong = share(torch.ones(count, dtype=torch.float64, device="cpu"))
     ends = draws.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64, device="cpu"))
     low, high = (ends - draws.mean() + wrong).clamp(0, 1).tolist()
