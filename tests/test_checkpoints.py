@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from experiments import trial
+from experiments import forget_digests, trial
 from labo.cli import main
 from labo.errors import UserError
 from labo.experiment import run_trial, saved_run
@@ -55,13 +55,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     run_trial.run(asked(), folder)
     return folder
-
-
-def forget_digests(folder: Path) -> None:
-    """Make the record of a run one of an earlier version, which had no digests of its files."""
-    record = json.loads((folder / trials.RECORD).read_text())
-    del record["files"]
-    (folder / trials.RECORD).write_text(json.dumps(record))
 
 
 @contextmanager

@@ -163,7 +163,8 @@ class LABO(Regularizer):
     def candidates_with(cls, given: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
         """The option settings that `labo compare` tries; with prior="memory" strong and mild ones."""
         by_prior = {"memory": cls.memory_candidates, "channel": cls.channel_candidates}
-        return by_prior.get(given.get("prior") or "", cls.candidates)
+        prior = given.get("prior")
+        return by_prior.get(prior, cls.candidates) if isinstance(prior, str) else cls.candidates
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ class PosteriorPrior(nn.Module):
     def __init__(self, method: str, *, epsilon: float, top: int | None = None) -> None:
         super().__init__()
         checks.number("epsilon", epsilon, "[0, 1]")
-        self.epsilon = epsilon
+        self.epsilon = checks.python_number(epsilon)
         self.stored = PredictionMemory(method, decay=0.0, top=top)
 
     def options(self) -> dict[str, Any]:
@@ -52,7 +52,7 @@ class PosteriorPrior(nn.Module):
         if not strength:
             return functional.row_options(rows, 0.0, math.inf, None)
         prior = (alpha * (1 - self.epsilon) * labels + self.epsilon / labels.shape[-1]) / strength
-        return functional.row_options(rows, strength, math.inf, prior.reshape(*rows.shape, -1))
+        return functional.row_options(rows, strength, math.inf, prior.reshape(*rows.shape, labels.shape[-1]))
 
     def labels(self, rows: Rows) -> Tensor:
         """The distributions q (N, C) of the rows; uniform for ignored rows."""

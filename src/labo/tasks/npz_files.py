@@ -64,8 +64,8 @@ def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
         shape, _, dtype = _HEADERS[version](file)
         if dtype.hasobject:
             raise UserError(
-                f"The array '{name}' in '{archive.filename}' holds Python objects, which are not read: save "
-                f"{name}.astype(str) or an array of numbers."
+                f"The array '{name}' in '{archive.filename}' holds Python objects, so it is no .npz file of plain "
+                f"arrays: save {name}.astype(str) or an array of numbers."
             )
         claimed, held = math.prod(shape) * dtype.itemsize, member.file_size - file.tell()
         if claimed != held or min(shape, default=0) < 0:

@@ -87,8 +87,7 @@ class Sentences(Examples):
     """N sentence pairs as token ids, each with the end-of-sentence token, and as raw text.
 
     `features` and `target` are `Ragged`, and with label noise so is `before_noise`, the right translations;
-    `source_text` and `target_text` are lists of N raw lines. Translations are scored against `target_text`. `notes` are
-    those of the pairs.
+    `source_text` and `target_text` are lists of N raw lines. Translations are scored against `target_text`.
     """
 
     features: Any
@@ -96,7 +95,6 @@ class Sentences(Examples):
     before_noise: Any = None
     source_text: list[str] = field(default_factory=list)
     target_text: list[str] = field(default_factory=list)
-    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, pairs: Pairs, vocabulary: Vocabulary) -> Sentences:
