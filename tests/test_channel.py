@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 import labo
 from labo.errors import UserError
 from labo.outer import channel as channels
+from labo.outer import em
 from labo.outer.channel import fit_channel, posterior_labels
 
 
@@ -76,8 +78,8 @@ def test_posterior_labels_keep_the_dtype_and_are_labo_labels():
 
 def test_em_climbs_to_where_its_gradient_is_zero():
     logits, labels, _ = noisy(1500, 4, 0.25, "class", sure=2.0)
-    data = channels._Predictions(logits, labels).at(1.0)
-    matrix = channels.symmetric_channel(4, 0.2)
+    data = em.Predictions(logits, labels).at(1.0)
+    matrix = em.symmetric_channel(4, 0.2)
     values = []
     for _ in range(2000):
         matrix = data.maximise(*data.posterior(matrix), 1e-9)
@@ -91,17 +93,17 @@ def test_em_climbs_to_where_its_gradient_is_zero():
 
 def test_the_noise_rate_is_where_the_likelihood_is_largest():
     logits, labels, _ = noisy(500, 3, 0.3, "symmetric", sure=2.0)
-    p = channels._Predictions(logits, labels).own(1.0)
-    rate = channels._noise_rate(p, 3)
-    values = [channels._mixture(p, other, 3).log().sum().item() for other in (rate - 1e-3, rate, rate + 1e-3)]
+    p = em.Predictions(logits, labels).own(1.0)
+    rate = em.noise_rate(p, 3)
+    values = [em.mixture(p, other, 3).log().sum().item() for other in (rate - 1e-3, rate, rate + 1e-3)]
     assert values[1] == max(values)
 
 
 def test_the_largest_logits_alone_come_near_all(monkeypatch):
     logits, labels, _ = noisy(3000, 40, 0.3, "class", sure=6.0)
     whole = fit_channel(logits, labels)
-    monkeypatch.setattr(channels, "MAX_ENTRIES", 3000 * 12)
-    kept = channels._Predictions(logits, labels)
+    monkeypatch.setattr(em, "MAX_ENTRIES", 3000 * 12)
+    kept = em.Predictions(logits, labels)
     assert kept.columns is not None
     assert kept.columns.shape == (3000, 12)
     assert bool((kept.columns == labels.unsqueeze(1)).any(-1).all())
@@ -139,19 +141,33 @@ def test_the_same_seed_gives_the_same_channel():
     [
         (torch.randn(4, 3), torch.rand(4, 3), {}, "class indices (N,): a noise channel is of examples with one class"),
         (torch.randn(4, 3), torch.zeros(4, 2, dtype=torch.long), {}, "not of probabilities or sequences"),
-        (torch.randn(4, 3), torch.zeros(5, dtype=torch.long), {}, "Expected argument `logits` to be (5, C)"),
+        (
+            torch.randn(4, 3),
+            torch.zeros(5, dtype=torch.long),
+            {},
+            "`logits` (N, C) and `labels` (N,)",
+        ),
         (torch.randn(4, 1), torch.zeros(4, dtype=torch.long), {}, "at least two classes"),
-        (torch.randn(4, 3) / 0, torch.zeros(4, dtype=torch.long), {}, "Expected finite logits"),
-        (torch.randn(4, 3), torch.tensor([0, 1, 2, 3]), {}, "Expected argument `labels` from 0 to 2"),
-        (torch.randn(4, 3), torch.tensor([0, 1, 2, -100]), {}, "Expected argument `labels` from 0 to 2"),
+        (
+            torch.randn(4, 3) / 0,
+            torch.zeros(4, dtype=torch.long),
+            {},
+            "`logits` to be free of NaN and inf",
+        ),
+        (torch.randn(4, 3), torch.tensor([0, 1, 2, 3]), {}, "`labels` to be class indices in [0, 3)"),
+        (
+            torch.randn(4, 3),
+            torch.tensor([0, 1, 2, -100]),
+            {},
+            "`labels` to be class indices in [0, 3)",
+        ),
         (torch.randn(4, 3), torch.zeros(4, dtype=torch.long), {"folds": 5}, "`folds` from 2 to 4"),
         (torch.randn(4, 3), torch.zeros(4, dtype=torch.long), {"kind": "full"}, "symmetric"),
     ],
 )
 def test_what_does_not_fit_is_refused(logits, labels, options, message):
-    with pytest.raises(UserError) as refusal:
+    with pytest.raises(ValueError, match=re.escape(message)):
         fit_channel(logits, labels, **options)
-    assert message in str(refusal.value)
 
 
 def test_another_number_of_classes_is_refused():

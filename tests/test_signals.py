@@ -41,16 +41,22 @@ def shown(terminal: int) -> str:
         content += part
 
 
-@pytest.mark.parametrize(("number", "status"), ENDINGS)
-def test_a_run_on_a_terminal_ends_with_a_line_and_the_cursor(tmp_path, number, status):
+def train_on_a_terminal(folder: Path, **options: Any) -> tuple[Any, int]:
+    """(a run that has begun, our side of its terminal)."""
     ours, theirs = pty.openpty()
-    streams: dict[str, Any] = {"stdin": theirs, "stdout": theirs, "stderr": theirs, "start_new_session": True}
+    streams = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
     child = start_labo(
-        "train", "digits", "--method", "none", "--epochs", 100_000, "--output", tmp_path,
-        environment={"TERM": "xterm"}, **streams,
+        "train", "digits", "--method", "none", "--epochs", 100_000, "--output", folder,
+        environment={"TERM": "xterm"}, **streams, **options,
     )  # fmt: skip
     os.close(theirs)
-    wait_until(begun(tmp_path), child)
+    wait_until(begun(folder), child)
+    return child, ours
+
+
+@pytest.mark.parametrize(("number", "status"), ENDINGS)
+def test_a_run_on_a_terminal_ends_with_a_line_and_the_cursor(tmp_path, number, status):
+    child, ours = train_on_a_terminal(tmp_path, start_new_session=True)
     child.send_signal(number)
     text = shown(ours)
     os.close(ours)
@@ -83,14 +89,7 @@ def test_a_comparison_ends_its_workers_and_frees_their_semaphores(tmp_path, numb
 
 def test_a_terminal_that_goes_away_is_no_traceback(tmp_path):
     """The other side is closed before the signal comes, so that nothing can be written any more."""
-    ours, theirs = pty.openpty()
-    streams: dict[str, Any] = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
-    child = start_labo(
-        "train", "digits", "--method", "none", "--epochs", 100_000, "--output", tmp_path,
-        environment={"TERM": "xterm"}, **streams,
-    )  # fmt: skip
-    os.close(theirs)
-    wait_until(begun(tmp_path), child)
+    child, ours = train_on_a_terminal(tmp_path)
     os.close(ours)
     child.send_signal(signal.SIGHUP)
     assert child.wait(SECONDS) == 129

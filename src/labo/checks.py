@@ -224,18 +224,18 @@ def _expected(name: str, classes: int, ignore_index: int | None) -> str:
     return f"Expected argument `{name}` to be class indices in {allowed}, but got"
 
 
-def predictions(name: str, value: Tensor, target: Tensor) -> None:
-    """Check predictions (N, C) without NaN or inf, N at least 1, and class indices (N,), for metrics."""
+def predictions(name: str, value: Tensor, target: Tensor, target_name: str = "target") -> None:
+    """Check predictions (N, C) without NaN or inf, N at least 1, and class indices (N,)."""
     floating(name, value)
     if value.dim() != 2 or target.shape != value.shape[:1] or not len(value):
         raise ValueError(
-            f"Expected arguments `{name}` (N, C) and `target` (N,) with at least one example, but got shapes "
+            f"Expected arguments `{name}` (N, C) and `{target_name}` (N,) with at least one example, but got shapes "
             f"{tuple(value.shape)} and {tuple(target.shape)}."
         )
     if target.dtype.is_floating_point or target.dtype.is_complex or target.dtype == torch.bool:
-        raise TypeError(f"Expected argument `target` to be class indices, but got dtype {target.dtype}.")
+        raise TypeError(f"Expected argument `{target_name}` to be class indices, but got dtype {target.dtype}.")
     require(value < math.inf, f"Expected argument `{name}` to be free of NaN and inf.")
-    class_indices("target", as_targets(target), value.shape[1], None)
+    class_indices(target_name, as_targets(target), value.shape[1], None)
 
 
 def may_be_overwritten(name: str, value: Tensor) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 import os
 import platform
@@ -20,6 +19,8 @@ RECORDED = ("torch", "transformers", "numba", "triton")
 
 def package_version(distribution: str) -> str | None:
     """The installed version of a distribution, or None."""
+    import importlib.metadata  # slow, and --help does without
+
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -28,6 +29,8 @@ def package_version(distribution: str) -> str | None:
 
 def extras() -> dict[str, list[str]]:
     """The distributions of each extra of this package, except "all" and "dev"."""
+    import importlib.metadata
+
     distributions: dict[str, list[str]] = {}
     for line in importlib.metadata.requires(DISTRIBUTION) or []:
         requirement, _, marker = line.partition(";")

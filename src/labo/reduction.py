@@ -78,7 +78,7 @@ def as_rows(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: 
     dim = class_dim if input.dim() > 1 else 0
     classes = input.shape[dim]
     if classes < 2:
-        cure = "; torch.stack([torch.zeros_like(z), z], 1) are two of one logit z for each example" * classes
+        cure = "; torch.stack([torch.zeros_like(z), z], 1) are two of one logit z for each example" if classes else ""
         raise ValueError(f"Expected logits of at least 2 classes, but got shape {tuple(input.shape)}{cure}.")
     shape = torch.Size(size for i, size in enumerate(input.shape) if i != dim % input.dim())
     _check_target(input, target, shape)

@@ -41,6 +41,13 @@ def equal_parts(target: Tensor, count: int, seed: int) -> list[Tensor]:
     return stratified(target, [1] * count, torch.Generator().manual_seed(seed))
 
 
+def rarest_class(target: Tensor) -> tuple[int, int]:
+    """(the class with the fewest of class indices (N,), their number), of the classes that occur."""
+    classes, counts = target.unique(return_counts=True)
+    fewest = int(counts.argmin())
+    return int(classes[fewest]), int(counts[fewest])
+
+
 def stratified_sample(target: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """Indices of `size` examples of class indices (N,): one of every class, the others in proportion.
 

@@ -2,79 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from labo.errors import UserError
-from labo.experiment import folds
-from labo.experiment import settings as flat
+from labo.experiment.folds import FoldTrials, RunTrial
 from labo.outer import trust
 from labo.outer.trust import Candidate, Decision, HeldOut
-from labo.records.storage import read_lines
-from labo.records.trial import AUTO, CURVE, Trial, check_file
-
-# (trial, its folder, receives the fraction done) -> record
-RunTrial = Callable[[Trial, Path, Callable[[float], None]], Mapping[str, Any]]
+from labo.records.trial import AUTO, Trial
 
 
 def decide(
     trial: Trial, folder: Path, splits: Any, run: RunTrial, progress: Callable[[float], None]
 ) -> tuple[Decision, dict[str, Any]]:
-    """(the decision, what the record says of it).
-
-    Finished trials of halves are read, and an interrupted one is resumed.
-
-    Args:
-        trial: of a method that decides for itself.
-        folder: of the trial.
-        splits: of its task and seed.
-        run: runs a trial in a folder and returns its record.
-        progress: receives the fraction of the decision that is done, 0 to 1.
+    """(the decision of `labo_auto`, what the record says of it); arguments as in `FoldTrials`, `folder` of the trial.
 
     Raises:
         UserError: there are too few training examples.
     """
-    target, max_trials = splits.train.target, 2 * len(trust.HALVES)
+    target, count = splits.train.target, len(trust.HALVES)
     if len(target) < trust.MIN_EXAMPLES:
         raise UserError(
             f"Expected at least {trust.MIN_EXAMPLES} training examples for method '{trial.method}', but got "
             f"{len(target)}."
         )
-    halves = trust.halves(target, trial.seed)
+    halves = FoldTrials(trial, folder / AUTO, splits, count=count, most=2 * count, run=run, progress=progress)
     curves: dict[str, list[list[dict[str, Any]]]] = {}
-    seconds: list[float] = []
+    # With checkpoint "best" the curve is of the validation split, by which the best epoch is chosen.
+    of_held_out = trial.checkpoint == "last"
 
     def train_half(candidate: Candidate, half: int) -> HeldOut | None:
-        done = len(seconds)
-        half_folder = folder / AUTO / candidate.name / str(half)
-        record = run(
-            _half_trial(trial, candidate, half),
-            half_folder,
-            lambda fraction: progress((done + fraction) / max_trials),
-        )
-        seconds.append(float(record["seconds"]))
-        if record.get("failed"):
+        logits, curve, record = halves.predict(candidate, half, options={}, curves=of_held_out)
+        if logits is None:
             return None
-        curves.setdefault(candidate.name, []).append(read_lines(check_file(half_folder, CURVE, record)))
-        logits = folds.read_logits(half_folder, len(halves[half - 1]), len(splits.classes))
-        return HeldOut(logits, target[halves[half - 1]], float(record["agreement"]))
+        curves.setdefault(candidate.name, []).append(curve)
+        return HeldOut(logits, target[halves.parts[half - 1]], float(record["agreement"]))
 
     decision = trust.decide(train_half)
-    details = {**decision.as_json(), "seconds": round(sum(seconds), 3)}
+    details = {**decision.as_json(), "seconds": halves.seconds}
     return decision, details | {"curves": {name: _mean_curve(lines) for name, lines in curves.items()}}
-
-
-def _half_trial(trial: Trial, candidate: Candidate, half: int) -> Trial:
-    """The trial of a candidate without a half; its curve is of that half."""
-    training, _ = flat.split(trial.settings, trial.method)
-    settings = flat.resolve(training, candidate.method, candidate.options)
-    last = trial.checkpoint == "last"  # else the curve is of the validation split, by which the best epoch is chosen
-    return replace(
-        trial, method=candidate.method, settings=settings, fold=f"{half}/2", curves=last, tuning=False, teacher=""
-    )
 
 
 def _mean_curve(curves: list[list[dict[str, Any]]]) -> list[dict[str, float]]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,11 @@ import torch
 from torch import Tensor
 
 from labo.errors import UserError
-from labo.experiment import folds
-from labo.experiment import settings as flat
+from labo.experiment.folds import FoldTrials, Prediction, RunTrial
 from labo.outer.channel import channel_losses, fit_channel, posterior_labels
 from labo.outer.trust import STRONG, Candidate
-from labo.records.storage import read_lines
-from labo.records.trial import CROSS_FIT, CURVE, Trial
-from labo.splitting import equal_parts
+from labo.records.trial import CROSS_FIT, Trial
+from labo.splitting import rarest_class
 
 # The networks of folds train with one of these, whichever predicts the labels of the first fold better.
 CANDIDATES = (Candidate("smoothing", "label_smoothing", {"epsilon": 0.3}), STRONG)
@@ -25,23 +22,13 @@ FOLDS = 3
 # Their training ends after so many epochs without a better validation NLL, and the best epoch counts.
 PATIENCE = 8
 
-# (trial, its folder, receives the fraction done) -> record
-RunTrial = Callable[[Trial, Path, Callable[[float], None]], Mapping[str, Any]]
-
 
 def cross_fit(
     trial: Trial, folder: Path, splits: Any, run: RunTrial, progress: Callable[[float], None]
 ) -> tuple[Tensor, dict[str, Any]]:
     """(posterior labels (N, C) of the training split, what the record says of them).
 
-    Finished trials of folds are read, and an interrupted one is resumed.
-
-    Args:
-        trial: of a method that needs posterior labels.
-        folder: of the trial.
-        splits: of its task and seed.
-        run: runs a trial in a folder and returns its record.
-        progress: receives the fraction of the stage that is done, 0 to 1.
+    Arguments are as in `FoldTrials`, `folder` is of the trial.
 
     Raises:
         UserError: the length is set in steps, a class has too few examples, or the networks of folds diverge.
@@ -51,64 +38,39 @@ def cross_fit(
         raise UserError(
             f"Method '{trial.method}' needs epochs, but the length of this run is set in steps: use --epochs."
         )
-    smallest = int(torch.bincount(target)[target.unique()].min())
-    count = min(FOLDS, smallest)
+    count = min(FOLDS, rarest_class(target)[1])
     if count < 2:
         raise UserError(f"Method '{trial.method}' needs at least 2 training examples of every class, one to hold out.")
-    parts = equal_parts(target, count, trial.seed)
-    seconds: list[float] = []
-    trained: list[float] = []  # the lengths of the folds' trainings, in plain ones
+    networks = FoldTrials(trial, folder / CROSS_FIT, splits, count=count, most=count + 1, run=run, progress=progress)
+    predictions: list[Prediction] = []
 
     def logits_of(candidate: Candidate, number: int) -> Tensor | None:
-        done = len(seconds)
-        fold_folder = folder / CROSS_FIT / candidate.name / str(number)
-        fold = _fold_trial(trial, candidate, f"{number}/{count}")
-        record = run(fold, fold_folder, lambda fraction: progress((done + fraction) / (count + 1)))
-        seconds.append(float(record["seconds"]))
-        if lines := read_lines(fold_folder / CURVE):
-            trained.append(float(lines[-1]["epoch"]) / float(trial.settings["epochs"]) * (1 - 1 / count))
-        if record.get("failed"):
-            return None
-        return folds.read_logits(fold_folder, len(parts[number - 1]), len(splits.classes))
+        options = {"patience": PATIENCE}
+        predictions.append(networks.predict(candidate, number, options=options, checkpoint="best", curves=True))
+        return predictions[-1].logits
 
     first = {candidate.name: logits_of(candidate, 1) for candidate in CANDIDATES}
-    losses = {
-        name: channel_losses(logits, target[parts[0]]).mean().item()
-        for name, logits in first.items()
-        if logits is not None
-    }
-    if not losses:
+    first = {name: logits for name, logits in first.items() if logits is not None}
+    if not first:
         raise UserError(f"The networks of the first of {count} folds diverge: use a smaller learning rate.")
-    chosen = next(candidate for candidate in CANDIDATES if candidate.name == min(losses, key=losses.__getitem__))
+    labels = target[networks.parts[0]]
+    losses = {name: channel_losses(logits, labels).mean().item() for name, logits in first.items()}
+    chosen = min((candidate for candidate in CANDIDATES if candidate.name in losses), key=lambda it: losses[it.name])
     logits = torch.empty(len(target), len(splits.classes))
-    for number, part in enumerate(parts, 1):
+    for number, part in enumerate(networks.parts, 1):
         rows = first[chosen.name] if number == 1 else logits_of(chosen, number)
         if rows is None:
             raise UserError(f"The network of fold {number} of {count} diverges: use a smaller learning rate.")
         logits[part] = rows
     channel = fit_channel(logits, target, seed=trial.seed)
     posterior = posterior_labels(logits, target, channel)
+    epochs = sum(float(lines[-1]["epoch"]) for _, lines, _ in predictions if lines)
     details = {
         "folds": count,
         "networks": chosen.name,
         "held_out": {name: round(loss, 6) for name, loss in losses.items()},
-        "cost": round(1 + sum(trained), 2),
-        "seconds": round(sum(seconds), 3),
-        **channel.as_json(),
+        "cost": round(1 + epochs / float(trial.settings["epochs"]) * (1 - 1 / count), 2),  # in plain trainings
+        "seconds": networks.seconds,
+        "changed": int((posterior.argmax(-1) != target).sum()),
     }
-    return posterior, details | {"changed": int((posterior.argmax(-1) != target).sum())}
-
-
-def _fold_trial(trial: Trial, candidate: Candidate, fold: str) -> Trial:
-    training, _ = flat.split(trial.settings, trial.method)
-    settings = flat.resolve(training, candidate.method, {**candidate.options, "patience": PATIENCE})
-    return replace(
-        trial,
-        method=candidate.method,
-        settings=settings,
-        fold=fold,
-        checkpoint="best",
-        curves=True,
-        tuning=False,
-        teacher="",
-    )
+    return posterior, {**channel.as_json(), **details}

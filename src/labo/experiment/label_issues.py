@@ -23,7 +23,7 @@ from labo.experiment.progress import ProgressReporter
 from labo.experiment.saved_run import SavedRun
 from labo.outer.channel import Channel, fit_channel
 from labo.records.trial import FOLDS, Job, Trial, claim, read_record
-from labo.splitting import equal_parts
+from labo.splitting import equal_parts, rarest_class
 from labo.tasks.base import Sample
 
 DEFAULT_BETA = 2.0
@@ -239,12 +239,11 @@ def fold_jobs(run: SavedRun, count: int) -> list[Job]:
     description, size = run.description, len(run.splits.train)
     if not 2 <= count <= size:
         raise UserError(f"Expected --folds from 2 to {size} (the training examples), but got {count}.")
-    counts = torch.bincount(run.splits.train.target, minlength=len(run.classes))
-    smallest = int(counts.where(counts > 0, size).argmin())
-    if (fewest := int(counts[smallest])) < count:
+    rarest, fewest = rarest_class(run.splits.train.target)
+    if fewest < count:
         cure = f"give at most {fewest} folds" if fewest > 1 else "leave --folds out"
         raise UserError(
-            f"Class '{run.classes[smallest]}' has only {fewest} of the training examples, fewer than --folds {count}: "
+            f"Class '{run.classes[rarest]}' has only {fewest} of the training examples, fewer than --folds {count}: "
             f"{cure}."
         )
     needs = flat.create_method(description["method"], description["settings"]).needs

@@ -30,8 +30,13 @@ from labo.training.loop import TrainingLoop
 SEQUENCES_LACK = {"inputs", "partners", "dense_logits", "teacher", "decision", "posterior"}
 # Training inputs that belong to single examples; mixtures of two are none.
 SINGLE_EXAMPLE = {"indices", "partners", "decision", "posterior"}
-# The fraction of a trial's progress in which a method that decides for itself decides.
-DECISION_FRACTION = 0.75
+# What is found out by trials of folds before the training: the input of the method, the record's entry, and the stage.
+STAGES: dict[str, tuple[str, Callable[..., tuple[Any, dict[str, Any]]]]] = {
+    "decision": ("decision", auto.decide),
+    "posterior": ("channel", cross_fitting.cross_fit),
+}
+# The fraction of a trial's progress that a stage takes.
+STAGE_FRACTION = 0.75
 
 Progress = Callable[[float], None]
 Record = dict[str, Any]
@@ -82,21 +87,12 @@ def _run(trial: Trial, folder: Path, progress: Progress) -> Record:
     files = {**splits.files, **task.model_files(model, settings)}
     distributed.broadcast_from_main(lambda: trials.describe(trial, folder, _details(splits), files))
     record = {key: trial.identity()[key] for key in ("task", "method", "seed", "settings")}
-    if "decision" in loss.regularizer.missing:
-        decision, record["decision"] = auto.decide(
-            trial, folder, splits, run, lambda fraction: progress(DECISION_FRACTION * fraction)
-        )
-        start, earlier_seconds = time.monotonic(), record["decision"]["seconds"]
-        progress = _remaining(progress, DECISION_FRACTION)
-        model, loss = build(trial, task, splits, decision)  # as if the user had chosen it
-    if "posterior" in loss.regularizer.missing:
-        posterior, record["channel"] = cross_fitting.cross_fit(
-            trial, folder, splits, run, lambda fraction: progress(DECISION_FRACTION * fraction)
-        )
-        start, earlier_seconds = time.monotonic(), record["channel"]["seconds"]
-        progress = _remaining(progress, DECISION_FRACTION)
-        model, loss = build(trial, task, splits)
-        loss.regularizer.provide(posterior=posterior)
+    for need, (key, stage) in STAGES.items():
+        if need in loss.regularizer.missing:
+            value, record[key] = stage(trial, folder, splits, run, _first(progress, STAGE_FRACTION))
+            start, earlier_seconds = time.monotonic(), record[key]["seconds"]
+            progress = _remaining(progress, STAGE_FRACTION)
+            model, loss = build(trial, task, splits, **{need: value})
     evaluator = make_evaluator(task.kind, splits.preprocessing, splits.files, settings)
     best = trial.checkpoint == "best"
 
@@ -148,23 +144,25 @@ def _details(splits: Any) -> dict[str, Any]:
     return details
 
 
+def _first(progress: Progress, part: float) -> Progress:
+    """The progress of what comes first, a fraction `part`."""
+    return lambda fraction: progress(part * fraction)
+
+
 def _remaining(progress: Progress, done: float) -> Progress:
     """The progress of what remains after a fraction `done`."""
     return lambda fraction: progress(done + (1 - done) * fraction)
 
 
-def build(trial: Trial, task: Any, splits: Any, decision: Any = None) -> tuple[Any, LabelRegularizedLoss]:
-    """(network with fresh weights of the trial's seed, loss).
-
-    `decision` is for a method that decides for itself.
+def build(trial: Trial, task: Any, splits: Any, **provided: Any) -> tuple[Any, LabelRegularizedLoss]:
+    """(network with fresh weights of the trial's seed, loss), with inputs `provided` for the method.
 
     Raises:
         UserError: a setting of the network or an option of the method is out of range, or they exclude each other.
     """
     settings, _ = flat.split(trial.settings, trial.method)
     regularizer = flat.create_method(trial.method, trial.settings)
-    if decision is not None:
-        regularizer.provide(decision=decision)
+    regularizer.provide(**provided)
     _check(trial, settings, regularizer, splits)
     if "batch_size" in settings:
         data_loading.check_divisible(

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from labo import checks
+from labo.metrics.golden_section import minimum
 
 # The range of the first search; if the minimum is at its upper end, the search continues up to `MAX_TEMPERATURE`.
 MIN_TEMPERATURE, FIRST_MAX_TEMPERATURE = 0.05, 100.0
 MAX_TEMPERATURE = 1e6
-_GOLDEN = (math.sqrt(5) - 1) / 2
 _TOLERANCE = 1e-9
 # A minimum within this relative distance of an end of the range counts as that end.
 _NEAR = 1e-6
@@ -70,30 +69,12 @@ def search_temperature(logits: Tensor, target: Tensor) -> float:
     def nll(inverse: float) -> float:
         return cross_entropy(logits * inverse, target.long()).item()
 
-    inverse = _minimum(nll, 1 / FIRST_MAX_TEMPERATURE, 1 / MIN_TEMPERATURE)
+    inverse = minimum(nll, 1 / FIRST_MAX_TEMPERATURE, 1 / MIN_TEMPERATURE, _TOLERANCE / MIN_TEMPERATURE)
     if inverse * MIN_TEMPERATURE > 1 - _NEAR:
         return MIN_TEMPERATURE
     if inverse * FIRST_MAX_TEMPERATURE > 1 + _NEAR:
         return 1 / inverse
     # The NLL is also unimodal in the logarithm, which gives the same relative precision at all magnitudes.
-    inverse = math.exp(
-        _minimum(lambda log: nll(math.exp(log)), -math.log(MAX_TEMPERATURE), -math.log(FIRST_MAX_TEMPERATURE) + _NEAR)
-    )
+    low, high = -math.log(MAX_TEMPERATURE), -math.log(FIRST_MAX_TEMPERATURE) + _NEAR
+    inverse = math.exp(minimum(lambda log: nll(math.exp(log)), low, high, _TOLERANCE * -low))
     return MAX_TEMPERATURE if inverse * MAX_TEMPERATURE < 1 + _NEAR * 10 else 1 / inverse
-
-
-def _minimum(value: Callable[[float], float], low: float, high: float) -> float:
-    """The minimizer of a unimodal function in [low, high], by golden-section search."""
-    tolerance = _TOLERANCE * max(abs(low), abs(high))
-    left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
-    at_left, at_right = value(left), value(right)
-    while high - low > tolerance:
-        if at_left < at_right:
-            high, right, at_right = right, left, at_left
-            left = high - _GOLDEN * (high - low)
-            at_left = value(left)
-        else:
-            low, left, at_left = left, right, at_right
-            right = low + _GOLDEN * (high - low)
-            at_right = value(right)
-    return (low + high) / 2

@@ -15,7 +15,7 @@ from labo.errors import UserError
 from labo.metrics.temperature import search_temperature
 from labo.outer.channel import Channel, fit_channel, posterior_labels
 from labo.outer.training_function import Run, Train, check_targets, criterion
-from labo.splitting import equal_parts
+from labo.splitting import equal_parts, rarest_class
 
 DEFAULT_METHOD, DEFAULT_OPTIONS = "label_smoothing", {"epsilon": 0.3}
 
@@ -129,7 +129,7 @@ def cross_fit(
 
 def _possible(folds: int, targets: Tensor, say: Callable[[str], None]) -> int:
     """The number of folds: not more than a class has examples."""
-    smallest = int(torch.bincount(targets)[targets.unique()].min())
+    _, smallest = rarest_class(targets)
     if smallest < 2:
         raise UserError("Expected at least 2 examples of every class, one to train on and one to hold out.")
     if smallest < folds:

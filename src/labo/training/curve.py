@@ -72,7 +72,7 @@ class Curve:
         """The number of epochs after the last one that was as good as the best."""
         lines = read_lines(self.folder / CURVE)
         last = max((line["step"] for line in lines if line.get(_TIED)), default=0)
-        return sum(step > max(self.best_step, last) for step in self.epoch_steps())
+        return sum(line["step"] > max(self.best_step, last) for line in lines)
 
     def resume(self, step: int) -> None:
         """Go on from a step: the lines after it are removed, for their epochs are trained again.

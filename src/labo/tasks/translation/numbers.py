@@ -111,7 +111,7 @@ def name(number: int, language: str) -> str:
 
     try:
         return num2words.num2words(number, lang=language)
-    except (NotImplementedError, OverflowError, IndexError, KeyError) as error:
+    except (NotImplementedError, OverflowError, IndexError, KeyError) as error:  # what its languages raise
         raise UserError(f"num2words cannot name {number:,} in the language '{language}'.") from error
 
 
