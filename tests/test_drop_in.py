@@ -56,7 +56,7 @@ def test_each_argument_means_what_it_does_there(shape, name, value):
     theirs = nn.CrossEntropyLoss(**{name: value})
     if name == "ignore_index" and value < 0:
         target[0] = value
-    options = {"alpha": 0.0} | {name: value}
+    options: dict[str, Any] = {"alpha": 0.0} | {name: value}
     if name == "label_smoothing":
         with pytest.raises(TypeError, match=r"of strength e is alpha=e, beta=float\('inf'\)"):
             labo.LABOLoss(**options)
@@ -79,7 +79,8 @@ def test_soft_targets(reduction):
 
 
 def test_checkpoints_fit_both_ways():
-    for arguments in ((), (WEIGHT,)):
+    cases: list[Any] = [(), (WEIGHT,)]
+    for arguments in cases:
         ours, theirs = labo.LABOLoss(*arguments), nn.CrossEntropyLoss(*arguments)
         assert list(ours.state_dict()) == list(theirs.state_dict())
         ours.load_state_dict(theirs.state_dict())

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sklearn.base import clone
+from sklearn import base
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_iris, make_blobs
 from sklearn.model_selection import GridSearchCV, cross_val_score
@@ -38,8 +38,17 @@ FEW = (
 )
 
 
+def clone(classifier: Any) -> Any:
+    return base.clone(classifier)
+
+
+def iris(**options: Any) -> Any:
+    return load_iris(return_X_y=True, **options)
+
+
 def checks_of(classifier: LABOClassifier) -> list[Any]:
-    return [check for _, check in estimator_checks.estimator_checks_generator(classifier)]
+    pairs: Any = estimator_checks.estimator_checks_generator(classifier)
+    return [check for _, check in pairs]
 
 
 def name_of(check: Any) -> str:
@@ -71,7 +80,8 @@ def test_all_checks_of_scikit_learn(options):
 def noisy() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(features, right classes, classes of which a fifth is wrong, the rows of these)."""
     centers = [[-2.0, 0.0, 1.0, 0.0], [2.0, 0.0, 0.0, 1.0], [0.0, 3.0, 1.0, 1.0]]
-    features, right = make_blobs(300, 4, centers=centers, cluster_std=0.7, random_state=0)[:2]
+    blobs: Any = make_blobs(300, 4, centers=centers, cluster_std=0.7, random_state=0)
+    features, right = blobs
     draw = np.random.default_rng(0)
     wrong = draw.choice(300, 60, replace=False)
     given = right.copy()
@@ -110,7 +120,7 @@ def test_a_memory_learns_past_wrong_labels(noisy, remembered):
 
 def test_scores_are_the_log_ratios_of_the_memory(noisy):
     features, _, given, _ = noisy
-    classifier = LABOClassifier(prior="memory", epochs=2, batch_size=300, **SMALL, options={"decay": 0.5})
+    classifier: Any = LABOClassifier(prior="memory", epochs=2, batch_size=300, **SMALL, options={"decay": 0.5})
     held = []
     original = classifier._rank
 
@@ -143,7 +153,7 @@ def test_without_a_memory_there_are_no_issues(noisy, remembered):
     ids=["text", "numbers", "objects"],
 )
 def test_classes_of_any_type(names):
-    features, codes = load_iris(return_X_y=True)
+    features, codes = iris()
     names = np.asarray(names)
     classifier = LABOClassifier(epochs=20, **SMALL).fit(features, names[codes])
     assert classifier.classes_.dtype == names.dtype
@@ -152,8 +162,8 @@ def test_classes_of_any_type(names):
 
 
 def test_booleans_and_categories():
-    features, codes = load_iris(return_X_y=True, as_frame=True)
-    truth = LABOClassifier(epochs=5, **SMALL).fit(features, codes == 0)
+    features, codes = iris(as_frame=True)
+    truth: Any = LABOClassifier(epochs=5, **SMALL).fit(features, codes == 0)
     assert truth.predict(features).dtype == bool
     assert list(truth.feature_names_in_) == list(features.columns)
     kinds = pd.Series(np.array(["u", "v", "w"])[codes], dtype="category")
@@ -191,7 +201,7 @@ def test_class_weights_multiply_sample_weights(noisy):
 
 
 def test_grid_search_in_a_pipeline():
-    features, codes = load_iris(return_X_y=True)
+    features, codes = iris()
     pipeline = make_pipeline(FunctionTransformer(), LABOClassifier(epochs=8, **SMALL))
     grid = {"laboclassifier__alpha": [0.1, 0.5], "laboclassifier__prior": [None, "memory"]}
     search = GridSearchCV(pipeline, grid, cv=2).fit(features, np.array(["a", "b", "c"])[codes])
@@ -201,7 +211,7 @@ def test_grid_search_in_a_pipeline():
 
 
 def test_temperature_scaling_repairs_confidence():
-    features, codes = load_iris(return_X_y=True)
+    features, codes = iris()
     smoothed = LABOClassifier(alpha=0.6, beta=8.0, epochs=40, **SMALL)
     calibrated = CalibratedClassifierCV(clone(smoothed), method="temperature", cv=3).fit(features, codes)
     rows = np.arange(len(codes))

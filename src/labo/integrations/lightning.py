@@ -47,6 +47,7 @@ class LABOCallback(Callback):
 
     def __init__(self) -> None:
         self._hooks: list[RemovableHandle] = []
+        self._indexed: IndexedDataset | None = None
         self._indices: Tensor | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -101,8 +102,12 @@ class LABOCallback(Callback):
         if self._indexed is not None:
             self._indices = batch[self._indexed.key] if isinstance(batch, Mapping) else batch[-1]
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the criteria as they were."""
+        self.teardown(trainer, pl_module, "fit")
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the criteria as they were, also after an error."""
+        """Leave the criteria as they were."""
         for hook in self._hooks:
             hook.remove()
         self._hooks, self._indices = [], None
