@@ -10,6 +10,8 @@ from torch import nn
 
 pytest.importorskip("accelerate")
 pytest.importorskip("lightning")
+from accelerate import Accelerator
+
 from integration_ranks import CLASSES, MEMORY, accelerated, criterion_of, examples, sentences, work
 from lightning_modules import Classifier, data, fit, loader
 from processes import together
@@ -52,6 +54,18 @@ def test_accelerate_in_two_processes_trains_what_one_batch_does(found, method):
 @pytest.mark.parametrize("accumulation", [1, 4])
 def test_accumulated_parts_train_what_one_batch_does(accumulation):
     torch.testing.assert_close(accelerated("labo", accumulation)[0], whole("labo")[0], atol=1e-6, rtol=0)
+
+
+def test_a_checkpoint_of_accelerate_has_the_memory(tmp_path):
+    x, y = examples().tensors
+    saved, loaded = criterion_of(MEMORY), criterion_of(MEMORY)
+    saved(x @ torch.randn(3, CLASSES), y, indices=torch.arange(8))
+    for criterion, transfer in ((saved, "save_state"), (loaded, "load_state")):
+        accelerator = Accelerator(cpu=True)
+        accelerator.register_for_checkpointing(criterion)
+        getattr(accelerator, transfer)(str(tmp_path))
+    torch.testing.assert_close(loaded.state_dict(), saved.state_dict())
+    assert len(loaded.state_dict()) == 2
 
 
 def test_lightning_in_two_processes_trains_what_one_does(found):
