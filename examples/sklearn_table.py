@@ -16,22 +16,22 @@ from sklearn.preprocessing import StandardScaler
 from labo.integrations.sklearn import LABOClassifier
 
 
-def main():
-    x, y = make_classification(3000, 20, n_informative=8, n_classes=4, class_sep=2.0, flip_y=0.0, random_state=0)
+def main(seed=0):
+    x, y = make_classification(3000, 20, n_informative=8, n_classes=4, class_sep=2.0, flip_y=0.0, random_state=seed)
     y = np.array(["north", "east", "south", "west"])[y]
-    x, test_x, y, test_y = train_test_split(x.astype(np.float32), y, train_size=1000, random_state=0)
-    draw = np.random.default_rng(0)
+    x, test_x, y, test_y = train_test_split(x.astype(np.float32), y, train_size=1000, random_state=seed)
+    draw = np.random.default_rng(seed)
     classes, given = np.unique(y), y.copy()
     wrong = draw.choice(len(y), 300, replace=False)
     given[wrong] = [draw.choice(classes[classes != right]) for right in y[wrong]]
 
-    memory = LABOClassifier(prior="memory", random_state=0)
+    memory = LABOClassifier(prior="memory", random_state=seed)
     models = {
-        "HistGradientBoostingClassifier()": HistGradientBoostingClassifier(random_state=0),
+        "HistGradientBoostingClassifier()": HistGradientBoostingClassifier(random_state=seed),
         "MLPClassifier((256, 256))": make_pipeline(
-            StandardScaler(), MLPClassifier((256, 256), max_iter=60, n_iter_no_change=60, random_state=0)
+            StandardScaler(), MLPClassifier((256, 256), max_iter=60, n_iter_no_change=60, random_state=seed)
         ),
-        'LABOClassifier(method="none")': LABOClassifier(method="none", random_state=0),
+        'LABOClassifier(method="none")': LABOClassifier(method="none", random_state=seed),
         'LABOClassifier(prior="memory")': memory,
     }
     print(f"{'Model':35}Accuracy on right labels")
