@@ -19,7 +19,12 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(), flags=re.DOTALL)
 
 
-WITH_CODE = [page for page in PAGES if blocks(page, "python")]
+ADOPT = HOME / "docs" / "adopt.md"
+SECTIONS = {
+    text.partition("\n")[0]: re.findall(r"```diff\n(.*?)```", text, flags=re.DOTALL)
+    for text in ADOPT.read_text().split("\n## ")[1:]
+}
+WITH_CODE = [page for page in PAGES if page != ADOPT and blocks(page, "python")]
 COMMANDS = sorted(
     {
         command.strip()
@@ -36,6 +41,28 @@ COMMANDS = sorted(
 def test_python_blocks_run_as_written(page: Path):
     code = "\n".join(blocks(page, "python"))
     run_python("-W", "error", "-c", code, cwd=HOME)
+
+
+def side_of(diff: str, dropped: str) -> str:
+    """The code before a change (without the lines of "+") or after it (without those of "-")."""
+    return "".join(line[1:] or "\n" for line in diff.splitlines(keepends=True) if not line.startswith(dropped))
+
+
+@pytest.mark.filterwarnings("default")  # those of other libraries
+@pytest.mark.parametrize("dropped", ["+", "-"], ids=["before", "after"])
+@pytest.mark.parametrize("section", SECTIONS)
+def test_changes_run_before_and_after(section: str, dropped: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert SECTIONS[section]
+    monkeypatch.chdir(tmp_path)
+    for diff in SECTIONS[section]:
+        names: dict[str, object] = {}
+        exec("\n".join(blocks(ADOPT, "python")), names)
+        try:
+            exec(side_of(diff, dropped), names)
+        except ModuleNotFoundError as error:
+            if str(error.name).partition(".")[0] == "labo":
+                raise
+            pytest.skip(f"needs {error.name}")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -90,3 +90,28 @@ def test_labels_are_counted_where_an_example_has_several():
     counts = IndexedDataset([{"labels": [1, 2, -100]}, {"labels": [4]}]).label_counts(-100)
     assert counts is not None
     assert counts.tolist() == [2, 1]
+
+
+def test_the_second_entry_of_a_pair_is_its_label():
+    pairs = IndexedDataset(TensorDataset(FEATURES, LABELS))
+    assert torch.equal(pairs.targets(), LABELS)
+    assert pairs.label_counts(-100) is None
+    tokens = torch.tensor([[1, 2, -100], [3, -100, -100]])
+    counts = IndexedDataset(TensorDataset(torch.zeros(2, 3), tokens)).label_counts(-100)
+    assert counts is not None
+    assert counts.tolist() == [2, 1]
+
+
+def test_one_example_tells_that_each_has_one_label():
+    read = []
+
+    class Images(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return 10
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            read.append(index)
+            return FEATURES[index], int(LABELS[index])
+
+    assert IndexedDataset(Images()).label_counts(-100) is None
+    assert read == [0]

@@ -82,12 +82,16 @@ class IndexedDataset(Dataset):
 
     def label_counts(self, ignore_index: int) -> Tensor | None:
         """The number of labels of each example, (N,) int64, as in sentences; None if each has one label."""
-        lengths = getattr(getattr(self.dataset, "target", None), "lengths", None)
-        if lengths is not None:
+        target = getattr(self.dataset, "target", None)
+        if (lengths := getattr(target, "lengths", None)) is not None:
             return lengths
+        by_example = target is None and not hasattr(self.dataset, "column_names")
+        if (
+            by_example and len(self) and _one_label(_label_of(self.dataset[0]))
+        ):  # one example tells, which saves reading all
+            return None
         labels = self._labels()
-        first = checks.as_tensor(labels[0]) if len(labels) and labels[0] is not None else torch.empty((), device="cpu")
-        if first.dim() == 0 or first.dtype.is_floating_point:  # one class index, or one distribution
+        if not len(labels) or _one_label(labels[0]):
             return None
         labelled = (checks.as_targets(checks.as_tensor(label)) != ignore_index for label in labels)
         return torch.tensor([int(kept.sum()) for kept in labelled], device="cpu")
@@ -98,8 +102,7 @@ class IndexedDataset(Dataset):
         if labels is None and hasattr(self.dataset, "column_names"):
             labels = next((self.dataset[name] for name in _LABELS if name in self.dataset.column_names), None)
         if labels is None:
-            examples = (self.dataset[index] for index in range(len(self)))
-            labels = [next((example[name] for name in _LABELS if name in example), None) for example in examples]
+            labels = [_label_of(self.dataset[index]) for index in range(len(self))]
         return labels
 
 
@@ -140,6 +143,19 @@ class LabelPlaces:
             )
         within = (kept.cumsum(1) - 1).clamp(min=0)
         return (self.starts[indices].unsqueeze(1) + within).view(labels.shape)
+
+
+def _label_of(example: Any) -> Any:
+    """The label of an example: of a mapping by its name, of a tuple or list the second entry; None without."""
+    if isinstance(example, Mapping):
+        return next((example[name] for name in _LABELS if name in example), None)
+    return example[1] if isinstance(example, (tuple, list)) and len(example) > 1 else None
+
+
+def _one_label(label: Any) -> bool:
+    """Whether a label is one class index or one distribution, or there is none."""
+    label = torch.empty((), device="cpu") if label is None else checks.as_tensor(label)
+    return label.dim() == 0 or label.dtype.is_floating_point
 
 
 def _fetches_batches(dataset: Any) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import _reduction as _legacy_reduction
 from typing_extensions import override
 
 from labo import checks, functional, last_layer
@@ -39,10 +40,14 @@ class _LABOOptions(nn.Module):
         reduction: str = "mean",
         value: str = "inner",
         impl: str = "auto",
+        size_average: bool | None = None,
+        reduce: bool | None = None,
         **unknown: Any,
     ) -> None:
         super().__init__()
         _reject_unknown(unknown)
+        if size_average is not None or reduce is not None:  # deprecated there too, with torch's own warning
+            reduction = _legacy_reduction.legacy_get_string(size_average, reduce)
         functional.check_options(alpha, beta, prior, reduction, value, impl)
         checks.class_weight("weight", weight)
         self.register_buffer("weight", weight)
@@ -92,6 +97,7 @@ class LABOLoss(_LABOOptions):
             called with the `indices` of the batch's examples in the training data.
         examples: number of training examples; required with prior="memory".
         sharpness, decay, epsilon, top: options of the memory, as in `labo.regularizers.create("labo", prior="memory")`.
+        size_average, reduce: as in `nn.CrossEntropyLoss`, which deprecates them in favour of `reduction`.
 
     Raises:
         ValueError, TypeError: an option is out of range; `label_smoothing` was passed; the message says how to express

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from torch import Tensor, nn
@@ -29,13 +29,23 @@ class BatchInputs:
         model: the network being trained.
         epochs: the number of epochs.
         seed: seed of the partners.
+        needs: what to provide of all that the regularizer needs; None for all.
 
     Raises:
         TypeError: the examples have no fixed indices, or partners are needed and an example has no class index.
     """
 
-    def __init__(self, regularizer: Regularizer, dataset: Any, *, model: nn.Module, epochs: int, seed: int) -> None:
-        self.needs = frozenset(regularizer.needs)
+    def __init__(
+        self,
+        regularizer: Regularizer,
+        dataset: Any,
+        *,
+        model: nn.Module,
+        epochs: int,
+        seed: int,
+        needs: Collection[str] | None = None,
+    ) -> None:
+        self.needs = frozenset(regularizer.needs if needs is None else needs)
         self.dataset = dataset
         self._indexed: IndexedDataset | None = None
         self._places: LabelPlaces | None = None
@@ -49,7 +59,8 @@ class BatchInputs:
                 setup_inputs["examples"] = self._places.total
             if "partners" in self.needs:
                 self._same_class = SameClass(self._indexed.targets(), seed=seed)
-        regularizer.provide(**{need: setup_inputs[need] for need in regularizer.missing if need in setup_inputs})
+        provided = self.needs.intersection(setup_inputs, regularizer.missing)
+        regularizer.provide(**{need: setup_inputs[need] for need in provided})
 
     def of(
         self,
