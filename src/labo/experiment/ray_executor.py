@@ -185,7 +185,7 @@ def _worker_function(expected: str) -> Callable[[bytes, Files | None], dict[str,
         if version != expected:
             return (
                 f"The Ray worker on {socket.gethostname()} has labo {version}, but this command is labo {expected}: "
-                "install the same version on every machine."
+                "install the same version on every machine, and leave it unchanged while trials run."
             )
         from labo.experiment.ray_executor import run_request
 
