@@ -25,7 +25,7 @@ def on_config(config: Any) -> Any:
     names = re.findall(r"\]\((\w+\.md)\)", (HOME / "docs/methods/README.md").read_text(encoding="utf-8"))
     for section in config.nav:
         if "Methods" in section:
-            section["Methods"] = ["methods/README.md", *(f"methods/{name}" for name in names)]
+            section["Methods"] = ["methods/README.md", {"A page each": [f"methods/{name}" for name in names]}]
     return config
 
 
