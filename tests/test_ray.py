@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import pytest
 import experiments
 import labo
 from experiments import KILL
+from labo import machine
 from labo.cli import main
 from labo.errors import UserError
 from labo.experiment import ray_executor
@@ -121,6 +123,15 @@ def test_an_address_that_does_not_answer(monkeypatch):
             ray_executor.check_address(address)
 
 
+def test_a_cluster_that_refuses_the_token_is_not_called_silent(monkeypatch):
+    def refused(command: Any, **_: Any) -> Any:
+        raise subprocess.TimeoutExpired(command, 1, stderr=b"Unauthenticated: RPC error: InvalidAuthToken: ...")
+
+    monkeypatch.setattr(ray_executor.subprocess, "run", refused)
+    with pytest.raises(UserError, match="does not accept this machine's token: set RAY_AUTH_TOKEN to that of the clu"):
+        ray_executor.check_address("auto")
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -136,6 +147,7 @@ def test_options_of_the_launcher(options, sentence, capsys):
 
 def test_without_ray_the_extra_is_named(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
+    monkeypatch.setattr(machine, "extras", lambda: {"ray": ["ray"]})  # those of an older editable install lack it
     assert main(["compare", "--launcher", "ray", "--output", str(tmp_path)]) == 2
     told = "labo: This command needs ray, which the extra 'ray' installs: pip install -e '.[ray]'.\n"
     assert capsys.readouterr().err == told

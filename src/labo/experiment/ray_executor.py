@@ -31,7 +31,7 @@ from labo.records.trial import RECORD, Job, Trial, remove_unfinished
 from labo.tasks import file_limits
 
 # Ray's own attempts to connect take minutes, and can end the process; both together stay under 15 seconds.
-SECONDS_TO_CONNECT, SECONDS_TO_JOIN = 3.0, 10.0
+SECONDS_TO_CONNECT, SECONDS_TO_JOIN = 3.0, 9.0
 _JOIN = """
 import sys, ray
 try:
@@ -294,6 +294,11 @@ def check_address(address: str) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_TO_JOIN, check=False)
     except subprocess.TimeoutExpired as error:
+        if b"InvalidAuthToken" in (error.stderr or b""):  # Ray tries again for minutes
+            raise UserError(
+                f"The Ray cluster at {address} does not accept this machine's token: set RAY_AUTH_TOKEN to that of the "
+                "cluster."
+            ) from error
         raise UserError(f"No Ray cluster answers at {address}: no reply in {SECONDS_TO_JOIN:g} seconds.") from error
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
