@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 TORCH_FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
-.PHONY: demo setup test lint slow clean
+.PHONY: demo setup test lint slow docs clean
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
@@ -34,8 +34,13 @@ lint: $(STAMP)
 test: lint
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/pytest -q -n 2 -m "not slow"
 
+# The pages as a site, in site/; a link that leads nowhere is an error.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "Open site/index.html; with search: $(BIN)/mkdocs serve."
+
 slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m slow
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) build dist site

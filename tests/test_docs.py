@@ -76,9 +76,41 @@ def test_commands_and_their_options_exist(command: str):
             assert re.search(rf"{re.escape(option)}\b", done.stdout), f"{name} has no {option}"
 
 
+def prose(page: Path) -> list[str]:
+    """The sentences of a page, without code and tables; a link counts as its text, a list item as a sentence."""
+    text = re.sub(r"```.*?```", "\n\n", page.read_text(), flags=re.DOTALL)
+    text = re.sub(r"!?\[((?:\[[^\]]*\]|[^\[\]])*)\]\([^)]*\)", r"\1", text)
+    kept = [line for line in text.splitlines() if not line.startswith(("|", "#"))]
+    blocks = re.split(r"\n\s*\n|\n(?=- )", "\n".join(kept))
+    return [sentence for block in blocks for sentence in re.split(r"(?<=[.?!])\s+", block) if sentence.strip()]
+
+
+def test_the_readme_is_short_and_so_are_its_sentences():
+    assert len((HOME / "README.md").read_text().splitlines()) <= 120
+    assert [sentence for sentence in prose(HOME / "README.md") if len(sentence.split()) > 25] == []
+
+
+@pytest.mark.parametrize("page", sorted((HOME / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_a_page_opens_with_what_it_is_good_for(page: Path):
+    opening = page.read_text().splitlines()[2]
+    assert opening.startswith("After reading this page you can")
+
+
+def test_the_site_builds_with_every_link_and_loads_nothing_from_elsewhere(tmp_path):
+    pytest.importorskip("mkdocs")
+    site = tmp_path / "site"
+    run_python("-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", site, cwd=HOME, NO_MKDOCS_2_WARNING="1")
+    pages = {page.relative_to(site).as_posix(): page.read_text() for page in site.rglob("*.html")}
+    assert {"index.html", "start.html", "methods/labo.html", "results/demo/report.html", "CHANGELOG.html"} <= set(pages)
+    for name, text in pages.items():
+        assert not re.findall(r"(?:src|href)=\"?(?:https?:)?//[^\" >]+", text), name
+    assert "docs/figures" not in pages["index.html"]
+    assert (site / "figures" / "noise-digits.svg").is_file()
+
+
 def test_there_are_commands_and_code_to_check():
     assert len(COMMANDS) > 8
-    assert {"README.md", "choosing.md", "write-your-own.md"} <= {page.name for page in WITH_CODE}
+    assert {"README.md", "start.md", "choosing.md", "write-your-own.md"} <= {page.name for page in WITH_CODE}
 
 
 @pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(HOME)))

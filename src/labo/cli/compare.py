@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from labo.cli import options
 from labo.cli.report import build_and_print
+from labo.errors import UserError, unknown
+
+LAUNCHERS = ("local", "ray")
 
 
 def compare(
@@ -33,6 +36,18 @@ def compare(
     jobs: Annotated[
         int, typer.Option(help="Trials to run in parallel, one thread each.", show_default="the cores, or 2 on a GPU")
     ] = 0,
+    launcher: Annotated[
+        str, typer.Option(help="Where trials run: local, in processes of this machine, or ray, on a Ray cluster.")
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="The Ray cluster, or auto.", show_default="$RAY_ADDRESS, or a new local one"
+        ),
+    ] = None,
+    gpus_per_trial: Annotated[
+        float | None, typer.Option(help="With --launcher ray: GPUs that a trial takes, such as 0.25.", show_default="0")
+    ] = None,
     data: options.Data = None,
     source: options.Source = None,
     target: options.Target = None,
@@ -98,6 +113,7 @@ def compare(
         curves=curves,
         save_seconds=save_every,
         jobs=jobs,
+        cluster=_cluster(launcher, address, gpus_per_trial),
         command=["labo", *sys.argv[1:]],
     )
     with ConsoleProgress() as progress:
@@ -105,3 +121,17 @@ def compare(
     summary = build_and_print(comparison.output, baseline=None, no_samples=no_samples, shift=shift, severity=severity)
     any_finished = any(method.finished for task in summary.tasks for method in task.methods)
     return 1 if unfinished or not any_finished else 0
+
+
+def _cluster(launcher: str, address: str | None, gpus_per_trial: float | None) -> Any:
+    """The cluster of --launcher ray, or None."""
+    if launcher not in LAUNCHERS:
+        raise unknown("launcher", launcher, LAUNCHERS)
+    if launcher == "ray":
+        from labo.experiment.ray_executor import RayCluster
+
+        return RayCluster(address or "", gpus_per_trial or 0.0)
+    for name, value in (("address", address), ("gpus-per-trial", gpus_per_trial)):
+        if value is not None:
+            raise UserError(f"Option --{name} requires --launcher ray.")
+    return None

@@ -16,8 +16,9 @@ from labo import machine, tasks
 from labo.errors import UserError, unknown
 from labo.experiment import run_trial, tuning
 from labo.experiment import settings as flat
-from labo.experiment.executor import TrialExecutor, WorkerDied, default_processes
+from labo.experiment.executor import Executor, TrialExecutor, WorkerDied, default_processes
 from labo.experiment.progress import ProgressReporter
+from labo.experiment.ray_executor import RayCluster, RayExecutor
 from labo.metrics import significance
 from labo.records import lock
 from labo.records.comparison import ComparisonWriter
@@ -36,7 +37,8 @@ TEACHER = "none"
 class ComparisonConfig:
     """The configuration of a comparison; see the options of `labo compare`.
 
-    `set` has the settings that the user fixed for every method that has them; `jobs` is 0 for the default.
+    `set` has the settings that the user fixed for every method that has them; `jobs` is 0 for the default;
+    with a `cluster` trials run there, otherwise in processes of this machine.
     """
 
     methods: Sequence[str]
@@ -52,6 +54,7 @@ class ComparisonConfig:
     curves: bool = False
     save_seconds: float = 60.0
     jobs: int = 0
+    cluster: RayCluster | None = None
     first_seed: int = 0
     command: Sequence[str] = ()
 
@@ -68,8 +71,7 @@ def run(config: ComparisonConfig, reporter: ProgressReporter) -> int:
     _check(config)
     with ExitStack() as stack:
         stack.enter_context(lock.hold(config.output))
-        processes = min(config.jobs or default_processes(), max_concurrent_trials(config))
-        executor = stack.enter_context(TrialExecutor(processes))  # its workers start up meanwhile
+        executor = stack.enter_context(_executor(config))  # its workers start up meanwhile
         plan = Plan(config)
         for note in plan.notes:
             reporter.message(note)
@@ -114,13 +116,19 @@ def _check(config: ComparisonConfig) -> None:
     tasks.describe(config.task)
 
 
+def _executor(config: ComparisonConfig) -> TrialExecutor | RayExecutor:
+    if config.cluster is not None:
+        return RayExecutor(config.cluster, config.jobs)
+    return TrialExecutor(min(config.jobs or default_processes(), max_concurrent_trials(config)))
+
+
 def max_concurrent_trials(config: ComparisonConfig) -> int:
     """How many trials can ever run at the same time."""
     tuned = config.settings_per_method * config.tuning_seeds if config.settings_per_method > 1 else 0
     return len(config.methods) * max(config.seeds, tuned)
 
 
-def _run_jobs(executor: TrialExecutor, records: ComparisonWriter, jobs: list[Job], reporter: ProgressReporter) -> int:
+def _run_jobs(executor: Executor, records: ComparisonWriter, jobs: list[Job], reporter: ProgressReporter) -> int:
     """Run and record jobs; returns how many did not finish."""
     died = 0
     _restart_outdated(jobs, reporter)
@@ -142,7 +150,7 @@ def _restart_outdated(jobs: list[Job], reporter: ProgressReporter) -> None:
         reporter.message(f"{counted(count, 'trial')} that an earlier version interrupted start again.")
 
 
-def _run_teachers(executor: TrialExecutor, jobs: list[Job], reporter: ProgressReporter) -> int:
+def _run_teachers(executor: Executor, jobs: list[Job], reporter: ProgressReporter) -> int:
     """Train the teachers, whose records stay in their folders; returns how many did not finish."""
     died = 0
     _restart_outdated(jobs, reporter)

@@ -1,4 +1,7 @@
-"""Where trials run: in this process, or in worker processes. A trial has one thread unless it says otherwise."""
+"""Where trials run: in this process, or in worker processes. A trial has one thread unless it says otherwise.
+
+`ray_executor` runs them on other machines.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from labo import interrupts, machine
 from labo.errors import UserError, first_line
@@ -41,6 +44,14 @@ class WorkerDied:
     """Takes the place of a record where the worker of a trial died at each attempt."""
 
     reason: str = "the worker process died (killed, or out of memory)"
+
+
+class Executor(Protocol):
+    """Runs jobs somewhere."""
+
+    def run(self, jobs: Sequence[Job], update: UpdateJob) -> Iterator[tuple[Job, Record | WorkerDied]]:
+        """Run all jobs and yield (job, record) as they finish."""
+        ...
 
 
 def default_processes() -> int:
