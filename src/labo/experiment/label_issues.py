@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,17 +16,15 @@ from labo.experiment import folds
 from labo.experiment import settings as flat
 from labo.experiment.executor import TrialExecutor, default_processes
 from labo.experiment.progress import ProgressReporter
+from labo.experiment.samples import sample_as_json, short_names
 from labo.experiment.saved_run import SavedRun
 from labo.outer.channel import Channel, fit_channel
 from labo.records.trial import FOLDS, Job, Trial, claim, read_record
 from labo.splitting import equal_parts, rarest_class
-from labo.tasks.base import Sample
 
 DEFAULT_BETA = 2.0
 # Rows of logits for which q* is computed at a time.
 _CHUNK_ROWS = 65_536
-# Thumbnails are at most so many pixels a side, values of a table at most so many characters.
-MAX_THUMBNAIL, MAX_VALUE_LENGTH = 96, 80
 # A memory in half precision holds 0 below this.
 _MIN_MASS = 1e-8
 
@@ -181,6 +175,7 @@ class LabelIssues:
             "disagree": int((self.ranking.scores > 0).sum()),
             "planted": self._injected_noise(),  # the key of files that exist
             "channel": None if self.channel is None else self.channel.as_json(),
+            "classes": list(self.run.classes),
             "top": lines,
         }
 
@@ -289,37 +284,3 @@ def cross_validated_logits(run: SavedRun, count: int, reporter: ProgressReporter
     for job, part in zip(jobs, equal_parts(target, count, run.description["seed"]), strict=True):
         logits[part] = folds.read_logits(job.folder, len(part), logits.shape[1])
     return logits
-
-
-def short_names(names: Sequence[str], chosen: Sequence[int]) -> list[str]:
-    """The `chosen` of the names; paths are relative to the folder that all of `names` have in common.
-
-    Example:
-        >>> short_names(["/data/cat/0.png", "/data/dog/7.png"], [1])
-        ['dog/7.png']
-    """
-    if not all(os.path.isabs(name) for name in names):
-        return [names[index] for index in chosen]
-    folder = os.path.commonpath([os.path.dirname(name) for name in names])
-    return [os.path.relpath(names[index], folder) for index in chosen]
-
-
-def sample_as_json(sample: Sample) -> Mapping[str, Any]:
-    """An image as {"picture": a data: URI of a PNG thumbnail}, a table row as {"row": {column: value}}."""
-    if isinstance(sample, np.ndarray):
-        return {"picture": _png(sample)}
-    return {"row": {name: _truncated(value) for name, value in sample.items()}}
-
-
-def _png(pixels: np.ndarray) -> str:
-    from PIL import Image
-
-    image = Image.fromarray(np.ascontiguousarray(pixels))
-    image.thumbnail((MAX_THUMBNAIL, MAX_THUMBNAIL), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    image.save(file, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
-
-
-def _truncated(value: str) -> str:
-    return value if len(value) <= MAX_VALUE_LENGTH else value[: MAX_VALUE_LENGTH - 1] + "…"
