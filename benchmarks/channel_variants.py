@@ -72,8 +72,8 @@ class Digits:
         torch.manual_seed(self.seed)
         model = self.task.model(self.splits.classes, self.splits.preprocessing, self.settings)
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.002, weight_decay=0.01)
-        mean, logits, best, since = 0.0, None, float("inf"), 0
-        for epoch in range(60):
+        mean, logits, best, since, epochs = 0.0, None, float("inf"), 0, 0
+        for _ in range(60):
             model.train()
             for batch in rows[torch.randperm(len(rows))].split(64):
                 optimizer.zero_grad()
@@ -86,7 +86,7 @@ class Digits:
             model.eval()
             with torch.no_grad():
                 now = model(self.features[held_out])
-                mean = mean + now.softmax(-1)
+                mean, epochs = mean + now.softmax(-1), epochs + 1
                 if stop:
                     validation = model(torch.as_tensor(self.splits.validation.features))
                     nll = torch.nn.functional.cross_entropy(validation, self.splits.validation.target).item()
@@ -104,7 +104,7 @@ class Digits:
             recalled = memory.all_distributions(len(self.target), len(self.splits.classes))
             agreement = (recalled.argmax(-1) == self.target)[rows].double().mean().item()
         accuracy = (test == self.splits.test.target).double().mean().item()
-        return {"logits": logits, "mean": mean / (epoch + 1), "test": accuracy, "agreement": agreement}
+        return {"logits": logits, "mean": mean / epochs, "test": accuracy, "agreement": agreement}
 
     def final(self, method: str, options: Mapping[str, Any], **inputs: Any) -> float:
         """Test accuracy of a network trained on all rows."""

@@ -29,9 +29,11 @@ UpdateJob = Callable[[Job, float], None]
 
 
 class RunJobs(Protocol):
-    """Runs jobs, and yields (job, record) as they finish; where a trial's worker died, its reason, not a mapping."""
+    """Runs the trials of folds."""
 
-    def __call__(self, jobs: Sequence[Job], update: UpdateJob, /) -> Iterator[tuple[Job, Any]]: ...
+    def __call__(self, jobs: Sequence[Job], update: UpdateJob, /) -> Iterator[tuple[Job, Any]]:
+        """Yield (job, record) as they finish; no mapping but an object with a `reason` where a worker died."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -198,11 +200,6 @@ def read_logits(folder: Path, examples: int, classes: int) -> Tensor:
     if failed := record.get("failed"):
         raise UserError(f"The fold in '{folder}' failed at step {failed['step']}: {failed['reason']}.")
     logits = checkpoints.read_weights(check_file(folder, HELD_OUT, record)).get("logits")
-    if logits is not None and logits.dim() == 2 and logits.shape[1] != classes:
-        raise UserError(
-            f"The fold in '{folder}' predicts {logits.shape[1]} classes, but the data have {classes} now: delete the "
-            f"folder '{folder.parent}' to train the folds again."
-        )
     if logits is None or logits.shape != (examples, classes):
         raise UserError(f"'{folder / HELD_OUT}' is damaged: delete the folder to run this fold again.")
     return logits

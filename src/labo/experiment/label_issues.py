@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from labo import checks, inner
-from labo.errors import UserError
+from labo.errors import UserError, shorten
 from labo.experiment import folds
 from labo.experiment import settings as flat
 from labo.experiment.executor import TrialExecutor, default_processes
@@ -225,6 +225,11 @@ def find(run: SavedRun, *, count: int, beta: float | None, processes: int, repor
     return LabelIssues(run, ranking, train.origin.names(), chosen, count, memory is not None, channel)
 
 
+def _some(classes: Sequence[object]) -> str:
+    """The first of the names of classes."""
+    return shorten(", ".join(map(str, classes)), 40)
+
+
 def fold_jobs(run: SavedRun, count: int) -> list[Job]:
     """The trials of a run's folds: its settings and seed, each without a part of its training split.
 
@@ -240,6 +245,13 @@ def fold_jobs(run: SavedRun, count: int) -> list[Job]:
         raise UserError(
             f"Class '{run.classes[rarest]}' has only {fewest} of the training examples, fewer than --folds {count}: "
             f"{cure}."
+        )
+    now = run.task.splits(description["seed"]).classes  # a fold's own, where those of a run are as it recorded them
+    if tuple(map(str, now)) != run.classes:
+        raise UserError(
+            f"The run in '{run.folder}' has {len(run.classes)} classes ({_some(run.classes)}), but this version of "
+            f"labo reads {len(now)} from its data ({_some(now)}), so that its folds would not be of the same classes: "
+            "leave --folds out, or train the run anew."
         )
     needs = flat.create_method(description["method"], description["settings"]).needs
     if "decision" in needs:

@@ -115,8 +115,8 @@ class Decision:
         )  # records of earlier versions
         decision = (
             f"labo_auto trained with {chosen}: of the held-out labels, a strong memory predicts {strong}, a mild one "
-            f"{mild} (z = {self.evidence.z:+.1f}, strong below {LIMIT:g}{self._memorized}{self._variants}; cost: {self.cost:g} plain "
-            "runs)."
+            f"{mild} (z = {self.evidence.z:+.1f}, strong below {LIMIT:g}{self._memorized}{self._variants}; cost: "
+            f"{self.cost:g} plain runs)."
         )
         return decision if self.channel is None else f"{decision} {self.channel['sentence']}"
 

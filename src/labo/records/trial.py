@@ -54,8 +54,8 @@ class Trial:
         tuning: whether the trial is for choosing settings: it is measured on the validation split and keeps nothing.
         data: the task's fingerprint of its data.
         teacher, teacher_folder: a description of the teacher, for methods that need one, and its folder.
-        fold: "2/5" trains without the second of five parts of the training split and keeps that part's logits; "only 2/5"
-            trains on that part alone and keeps the logits of the others.
+        fold: "2/5" trains without the second of five parts of the training split and keeps that part's logits;
+            "only 2/5" trains on that part alone and keeps the logits of the others.
         threads: of the CPU; another number adds up in another order, and gives other last digits.
     """
 

@@ -193,7 +193,7 @@ def channel_map(matrix: Matrix, classes: Sequence[str], subtitle: str) -> Figure
         [None if row == column else value for column, value in enumerate(line)] for row, line in enumerate(matrix)
     ]
     reach = max((value for line in shares for value in line if value is not None), default=0.0)
-    _draw(axes, shares, max(reach, 0.01))
+    _draw(axes, shares, max(1.5 * reach, 0.2))  # numbers stay readable on the colour, and few wrong labels pale
     if size <= 12:
         for row, line in enumerate(matrix):
             for column, value in enumerate(line):
