@@ -84,7 +84,12 @@ def _blocks(
     if source is not None and (channel := channel_map.blocks(source, _classes(replaced), prefix)):
         parts.append(Section("The noise channel", channel))
     if replaced is not None and replaced["top"]:
-        examples = label_issues.examples(replaced["top"][:limit], samples=samples)
+        shown = replaced["top"][:limit]
+        caption = (
+            f"{counted(len(shown), 'example')} of the {replaced['replaced']} whose likeliest class in the label that "
+            "they were trained towards, q*, is another than the one written; the surest first."
+        )
+        examples = (Text(caption, "caption"), *label_issues.examples(shown, samples=samples))
         parts.append(Section("Labels that were replaced", examples, html_only=True))
     return tuple(parts)
 
