@@ -275,7 +275,7 @@ def test_a_run_that_found_nothing_says_so():
     record = {"method": CHANNEL, "channel": {**clean, "interval": [0.01, 0.02]}}
     assert learnt.sentences(record, nothing)[-1] == "No label was replaced: trained as label smoothing."
     record = {"method": "labo_auto", "decision": {"name": "strong", "sentence": "…", "channel": clean}}
-    assert "the memory agrees with the labels" in learnt.sentences(record, nothing)[-1]
+    assert "trained with the memory, which outweighs no label" in learnt.sentences(record, nothing)[-1]
     assert learnt.sentences({"method": "none"}, None) == []
 
 

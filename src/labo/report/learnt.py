@@ -101,7 +101,7 @@ def _replaced(record: Content, replaced: Content) -> str:
         trained = "trained as label smoothing"
         decision = _object(record, "decision")
         if decision is not None and decision.get("name") != "plain":
-            trained = "the memory agrees with the labels as they are written"
+            trained = "trained with the memory, which outweighs no label as it is written"
         found = "No label noise found" if _clean(record) else "No label was replaced"
         return f"{found}: {trained}."
     text = f"It replaced {count} of {counted(replaced['examples'], 'label')}"
