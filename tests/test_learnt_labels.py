@@ -244,9 +244,12 @@ def test_the_page_and_the_report_show_what_was_learnt(run, tmp_path):
     folder = tmp_path / "digits" / CHANNEL / "0"
     folder.mkdir(parents=True)
     (folder / trials.LEARNT).write_bytes((run[0] / trials.LEARNT).read_bytes())
-    (tmp_path / "results.jsonl").write_text(json.dumps(record) + "\n")
+    lines = [record, {**record, "seed": 1}]  # of which the second has no folder
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     html = labo_report(tmp_path)
     assert "What was learnt of the labels" in html
+    assert html.count("Heat map of the noise channel") == 1
+    assert f"<summary>{CHANNEL}, seed 1</summary>" in html
     assert html.count("<img") == min(learnt.MAX_IN_REPORT, len(content["top"]))
     (folder / trials.LEARNT).write_text('{"top": [1]}')
     assert "<img" not in labo_report(tmp_path)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from labo import checks
 from labo.errors import UserError
 from labo.kernels.autograd import Solve
 from labo.kernels.options import Options
@@ -57,9 +58,11 @@ class LABOAuto(Regularizer):
     tuned = False
     chosen: Regularizer | None
 
-    def __init__(self, *, budget: float = BUDGET) -> None:
+    def __init__(self, *, budget: float | None = None) -> None:
         super().__init__()
-        check_budget(budget)
+        budget = checks.python_number(budget)
+        if budget is not None:
+            check_budget(budget)
         self.budget = budget
         self.register_module("chosen", None)
 
@@ -68,6 +71,10 @@ class LABOAuto(Regularizer):
     def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
         """The budget, only if it is given: records of earlier versions have none."""
         return {name: given[name] for name in cls.option_names() if name in given}
+
+    @override
+    def options(self) -> dict[str, Any]:
+        return {} if self.budget is None else {"budget": self.budget}
 
     @property
     def needs(self) -> tuple[str, ...]:

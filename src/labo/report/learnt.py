@@ -12,10 +12,11 @@ from labo.records.storage import read_object, write_text
 from labo.records.trial import LEARNT, LEARNT_PAGE
 from labo.report import channel_map, label_issues, render
 from labo.report.measures import number
-from labo.report.model import Block, Report, Section, Text
+from labo.report.model import Block, Details, Report, Section, Text
 from labo.wording import counted
 
 MAX_IN_REPORT = 12  # examples of a run; the run's own page shows all that were kept
+REPLACED = "Labels that were replaced"
 Content = Mapping[str, Any]
 
 
@@ -61,17 +62,28 @@ def write_page(folder: Path, record: Content) -> Path | None:
 
 
 def section(recorded: Recorded, task: str, prefix: str, *, samples: bool) -> Section | None:
-    """The part of a report about the runs of a task that have learnt labels; None where there is none."""
+    """The part of a report about the runs of a task that have learnt labels; None where there is none.
+
+    The first run of each method has its channel; the others are folded up, with the examples alone.
+    """
     parts: list[Block] = []
+    shown: set[str] = set()
     for record in recorded.records:
+        method = str(record["method"])
         if record["task"] != task or record.get("failed"):
             continue
-        folder = recorded.run_folder(task, str(record["method"]), record["seed"])
+        folder = recorded.run_folder(task, method, record["seed"])
         replaced = None if folder is None else read(folder)
-        name = f"{prefix}{channel_map.slug(str(record['method']))}-{record['seed']}-"
-        if blocks := _blocks(record, replaced, name, limit=MAX_IN_REPORT, samples=samples):
-            lead = Text(" ".join(sentences(record, replaced)), "caption")
+        blocks = _blocks(record, replaced, f"{prefix}{channel_map.slug(method)}-", limit=MAX_IN_REPORT, samples=samples)
+        if not blocks:
+            continue
+        lead = Text(" ".join(sentences(record, replaced)), "caption")
+        if method in shown:
+            examples = tuple(block for block in blocks if block.title == REPLACED)
+            parts.append(Details(_name(record), (lead, *examples), html_only=True))
+        else:
             parts.append(Section(_name(record), (lead, *blocks)))
+        shown.add(method)
     return Section("What was learnt of the labels", tuple(parts)) if parts else None
 
 
@@ -90,7 +102,7 @@ def _blocks(
             "they were trained towards, q*, is another than the one written; the surest first."
         )
         examples = (Text(caption, "caption"), *label_issues.examples(shown, samples=samples))
-        parts.append(Section("Labels that were replaced", examples, html_only=True))
+        parts.append(Section(REPLACED, examples, html_only=True))
     return tuple(parts)
 
 
