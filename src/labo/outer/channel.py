@@ -26,6 +26,8 @@ KINDS = tuple(_BY_KIND)
 _CANDIDATES = ("symmetric", "class 10")
 # Below this mean confidence, ambiguous examples are taken for wrong labels.
 MIN_CONFIDENCE = 0.8
+# An interval from 0 to this and more says nothing.
+MAX_CLEAN = 0.1
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,10 @@ class Channel:
     def sentence(self) -> str:
         """The share of wrong labels in one sentence."""
         low, high = self.interval
+        if low == 0 and high >= MAX_CLEAN:
+            return (
+                f"Too few examples to tell: {self.wrong:.1%} of the labels are wrong (95% interval 0% to {high:.1%})."
+            )
         if low == 0:
             return f"No label noise found: at most {high:.1%} of the labels are wrong (95% interval)."
         share = f"{self.wrong:.1%} (95% interval {low:.1%} to {high:.1%})"
