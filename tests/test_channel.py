@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -50,6 +51,13 @@ def test_right_labels_are_found_right():
     assert channel.wrong < 0.005
     assert channel.interval[0] == 0
     assert channel.sentence.startswith("No label noise found: at most 0.")
+
+
+def test_an_interval_from_nothing_to_much_says_nothing():
+    channel = fit_channel(*noisy(200, 4, 0.0, "symmetric")[:2])
+    assert "No label noise found" in replace(channel, interval=(0.0, 0.09)).sentence
+    unclear = replace(channel, wrong=0.08, interval=(0.0, 0.19))
+    assert unclear.sentence == "Too few examples to tell: 8.0% of the labels are wrong (95% interval 0% to 19.0%)."
 
 
 @pytest.mark.parametrize("kind", channels.KINDS)

@@ -14,6 +14,7 @@ from labo import LabelRegularizedLoss, regularizers
 from labo.cli import main
 from labo.errors import UserError
 from labo.experiment import cross_fitting, run_trial
+from labo.experiment.folds import StageRunner
 from labo.records import trial as trials
 
 METHOD = "labo[prior=channel]"
@@ -158,7 +159,7 @@ def test_a_class_of_one_example_is_refused(tmp_path, monkeypatch):
         train = type("Examples", (), {"target": torch.tensor([0, 0, 0, 1])})
 
     with pytest.raises(UserError, match="at least 2 training examples of every class"):
-        cross_fitting.cross_fit(channel_trial(), tmp_path, One, lambda *_: {}, lambda share: None)
+        cross_fitting.cross_fit(channel_trial(), tmp_path, One, StageRunner(lambda *_: iter(())))
 
 
 def test_a_network_that_diverges_is_told(tmp_path):

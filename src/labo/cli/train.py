@@ -50,6 +50,12 @@ def train(
     threads: Annotated[
         int, typer.Option(help="Threads on the CPU; the last digits of the results depend on their number.")
     ] = 1,
+    jobs: Annotated[
+        int, typer.Option(help="Networks of folds to train side by side, for methods that train some first.")
+    ] = 1,
+    budget: Annotated[
+        float | None, typer.Option(help="What labo_auto may cost in plain runs: 1.5, 3 or 6.", show_default="3")
+    ] = None,
 ) -> int:
     """Train one method on one seed.
 
@@ -61,12 +67,16 @@ def train(
 
     options.limit_unpacked(max_bytes)
     overrides = options.settings(config, set_, epochs, steps, model, start_after)
+    if budget is not None:
+        overrides["budget"] = _budget(method, budget)
     data_options = {"data": data, "source": source, "target": target, "split": split}
     reading = {"separator": separator, "decimal": decimal, "leave_out": leave_out or None}
     sampling = {"train_size": train_size, "label_noise": label_noise, "skip_unreadable": skip_unreadable}
     name, task_options = options.task(task, option, **data_options, **reading, **sampling)
     if threads < 1:
         raise UserError(f"Expected --threads of at least 1, but got {threads}.")
+    if jobs < 1:
+        raise UserError(f"Expected --jobs of at least 1, but got {jobs}.")
     trial_options = {"checkpoint": options.known_checkpoint(checkpoint), "curves": curves, "save_seconds": save_every}
     trial_options |= {"threads": threads}
     with distributed.process_group():
@@ -74,11 +84,24 @@ def train(
         trial, notes = distributed.main_process_first(
             lambda: _trial(name, task_options, method, seed, overrides, teacher, trial_options)
         )
+        if jobs > 1 and distributed.world_size() > 1:
+            raise UserError("Option --jobs starts processes of its own: leave it out under torchrun.")
         folder = output or Path("runs/train") / f"{options.slug(name, data or source)}-{method}-{seed}"
         if not distributed.is_main_process():
             return _follow(trial, folder)
         with lock.hold(folder):
-            return _run(trial, folder, notes)
+            return _run(trial, folder, notes, jobs)
+
+
+def _budget(method: str, budget: float) -> float:
+    """The budget, if the method has one."""
+    from labo import regularizers
+    from labo.regularizers.labo_auto import LABOAuto, check_budget
+
+    if not isinstance(regularizers.create(method), LABOAuto):
+        raise UserError(f"Method '{method}' has no budget: --budget is for labo_auto.")
+    check_budget(budget)
+    return budget
 
 
 def _trial(
@@ -126,11 +149,12 @@ def _follow(trial: Trial, folder: Path) -> int:
     return 1 if run_job(Job(trial, folder), lambda fraction: None).get("failed") else 0
 
 
-def _run(trial: Trial, folder: Path, notes: Sequence[str]) -> int:
+def _run(trial: Trial, folder: Path, notes: Sequence[str], jobs: int) -> int:
     from labo.experiment import run_trial
-    from labo.experiment.executor import run_job
+    from labo.experiment.executor import TrialExecutor, run_job
     from labo.experiment.progress import ConsoleProgress
     from labo.records.trial import Job, read_record
+    from labo.report import learnt
 
     record, job = read_record(folder), Job(trial, folder)
     with ConsoleProgress() as progress:
@@ -142,16 +166,21 @@ def _run(trial: Trial, folder: Path, notes: Sequence[str]) -> int:
         else:
             progress.begin(1, 0)
             progress.phase("training")
-            record = run_job(job, lambda fraction: progress.update(job, fraction))
+            with TrialExecutor(jobs if run_trial.has_stage(trial) else 1) as executor:
+                record = run_job(
+                    job, lambda fraction: progress.update(job, fraction), phase=progress.phase, run_folds=executor.run
+                )
             progress.finished(job, record)
     if failed := record.get("failed"):
         print(f"labo: The run failed at step {failed['step']}: {failed['reason']}.", file=sys.stderr)
         return 1
     print(scores.table({trial.method: record["metrics"]}))
-    sentences = (record.get(stage, {}).get("sentence") for stage in ("decision", "channel"))
-    for note in (*record.get("notes", ()), *filter(None, sentences)):
+    page = learnt.write_page(folder, record)
+    for note in (*record.get("notes", ()), *learnt.sentences(record, learnt.read(folder))):
         print(f"\n{note}")
     next_commands = f"labo predict {folder} INPUT, labo labels {folder}"
     next_commands = f"labo translate {folder} FILE" if "bleu" in record["metrics"] else next_commands
+    if page is not None:
+        print(f"\nPage: {page}")
     print(f"\nRun: {folder} (next: labo evaluate {folder}, {next_commands})")
     return 0

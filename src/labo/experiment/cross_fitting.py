@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from labo.errors import UserError
-from labo.experiment.folds import FoldTrials, Prediction, RunTrial
+from labo.experiment.folds import FoldTrials, Prediction, StageRunner
 from labo.outer.channel import channel_losses, fit_channel, posterior_labels
 from labo.outer.trust import STRONG, Candidate
 from labo.records.trial import CROSS_FIT, Trial
@@ -23,12 +23,11 @@ FOLDS = 3
 PATIENCE = 8
 
 
-def cross_fit(
-    trial: Trial, folder: Path, splits: Any, run: RunTrial, progress: Callable[[float], None]
-) -> tuple[Tensor, dict[str, Any]]:
+def cross_fit(trial: Trial, folder: Path, splits: Any, runner: StageRunner) -> tuple[Tensor, dict[str, Any]]:
     """(posterior labels (N, C) of the training split, what the record says of them).
 
-    Arguments are as in `FoldTrials`, `folder` is of the trial.
+    Arguments are as in `FoldTrials`, `folder` is of the trial. A network that diverges is trained again once, with half
+    the learning rate.
 
     Raises:
         UserError: the length is set in steps, a class has too few examples, or the networks of folds diverge.
@@ -41,36 +40,82 @@ def cross_fit(
     count = min(FOLDS, rarest_class(target)[1])
     if count < 2:
         raise UserError(f"Method '{trial.method}' needs at least 2 training examples of every class, one to hold out.")
-    networks = FoldTrials(trial, folder / CROSS_FIT, splits, count=count, most=count + 1, run=run, progress=progress)
-    predictions: list[Prediction] = []
+    most = len(CANDIDATES) + count - 1
+    networks = FoldTrials(trial, folder / CROSS_FIT, splits, count=count, most=most, runner=runner)
+    training = _Networks(networks, trial)
 
-    def logits_of(candidate: Candidate, number: int) -> Tensor | None:
-        options = {"patience": PATIENCE}
-        predictions.append(networks.predict(candidate, number, options=options, checkpoint="best", curves=True))
-        return predictions[-1].logits
-
-    first = {candidate.name: logits_of(candidate, 1) for candidate in CANDIDATES}
+    names = [candidate.name for candidate in CANDIDATES]
+    first = dict(zip(names, training.logits([(candidate, 1) for candidate in CANDIDATES]), strict=True))
     first = {name: logits for name, logits in first.items() if logits is not None}
     if not first:
         raise UserError(f"The networks of the first of {count} folds diverge: use a smaller learning rate.")
     labels = target[networks.parts[0]]
     losses = {name: channel_losses(logits, labels).mean().item() for name, logits in first.items()}
     chosen = min((candidate for candidate in CANDIDATES if candidate.name in losses), key=lambda it: losses[it.name])
+    others = list(range(2, count + 1))
     logits = torch.empty(len(target), len(splits.classes))
-    for number, part in enumerate(networks.parts, 1):
-        rows = first[chosen.name] if number == 1 else logits_of(chosen, number)
+    logits[networks.parts[0]] = first[chosen.name]
+    for number, rows in zip(others, training.logits([(chosen, number) for number in others]), strict=True):
         if rows is None:
             raise UserError(f"The network of fold {number} of {count} diverges: use a smaller learning rate.")
-        logits[part] = rows
+        logits[networks.parts[number - 1]] = rows
     channel = fit_channel(logits, target, seed=trial.seed)
     posterior = posterior_labels(logits, target, channel)
-    epochs = sum(float(lines[-1]["epoch"]) for _, lines, _ in predictions if lines)
     details = {
         "folds": count,
         "networks": chosen.name,
         "held_out": {name: round(loss, 6) for name, loss in losses.items()},
-        "cost": round(1 + epochs / float(trial.settings["epochs"]) * (1 - 1 / count), 2),  # in plain trainings
+        "cost": round(1 + training.epochs / float(trial.settings["epochs"]) * (1 - 1 / count), 2),  # plain trainings
         "seconds": networks.seconds,
+        "stopped": training.stopped(chosen),
         "changed": int((posterior.argmax(-1) != target).sum()),
     }
+    if training.repeated:
+        details["repeated"] = training.repeated
     return posterior, {**channel.as_json(), **details}
+
+
+class _Networks:
+    """The networks of folds, each stopped by the validation split.
+
+    Args:
+        trials: of the folds.
+        trial: whose stage it is.
+    """
+
+    def __init__(self, trials: FoldTrials, trial: Trial) -> None:
+        self.trials, self.trial = trials, trial
+        self.epochs = 0.0
+        self.repeated: list[str] = []
+        self._stopped: dict[str, list[float]] = {}
+
+    def logits(self, candidates: Sequence[tuple[Candidate, int]]) -> list[Tensor | None]:
+        """The logits of the fold of each candidate, None where its network diverges twice."""
+        options: dict[str, Any] = {"patience": PATIENCE}
+        shared: dict[str, Any] = {"checkpoint": "best", "curves": True}
+        predictions = self.trials.predict(candidates, options=options, **shared)
+        failed = [pair for pair, prediction in zip(candidates, predictions, strict=True) if prediction.logits is None]
+        self._count(candidates, predictions)
+        if not failed:
+            return [prediction.logits for prediction in predictions]
+        options["learning_rate"] = float(self.trial.settings["learning_rate"]) / 2
+        again = self.trials.predict(failed, options=options, again=True, **shared)
+        self._count(failed, again)
+        parts = len(self.trials.parts)
+        self.repeated += [f"fold {number} of {parts} ({candidate.name})" for candidate, number in failed]
+        repeats = iter(again)
+        return [(next(repeats) if one.logits is None else one).logits for one in predictions]
+
+    def stopped(self, candidate: Candidate) -> list[float]:
+        """The epoch whose weights predicted, of each fold of a candidate: that of the lowest validation NLL."""
+        return self._stopped.get(candidate.name, [])
+
+    def _count(self, candidates: Sequence[tuple[Candidate, int]], predictions: Sequence[Prediction]) -> None:
+        for (candidate, _), prediction in zip(candidates, predictions, strict=True):
+            if not prediction.curve:
+                continue
+            self.epochs += float(prediction.curve[-1]["epoch"])
+            measured = [line for line in prediction.curve if "validation_nll" in line]
+            if measured and prediction.logits is not None:
+                best = min(measured, key=lambda line: line["validation_nll"])
+                self._stopped.setdefault(candidate.name, []).append(float(best["epoch"]))

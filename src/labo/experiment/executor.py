@@ -213,8 +213,8 @@ def _run_in_worker(job: Job) -> Record:
     return run_job(job, update)
 
 
-def run_job(job: Job, progress: Callable[[float], None]) -> Record:
-    """Run one job in this process.
+def run_job(job: Job, progress: Callable[[float], None], **how: Any) -> Record:
+    """Run one job in this process; `how` are the keyword arguments of `run_trial.run`.
 
     Raises:
         UserError: the trial was refused, or its code raised: then the traceback is in a file of its folder.
@@ -225,7 +225,7 @@ def run_job(job: Job, progress: Callable[[float], None]) -> Record:
 
     _use_threads(job.trial.threads)
     try:
-        return run_trial.run(job.trial, job.folder, progress)
+        return run_trial.run(job.trial, job.folder, progress, **how)
     except UserError:
         raise
     except Exception as error:

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from labo.errors import UserError
+from labo.errors import UserError, shorten
 from labo.experiment import folds
 from labo.experiment import settings as flat
 from labo.experiment.executor import TrialExecutor, default_processes
 from labo.experiment.progress import ProgressReporter
+from labo.experiment.samples import sample_as_json, short_names
 from labo.experiment.saved_run import SavedRun
 from labo.outer.channel import Channel, fit_channel
 from labo.ranking import Ranking, memory_logits, rank
 from labo.records.trial import FOLDS, Job, Trial, claim, read_record
 from labo.splitting import equal_parts, rarest_class
-from labo.tasks.base import Sample
 
 DEFAULT_BETA = 2.0
-# Thumbnails are at most so many pixels a side, values of a table at most so many characters.
-MAX_THUMBNAIL, MAX_VALUE_LENGTH = 96, 80
 
 
 def default_beta(method: str, settings: Mapping[str, Any]) -> float:
@@ -119,6 +113,7 @@ class LabelIssues:
             "disagree": int((self.ranking.scores > 0).sum()),
             "planted": self._injected_noise(),  # the key of files that exist
             "channel": None if self.channel is None else self.channel.as_json(),
+            "classes": list(self.run.classes),
             "top": lines,
         }
 
@@ -168,6 +163,11 @@ def find(run: SavedRun, *, count: int, beta: float | None, processes: int, repor
     return LabelIssues(run, ranking, train.origin.names(), chosen, count, memory is not None, channel)
 
 
+def _some(classes: Sequence[object]) -> str:
+    """The first of the names of classes."""
+    return shorten(", ".join(map(str, classes)), 40)
+
+
 def fold_jobs(run: SavedRun, count: int) -> list[Job]:
     """The trials of a run's folds: its settings and seed, each without a part of its training split.
 
@@ -183,6 +183,13 @@ def fold_jobs(run: SavedRun, count: int) -> list[Job]:
         raise UserError(
             f"Class '{run.classes[rarest]}' has only {fewest} of the training examples, fewer than --folds {count}: "
             f"{cure}."
+        )
+    now = run.task.splits(description["seed"]).classes  # a fold's own, where those of a run are as it recorded them
+    if tuple(map(str, now)) != run.classes:
+        raise UserError(
+            f"The run in '{run.folder}' has {len(run.classes)} classes ({_some(run.classes)}), but this version of "
+            f"labo reads {len(now)} from its data ({_some(now)}), so that its folds would not be of the same classes: "
+            "leave --folds out, or train the run anew."
         )
     needs = flat.create_method(description["method"], description["settings"]).needs
     if "decision" in needs:
@@ -227,37 +234,3 @@ def cross_validated_logits(run: SavedRun, count: int, reporter: ProgressReporter
     for job, part in zip(jobs, equal_parts(target, count, run.description["seed"]), strict=True):
         logits[part] = folds.read_logits(job.folder, len(part), logits.shape[1])
     return logits
-
-
-def short_names(names: Sequence[str], chosen: Sequence[int]) -> list[str]:
-    """The `chosen` of the names; paths are relative to the folder that all of `names` have in common.
-
-    Example:
-        >>> short_names(["/data/cat/0.png", "/data/dog/7.png"], [1])
-        ['dog/7.png']
-    """
-    if not all(os.path.isabs(name) for name in names):
-        return [names[index] for index in chosen]
-    folder = os.path.commonpath([os.path.dirname(name) for name in names])
-    return [os.path.relpath(names[index], folder) for index in chosen]
-
-
-def sample_as_json(sample: Sample) -> Mapping[str, Any]:
-    """An image as {"picture": a data: URI of a PNG thumbnail}, a table row as {"row": {column: value}}."""
-    if isinstance(sample, np.ndarray):
-        return {"picture": _png(sample)}
-    return {"row": {name: _truncated(value) for name, value in sample.items()}}
-
-
-def _png(pixels: np.ndarray) -> str:
-    from PIL import Image
-
-    image = Image.fromarray(np.ascontiguousarray(pixels))
-    image.thumbnail((MAX_THUMBNAIL, MAX_THUMBNAIL), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    image.save(file, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
-
-
-def _truncated(value: str) -> str:
-    return value if len(value) <= MAX_VALUE_LENGTH else value[: MAX_VALUE_LENGTH - 1] + "…"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,15 @@ import torch
 
 from labo import checks, distributed, machine, tasks
 from labo.errors import NonFiniteLogitsError, UserError
-from labo.experiment import auto, cross_fitting, folds, saved_run
+from labo.experiment import auto, cross_fitting, folds, replaced, saved_run
 from labo.experiment import settings as flat
 from labo.experiment.evaluators import Evaluator, make_evaluator
+from labo.experiment.folds import RunJobs, StageRunner, UpdateJob
 from labo.modules import LabelRegularizedLoss
 from labo.outer import health
 from labo.records import trial as trials
-from labo.records.storage import lacks_room, read_lines
-from labo.records.trial import Trial
+from labo.records.storage import lacks_room, read_lines, write_object
+from labo.records.trial import Job, Trial
 from labo.settings import TrainingSettings
 from labo.training import checkpoints, data_loading
 from labo.training.curve import DivergedError
@@ -42,8 +43,17 @@ Progress = Callable[[float], None]
 Record = dict[str, Any]
 
 
-def run(trial: Trial, folder: Path, progress: Progress = lambda fraction: None) -> Record:
+def run(
+    trial: Trial,
+    folder: Path,
+    progress: Progress = lambda fraction: None,
+    *,
+    phase: Callable[[str], None] = lambda words: None,
+    run_folds: RunJobs | None = None,
+) -> Record:
     """Run a trial in `folder`, or resume it there; returns its record. Of several processes the first writes.
+
+    `phase` receives what runs, in words. `run_folds` runs the trials of folds, by default one after the other here.
 
     The record of a tuning trial has "validation" in place of "metrics"; its folder can be removed once it is recorded.
     That of a fold has "held_out", the scores of the part left out. A trial that diverged has "failed" with step and
@@ -55,7 +65,8 @@ def run(trial: Trial, folder: Path, progress: Progress = lambda fraction: None) 
     try:
         record = distributed.broadcast_from_main(lambda: _claim(trial, folder))
         if record is None:
-            own = _run(trial, folder, progress)
+            runner = StageRunner(run_folds or _in_turn, phase, _first(progress, STAGE_FRACTION))
+            own = _run(trial, folder, progress, runner)
             record = distributed.broadcast_from_main(lambda: trials.finish(folder, own))
     except Exception as error:
         if not lacks_room(error):
@@ -76,7 +87,18 @@ def _claim(trial: Trial, folder: Path) -> Record | None:
     return record
 
 
-def _run(trial: Trial, folder: Path, progress: Progress) -> Record:
+def has_stage(trial: Trial) -> bool:
+    """Whether networks of folds are trained before the trial's own network."""
+    return any(need in flat.create_method(trial.method, trial.settings).needs for need in STAGES)
+
+
+def _in_turn(jobs: Sequence[Job], update: UpdateJob) -> Iterator[tuple[Job, Record]]:
+    """Run jobs one after the other in this process."""
+    for job in jobs:
+        yield job, run(job.trial, job.folder, lambda fraction, job=job: update(job, fraction))
+
+
+def _run(trial: Trial, folder: Path, progress: Progress, runner: StageRunner) -> Record:
     start, earlier_seconds = time.monotonic(), 0.0
     task = tasks.create(trial.task, **trial.task_options)
     splits, held_out = _splits(trial, task)
@@ -89,7 +111,8 @@ def _run(trial: Trial, folder: Path, progress: Progress) -> Record:
     record = {key: trial.identity()[key] for key in ("task", "method", "seed", "settings")}
     for need, (key, stage) in STAGES.items():
         if need in loss.regularizer.missing:
-            value, record[key] = stage(trial, folder, splits, run, _first(progress, STAGE_FRACTION))
+            value, record[key] = stage(trial, folder, splits, runner)
+            runner.phase("training the final network")
             start, earlier_seconds = time.monotonic(), record[key]["seconds"]
             progress = _remaining(progress, STAGE_FRACTION)
             model, loss = build(trial, task, splits, **{need: value})
@@ -100,7 +123,7 @@ def _run(trial: Trial, folder: Path, progress: Progress) -> Record:
         return evaluator.validate(network, splits.validation, best=best)
 
     try:
-        step = TrainingLoop(
+        loop = TrainingLoop(
             model,
             splits,
             loss,
@@ -112,13 +135,18 @@ def _run(trial: Trial, folder: Path, progress: Progress) -> Record:
             save_seconds=trial.save_seconds,
             augment=task.augmentation(splits, settings),
             progress=progress,
-        ).run()
+        )
+        step = loop.run()
     except DivergedError as failure:
         record |= _failed(failure.step, failure.reason)
     else:
         record |= distributed.broadcast_from_main(
             lambda: _measure(trial, evaluator, model, loss, splits, held_out, step, folder)
         )
+        if record.keys() & {key for key, _ in STAGES.values()} and record["metrics"]:
+            targets = loss.regularizer.training_targets(splits.train.target, len(splits.classes))
+            learnt = replaced.describe(task, splits, targets) | {"epoch": round(step / loop.steps_per_epoch, 2)}
+            distributed.broadcast_from_main(lambda: write_object(folder / trials.LEARNT, learnt))
     seconds = round(time.monotonic() - start + earlier_seconds, 3)  # a teacher or a decision is part of the cost
     return record | {"seconds": seconds, "versions": machine.versions()}
 

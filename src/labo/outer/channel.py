@@ -26,6 +26,8 @@ KINDS = tuple(_BY_KIND)
 _CANDIDATES = ("symmetric", "class 10")
 # Below this mean confidence, ambiguous examples are taken for wrong labels.
 MIN_CONFIDENCE = 0.8
+# An interval from 0 to this and more says nothing.
+MAX_CLEAN = 0.1
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Channel:
         interval: its 95% interval, by bootstrap over examples.
         held_out: mean log-likelihood of labels that the channel was not fitted to, by kind and strength of the prior.
         confidence: mean of the largest probability.
+        kept: how many logits of each example were used, the largest; 0 for all.
     """
 
     matrix: Tensor
@@ -49,6 +52,7 @@ class Channel:
     interval: tuple[float, float]
     held_out: dict[str, float]
     confidence: float
+    kept: int = 0
 
     @property
     def warning(self) -> str:
@@ -64,11 +68,18 @@ class Channel:
     def sentence(self) -> str:
         """The share of wrong labels in one sentence."""
         low, high = self.interval
+        if low == 0 and high >= MAX_CLEAN:
+            return (
+                f"Too few examples to tell: {self.wrong:.1%} of the labels are wrong (95% interval 0% to {high:.1%})."
+            )
         if low == 0:
             return f"No label noise found: at most {high:.1%} of the labels are wrong (95% interval)."
         share = f"{self.wrong:.1%} (95% interval {low:.1%} to {high:.1%})"
+        limited = f" Only the {self.kept} largest logits of an example were used." if self.kept else ""
         kind = "the same for all classes" if self.kind == "symmetric" else "differently by class"
-        return f"About {share} of the labels are wrong, {kind}." + (f" {self.warning}" if self.warning else "")
+        return (
+            f"About {share} of the labels are wrong, {kind}." + (f" {self.warning}" if self.warning else "") + limited
+        )
 
     def as_json(self) -> dict[str, Any]:
         """The channel as stored in records."""
@@ -79,6 +90,7 @@ class Channel:
             "interval": [round(end, 6) for end in self.interval],
             "confidence": round(self.confidence, 6),
             "held_out": {name: round(value, 6) for name, value in self.held_out.items()},
+            **({"kept": self.kept} if self.kept else {}),
             "matrix": [[round(value, 6) for value in row] for row in self.matrix.tolist()],
             "sentence": self.sentence,
         }
@@ -141,6 +153,7 @@ def fit_channel(logits: Tensor, labels: Tensor, *, kind: str = "auto", folds: in
         interval=interval,
         held_out=held_out if len(names) > 1 else {},
         confidence=data.p.amax(-1).mean().item(),
+        kept=0 if predictions.columns is None else predictions.columns.shape[1],
     )
 
 

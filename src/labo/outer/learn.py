@@ -14,6 +14,7 @@ from labo.modules import LabelRegularizedLoss
 from labo.outer import health, trust
 from labo.outer.training_function import Run, Train, check_targets, criterion
 from labo.outer.trust import Candidate, Decision, HeldOut
+from labo.regularizers.labo_auto import check_budget
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,14 @@ class Learnt:
         return _memory(self.criterion, self.classes)
 
 
-def learn_labels(train: Train, targets: Tensor, *, seed: int = 0, say: Callable[[str], None] = print) -> Learnt:
+def learn_labels(
+    train: Train,
+    targets: Tensor,
+    *,
+    seed: int = 0,
+    budget: float = trust.BUDGET,
+    say: Callable[[str], None] = print,
+) -> Learnt:
     """Train as `labo_auto` does: with a strong or a mild memory, or label smoothing, as held-out labels decide.
 
     `train` is called two or four times on a half of the data, and once on all data, so that the total cost is that of
@@ -51,6 +59,7 @@ def learn_labels(train: Train, targets: Tensor, *, seed: int = 0, say: Callable[
         train: the training function. Only the last yielded logits count. In the final run `held_out` is empty.
         targets: (N,) class indices, as given in the data.
         seed: seed of the halves.
+        budget: the most that it may cost, in training runs: 1.5, 3 or 6 (`labo.outer.trust.decide`).
         say: receives the decision as one sentence.
 
     Raises:
@@ -73,20 +82,25 @@ def learn_labels(train: Train, targets: Tensor, *, seed: int = 0, say: Callable[
         True
     """
     targets = check_targets(targets, trust.MIN_EXAMPLES)
+    check_budget(budget)
     halves = trust.halves(targets, seed)
+    quarter, *others = trust.quarters(targets, seed)
 
     def train_half(candidate: Candidate, half: int) -> HeldOut | None:
-        loss, trained = criterion(candidate.method, candidate.options, len(targets)), halves[2 - half]
-        logits = Run(train, loss, trained, halves[half - 1]).finish()
+        trained, held_out = halves[2 - half], halves[half - 1]
+        if half == trust.QUARTER:
+            trained, held_out = quarter, torch.cat(others)
+        loss = criterion(candidate.method, candidate.options, len(targets))
+        logits = Run(train, loss, trained, held_out).finish()
         if not bool(logits.isfinite().all()):
             return None
         memory = _memory(loss, logits.shape[-1])
         if memory is None:
             raise UserError("Expected the training function to call `criterion`, but it did not.")
         agreement = health.agreement(memory[trained], targets[trained])
-        return HeldOut(logits, targets[halves[half - 1]], agreement)
+        return HeldOut(logits, targets[held_out], agreement)
 
-    decision = trust.decide(train_half)
+    decision = trust.decide(train_half, budget)
     loss = criterion(decision.method, decision.options, len(targets))
     run = Run(train, loss, torch.arange(len(targets), device="cpu"), targets.new_empty(0))
     logits = run.finish()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from labo.outer.channel import channel_losses, fit_channel
+from labo.regularizers.labo_auto import BUDGET, BUDGETS
 from labo.splitting import equal_parts
 
 # Thresholds of the sum of two z-scores. After one half, an absolute value of at least `CLEAR` decides; after both, the
@@ -30,7 +31,9 @@ CLEAR, LIMIT = 2.5, 0.7
 # predicts of the held-out ones. On small convnets of 20 epochs the difference is 0.28 and more without augmentation and
 # 0.08 and less with it (results/learnt-convnet).
 MEMORIZED = 0.15
-HALVES = (1, 2)
+HALVES, QUARTER, QUARTERS = (1, 2), 0, 4
+# From this budget on variants of the strong memory are compared too.
+LARGE = BUDGETS[-1]
 MIN_EXAMPLES = 4
 
 
@@ -46,6 +49,11 @@ class Candidate:
 PLAIN = Candidate("plain", "label_smoothing", {"epsilon": 0.1})
 MILD = Candidate("mild", "labo", {"prior": "memory", "alpha": 0.3, "sharpness": 1.0, "epsilon": 0.1, "decay": 0.9})
 STRONG = Candidate("strong", "labo", {"prior": "memory", "alpha": 0.8, "epsilon": 0.5, "decay": 0.8})
+# What replaces the strong memory, within a large budget, where it predicts held-out labels clearly better.
+VARIANTS = (
+    Candidate("firm", "labo", {"prior": "memory", "alpha": 0.85, "epsilon": 0.8, "decay": 0.8}),
+    Candidate("steady", "labo", {"prior": "memory", "alpha": 0.8, "sharpness": 1.5, "epsilon": 0.5, "decay": 0.9}),
+)
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,8 @@ class Decision:
         cost: the total in plain runs, the final one included.
         channel: the noise channel of the held-out labels, as `labo.outer.Channel.as_json` gives it; None without
             evidence.
+        budget: the most that it may cost, in plain runs.
+        variants: with a large budget, z of each variant of the strong memory against it, as that of `Evidence`.
     """
 
     name: str
@@ -88,6 +98,8 @@ class Decision:
     evidence: Evidence | None
     cost: float
     channel: Mapping[str, Any] | None = None
+    budget: float = BUDGET
+    variants: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def sentence(self) -> str:
@@ -103,8 +115,8 @@ class Decision:
         )  # records of earlier versions
         decision = (
             f"labo_auto trained with {chosen}: of the held-out labels, a strong memory predicts {strong}, a mild one "
-            f"{mild} (z = {self.evidence.z:+.1f}, strong below {LIMIT:g}{self._memorized}; cost: {self.cost:g} plain "
-            "runs)."
+            f"{mild} (z = {self.evidence.z:+.1f}, strong below {LIMIT:g}{self._memorized}{self._variants}; cost: "
+            f"{self.cost:g} plain runs)."
         )
         return decision if self.channel is None else f"{decision} {self.channel['sentence']}"
 
@@ -114,6 +126,12 @@ class Decision:
         if self.name == STRONG.name or self.evidence is None or self.evidence.memorized is None:
             return ""
         return f"; memorized: {self.evidence.memorized:.1%} of the labels, mild from {MEMORIZED:.0%}"
+
+    @property
+    def _variants(self) -> str:
+        """How variants of the strong memory compare with it."""
+        values = ", ".join(f"{name} {z:+.1f}" for name, z in self.variants.items())
+        return f"; against the strong one: {values}, taken from {-CLEAR:+g}" if values else ""
 
     def as_json(self) -> dict[str, Any]:
         """The decision as stored in records."""
@@ -128,7 +146,8 @@ class Decision:
         evidence = record.get("evidence")
         if evidence is not None:
             evidence = Evidence(**{key: evidence.get(key) for key in Evidence.__dataclass_fields__})
-        return cls(record["name"], record["method"], record["options"], evidence, record["cost"], record.get("channel"))
+        optional = {key: record[key] for key in ("channel", "budget", "variants") if key in record}
+        return cls(record["name"], record["method"], record["options"], evidence, record["cost"], **optional)
 
 
 class HeldOut(NamedTuple):
@@ -145,40 +164,64 @@ class HeldOut(NamedTuple):
     agreement: float
 
 
-# (candidate, half) -> predictions of that half; None if training on the other one failed.
+# (candidate, half) -> predictions of that half; None if training on the other one failed. Half 0 stands for a quarter:
+# the candidate trains on one quarter of the data and predicts the rest.
 TrainHalf = Callable[[Candidate, int], "HeldOut | None"]
 
 
-def decide(train_half: TrainHalf) -> Decision:
-    """Compare a strong memory with a mild one on one half, and also on the other if the result is not clear.
+def candidates_at(budget: float) -> tuple[Candidate, ...]:
+    """What `labo_auto` compares within a budget, in plain runs."""
+    return (MILD, STRONG, *VARIANTS) if budget >= LARGE else (MILD, STRONG)
+
+
+def decide(train_half: TrainHalf, budget: float = BUDGET) -> Decision:
+    """Compare a strong memory with a mild one, on as much held-out data as the budget allows.
+
+    With a budget of 3 plain runs they predict one half, and the other too if the result is not clear. With 1.5 they
+    train on a quarter. With 6 they and the `VARIANTS` of the strong one predict both halves, and a variant takes the
+    place of the strong one where it is clearly better.
 
     Args:
-        train_half: trains a candidate without a half (1 or 2), and predicts that half.
+        train_half: trains a candidate without a half (1 or 2), and predicts that half; half 0 stands for a quarter.
+        budget: one of `BUDGETS`.
     """
-    candidates = (MILD, STRONG)
+    candidates = candidates_at(budget)
+    parts = (QUARTER,) if budget < BUDGET else HALVES
     predictions: dict[str, list[HeldOut]] = {candidate.name: [] for candidate in candidates}
     evidence, cost = None, 1.0
-    for half in HALVES:
-        for candidate in candidates:
-            held_out = train_half(candidate, half)
-            cost += 0.5
-            if held_out is None:
-                return Decision(PLAIN.name, PLAIN.method, PLAIN.options, None, cost)
-            predictions[candidate.name].append(held_out)
+    for part in parts:
+        held_out = [train_half(candidate, part) for candidate in candidates]
+        cost += (0.25 if part == QUARTER else 0.5) * len(held_out)
+        for candidate, prediction in zip(candidates, held_out, strict=True):
+            if prediction is None:
+                return Decision(PLAIN.name, PLAIN.method, PLAIN.options, None, cost, budget=budget)
+            predictions[candidate.name].append(prediction)
         evidence = compare(predictions["mild"], predictions["strong"])
-        if abs(evidence.z) >= CLEAR:
+        if abs(evidence.z) >= CLEAR and budget < LARGE:
             break
     assert evidence is not None
     assert evidence.memorized is not None
     # After a clear result on one half, |z| is above `CLEAR`, so `LIMIT` decides the same way.
     chosen = STRONG if evidence.z < LIMIT else MILD if evidence.memorized >= MEMORIZED else PLAIN
-    channel = fit_channel(*_pooled(predictions[STRONG.name if chosen is STRONG else MILD.name]))
-    return Decision(chosen.name, chosen.method, chosen.options, evidence, cost, channel.as_json())
+    variants = {
+        candidate.name: compare(predictions["strong"], predictions[candidate.name]).z for candidate in candidates[2:]
+    }
+    if chosen is STRONG and variants and min(variants.values()) <= -CLEAR:
+        chosen = min(candidates[2:], key=lambda candidate: variants[candidate.name])
+    channel = fit_channel(*_pooled(predictions[chosen.name if chosen.name in predictions else MILD.name]))
+    return Decision(
+        chosen.name, chosen.method, chosen.options, evidence, cost, channel.as_json(), budget=budget, variants=variants
+    )
 
 
 def halves(targets: Tensor, seed: int) -> list[Tensor]:
     """The indices of two random halves of (N,) class indices, stratified by class."""
     return equal_parts(targets, len(HALVES), seed)
+
+
+def quarters(targets: Tensor, seed: int) -> list[Tensor]:
+    """The indices of four random quarters of (N,) class indices, stratified by class."""
+    return equal_parts(targets, QUARTERS, seed)
 
 
 def compare(mild: Sequence[HeldOut], strong: Sequence[HeldOut]) -> Evidence:

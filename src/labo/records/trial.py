@@ -24,6 +24,8 @@ MEMORY, HELD_OUT = "memory.safetensors", "held_out.safetensors"
 HYPOTHESES, REFERENCES = "test.hypotheses.txt", "test.references.txt"
 # Written by `labo labels`: the first of the ranked examples, their page, and the folder of its folds.
 LABEL_ISSUES, LABEL_ISSUES_PAGE, FOLDS = "labels.json", "labels.html", "labels"
+# Of methods that learn labels: the examples whose label they replaced, and the page of what was learnt.
+LEARNT, LEARNT_PAGE = "learnt.json", "learnt.html"
 # The digests of the files, in the record.
 FILES = "files"
 # Only unfinished trials have these: checkpoints, the weights of the best epoch so far, and trials of parts of the data
@@ -52,7 +54,8 @@ class Trial:
         tuning: whether the trial is for choosing settings: it is measured on the validation split and keeps nothing.
         data: the task's fingerprint of its data.
         teacher, teacher_folder: a description of the teacher, for methods that need one, and its folder.
-        fold: "2/5" trains without the second of five parts of the training split and keeps that part's logits.
+        fold: "2/5" trains without the second of five parts of the training split and keeps that part's logits;
+            "only 2/5" trains on that part alone and keeps the logits of the others.
         threads: of the CPU; another number adds up in another order, and gives other last digits.
     """
 
@@ -74,7 +77,11 @@ class Trial:
     @property
     def name(self) -> str:
         """The trial in words."""
-        return f"{self.task}, {self.method}, seed {self.seed}" + (f", without fold {self.fold}" if self.fold else "")
+        return f"{self.task}, {self.method}, seed {self.seed}" + (f", {self._part}" if self.fold else "")
+
+    @property
+    def _part(self) -> str:
+        return self.fold.replace("only ", "fold ", 1) + " alone" if " " in self.fold else f"without fold {self.fold}"
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for the trial to be continued."""

@@ -164,6 +164,13 @@ class Regularizer(LateBuffers, ABC):
         """The label distribution (N, C) that this member mixes with the target; None if it has none."""
         return None
 
+    def training_targets(self, labels: Tensor, classes: int) -> Tensor | None:
+        """What each training example is trained towards, (N, C), given its label (N,); None if nothing is learnt of it.
+
+        For members that keep a distribution of each example.
+        """
+        return None
+
     def require(self, batch: Mapping[str, Any] | None = None) -> None:
         """Check that all setup inputs were provided and, with a batch, that it has all batch inputs.
 

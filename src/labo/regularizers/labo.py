@@ -246,6 +246,21 @@ class LABO(Regularizer):
         prior = self.memory.priors(rows, self.provided("examples"))
         return inner.labels_of_rows(logits, beta, prior)
 
+    @override
+    def training_targets(self, labels: Tensor, classes: int) -> Tensor | None:
+        own = self.memory or self.posterior
+        if own is None or not self._is_fixed:
+            return None
+        stored = own.memory if isinstance(own, MemoryPrior) else own.stored
+        if stored.values is None:
+            return None
+        q, alpha = stored.all_distributions(len(labels), classes).cpu().float(), float(self.alpha)
+        label = nn.functional.one_hot(labels.cpu(), classes).to(q.dtype)
+        if isinstance(own, MemoryPrior):
+            smoothed = (1 - own.epsilon) * label + own.epsilon / classes
+            return (1 - alpha) * smoothed + alpha * own.sharpened(q)
+        return (1 - own.epsilon) * ((1 - alpha) * label + alpha * q) + own.epsilon / classes
+
     def _prior_on(self, logits: Tensor) -> Tensor | None:
         """The prior on the device of the logits: class counts may be provided after the module was moved."""
         return None if self.prior is None else self.prior.to(logits.device)

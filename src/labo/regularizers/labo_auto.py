@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
+from labo import checks
 from labo.errors import UserError
 from labo.kernels.autograd import Solve
 from labo.kernels.options import Options
@@ -20,6 +22,10 @@ from labo.regularizers.prediction_memory import PredictionMemory
 if TYPE_CHECKING:
     from labo.outer.trust import Decision
 
+# How much it may cost, in plain training runs.
+BUDGETS = (1.5, 3.0, 6.0)
+BUDGET = 3.0
+
 
 class LABOAuto(Regularizer):
     """LABO with a strong or a mild memory, or label smoothing, chosen on held-out labels.
@@ -27,16 +33,20 @@ class LABOAuto(Regularizer):
     A network with a strong memory and one with a mild memory train on one half of the training data and predict the
     given labels of the other half; if the result is not clear, the halves are also swapped. The final network trains on
     all data: with the strong memory if it predicts better; else with the mild one if the networks memorize labels, and
-    with label smoothing of 0.1 if they do not (`labo.outer.trust.decide`). It has no options.
+    with label smoothing of 0.1 if they do not (`labo.outer.trust.decide`).
+
+    Args:
+        budget: the most that it may cost, in plain training runs: 1.5 (both train on a quarter and predict the rest), 3
+            (on a half; the default), or 6 (two variants of the strong memory are compared too, on both halves).
 
     Needs: the decision. `labo train` and `labo compare` make it, and `labo.learn_labels` makes it for your own training
         function.
 
     When: you do not know whether labels are wrong, or whether the network memorizes them. It costs two or three
-        training runs instead of one.
+        training runs instead of one, or what `budget` says.
 
     Raises:
-        ValueError: it is used before the decision is provided.
+        ValueError: `budget` is another one, or it is used before the decision is provided.
 
     Source: this project; docs/memory.md.
     """
@@ -48,9 +58,23 @@ class LABOAuto(Regularizer):
     tuned = False
     chosen: Regularizer | None
 
-    def __init__(self) -> None:
+    def __init__(self, *, budget: float | None = None) -> None:
         super().__init__()
+        budget = checks.python_number(budget)
+        if budget is not None:
+            check_budget(budget)
+        self.budget = budget
         self.register_module("chosen", None)
+
+    @classmethod
+    @override
+    def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The budget, only if it is given: records of earlier versions have none."""
+        return {name: given[name] for name in cls.option_names() if name in given}
+
+    @override
+    def options(self) -> dict[str, Any]:
+        return {} if self.budget is None else {"budget": self.budget}
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -99,6 +123,10 @@ class LABOAuto(Regularizer):
         return None if self.chosen is None else self.chosen.prediction_memory
 
     @override
+    def training_targets(self, labels: Tensor, classes: int) -> Tensor | None:
+        return None if self.chosen is None else self.chosen.training_targets(labels, classes)
+
+    @override
     def as_labo(self, rows: Rows) -> Options | None:
         return self._chosen_method().as_labo(rows)
 
@@ -118,3 +146,13 @@ class LABOAuto(Regularizer):
         if self.chosen is None:
             raise UserError("Method 'labo_auto' has not decided: train with labo.learn_labels, or with labo train.")
         return self.chosen
+
+
+def check_budget(budget: float) -> None:
+    """Refuse a budget that is none of `BUDGETS`.
+
+    Raises:
+        UserError: see above.
+    """
+    if isinstance(budget, bool) or not isinstance(budget, int | float) or budget not in BUDGETS:
+        raise UserError(f"Expected option `budget` to be 1.5, 3 or 6 (plain training runs), but got {budget!r}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from labo.records.comparison import Recorded
-from labo.report import gallery, label_issues, post_hoc, protocol, token_labels
+from labo.report import gallery, label_issues, learnt, post_hoc, protocol, token_labels
 from labo.report.measures import Measure, p_text
 from labo.report.model import Block, Cell, Report, Section, Table, Text, Verdicts
 from labo.report.verdict import Difference, MethodSummary, Summary, TaskSummary, finding
@@ -85,6 +85,7 @@ def _task(recorded: Recorded, task: TaskSummary, prefix: str, *, samples: bool) 
         figures[0],
         token_labels.section(recorded, task) if samples else None,
         *figures[1:],
+        learnt.section(recorded, task.task, prefix, samples=samples),
         label_issues.section(recorded, task.task, samples=samples),
         protocol.settings(recorded, task.task),
     ]

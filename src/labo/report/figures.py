@@ -175,6 +175,39 @@ def label_map(method: str, labels: Matrix, classes: Sequence[str], reach: float)
     own = [labels[index][index] for index in range(len(labels))]
     known = [value for value in own if value is not None]
     subtitle = f"on the true class: {sum(known) / len(known):.3f} on average" if known else "row: true class"
+    figure, axes, left, height, width = _class_grid(method, subtitle, classes, size, below=0.62)
+    _draw(axes, [row[:size] for row in relative_to_even(labels)[:size]], reach)
+    if size <= 12:
+        for index, value in enumerate(own[:size]):
+            text = "" if value is None else f"{value:.2f}".removeprefix("0")
+            axes.text(index + 0.5, index + 0.5, text, size=7.5, color=INK, ha="center", va="center")
+    _scale(figure, left, height, width, reach)
+    return figure
+
+
+def channel_map(matrix: Matrix, classes: Sequence[str], subtitle: str) -> Figure:
+    """Rows are the true class, columns the label as written; colour is a share of the row, numbers are percent."""
+    size = len(matrix)
+    figure, axes, *_ = _class_grid("Label as written, by true class", subtitle, classes, size, below=0.2)
+    shares = [
+        [None if row == column else value for column, value in enumerate(line)] for row, line in enumerate(matrix)
+    ]
+    reach = max((value for line in shares for value in line if value is not None), default=0.0)
+    _draw(axes, shares, max(1.5 * reach, 0.2))  # numbers stay readable on the colour, and few wrong labels pale
+    if size <= 12:
+        for row, line in enumerate(matrix):
+            for column, value in enumerate(line):
+                if value is not None and value >= 0.005:
+                    axes.text(
+                        column + 0.5, row + 0.5, f"{100 * value:.0f}", size=7, color=INK, ha="center", va="center"
+                    )
+    return figure
+
+
+def _class_grid(
+    title: str, subtitle: str, classes: Sequence[str], size: int, *, below: float
+) -> tuple[Figure, Axes, float, float, float]:
+    """(figure, axes of `size` by `size` cells with the classes beside them, its left, height and width in inches)."""
     names = [shorten(str(name), 12) for name in classes[:size]]
     longest = max((len(name) for name in names), default=1)
     slanted = longest > 3
@@ -182,14 +215,9 @@ def label_map(method: str, labels: Matrix, classes: Sequence[str], reach: float)
     if slanted:  # names over the columns lean to the right: they need room above, and beside the last column
         right, top = right + 0.04 * longest, top + 0.04 * longest
     width = WIDTH - left - right
-    height = top + width + 0.62
-    figure, axes = blank(shorten(method), height, subtitle)
-    axes.set_position((left / WIDTH, 0.62 / height, width / WIDTH, width / height))
-    _draw(axes, [row[:size] for row in relative_to_even(labels)[:size]], reach)
-    if size <= 12:
-        for index, value in enumerate(own[:size]):
-            text = "" if value is None else f"{value:.2f}".removeprefix("0")
-            axes.text(index + 0.5, index + 0.5, text, size=7.5, color=INK, ha="center", va="center")
+    height = top + width + below
+    figure, axes = blank(shorten(title), height, subtitle)
+    axes.set_position((left / WIDTH, below / height, width / WIDTH, width / height))
     step = math.ceil(size / 12)
     ticks = range(0, size, step)
     labelled = [names[index] if len(names) > index else "" for index in ticks]
@@ -201,8 +229,7 @@ def label_map(method: str, labels: Matrix, classes: Sequence[str], reach: float)
         for label in axes.get_xticklabels():
             label.set(rotation=40, ha="left", rotation_mode="anchor")
     axes.set(xlim=(0, size), ylim=(size, 0))
-    _scale(figure, left, height, width, reach)
-    return figure
+    return figure, axes, left, height, width
 
 
 def _draw(axes: Axes, ratios: list[list[float | None]], reach: float) -> None:

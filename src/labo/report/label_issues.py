@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from labo.records.comparison import Recorded
-from labo.report import render
+from labo.report import channel_map, render
 from labo.report.measures import number
 from labo.report.model import Bar, Block, Card, Cards, Cell, Report, Section, Table, Text
 from labo.wording import counted
@@ -23,7 +23,8 @@ def page(issues: LabelIssues, *, samples: bool = True) -> str:
         f"Suspicious labels: {issues.get('task')}, {_name(issues)}",
         lead(issues),
         (
-            Section("Examples", _examples(issues["top"], samples=samples)),
+            *([Section("The noise channel", shown)] if (shown := _channel(issues)) else []),
+            Section("Examples", examples(issues["top"], samples=samples)),
             Section("How they were ranked", (Text(_ranking(issues)),)),
         ),
         "" if samples else "Made without samples: no images or values of the data.",
@@ -39,8 +40,8 @@ def section(recorded: Recorded, task: str, *, samples: bool) -> Section | None:
             continue
         issues = valid(recorded.label_issues(task, str(record["method"]), record["seed"]))
         if issues is not None:
-            examples = _examples(issues["top"][:MAX_IN_REPORT], samples=samples)
-            blocks.append(Section(_name(issues), (Text(lead(issues), "caption"), *examples)))
+            shown = examples(issues["top"][:MAX_IN_REPORT], samples=samples)
+            blocks.append(Section(_name(issues), (Text(lead(issues), "caption"), *_channel(issues), *shown)))
     return Section("Suspicious labels", tuple(blocks), html_only=True) if blocks else None
 
 
@@ -50,9 +51,9 @@ def valid(found: dict[str, Any] | None) -> dict[str, Any] | None:
         return None
     numbers = ("seed", "folds", "beta", "examples", "disagree")
     planted = found.get("planted")
-    whole = planted is None or (isinstance(planted, dict) and _has(planted, "count", "precision", "chance"))
-    lines = all(isinstance(line, dict) and _has(line, "rank", "q_given", "q_other") for line in found["top"])
-    return found if whole and lines and _has(found, *numbers) else None
+    whole = planted is None or (isinstance(planted, dict) and has(planted, "count", "precision", "chance"))
+    lines = all(isinstance(line, dict) and has(line, "rank", "q_given", "q_other") for line in found["top"])
+    return found if whole and lines and has(found, *numbers) else None
 
 
 def lead(issues: LabelIssues) -> str:
@@ -76,12 +77,21 @@ def lead(issues: LabelIssues) -> str:
         f"{injected['count']} are among them, where chance would find {injected['chance']:.1%}."
     )
     # Folders of old versions lack the precision and recall of all examples whose q* prefers another class.
-    if _has(injected, "flagged_precision", "flagged_recall"):
+    if has(injected, "flagged_precision", "flagged_recall"):
         text += (
             f" Of the examples whose q* prefers another class {injected['flagged_precision']:.1%} are injected "
             f"(precision), and {injected['flagged_recall']:.1%} of the injected are among them (recall)."
         )
     return text
+
+
+def _channel(issues: LabelIssues) -> tuple[Block, ...]:
+    """The noise channel of a search with folds."""
+    if not isinstance(channel := issues.get("channel"), dict):
+        return ()
+    classes = issues.get("classes")
+    names = [str(name) for name in classes] if isinstance(classes, list) else None
+    return channel_map.blocks(channel, names, f"labels-{channel_map.slug(_name(issues))}-")
 
 
 def _ranking(issues: LabelIssues) -> str:
@@ -106,7 +116,7 @@ def _ranking(issues: LabelIssues) -> str:
     )
 
 
-def _examples(lines: Sequence[LabelIssues], *, samples: bool) -> tuple[Block, ...]:
+def examples(lines: Sequence[LabelIssues], *, samples: bool) -> tuple[Block, ...]:
     """Cards where there are images, else a table, with the values of a row of data where they were kept."""
     if samples and lines and all(_PNG.fullmatch(str(line.get("picture", ""))) for line in lines):
         return (Cards(tuple(map(_card, lines))),)
@@ -155,5 +165,6 @@ def _name(issues: LabelIssues) -> str:
     return f"{issues.get('method')}, seed {issues['seed']}"
 
 
-def _has(values: LabelIssues, *keys: str) -> bool:
+def has(values: LabelIssues, *keys: str) -> bool:
+    """Whether the values have finite numbers of these keys."""
     return all(number(values.get(key)) is not None for key in keys)

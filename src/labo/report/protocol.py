@@ -17,7 +17,7 @@ from labo.tasks.registry import TEXTS
 # Tasks whose data bring no test part (except by a table's split column, which is checked first); others may.
 _WITHOUT_TEST_PART = ("digits", "table")
 # What labo_auto chooses between, by its name in records.
-_CHOICES = {"strong": "a strong memory", "mild": "a mild memory", "plain": "label smoothing"}
+_CHOICES = {name: f"a {name} memory" for name in ("strong", "firm", "steady", "mild")} | {"plain": "label smoothing"}
 
 
 def sections(recorded: Recorded, summary: Summary) -> list[Section]:
