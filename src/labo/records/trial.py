@@ -24,6 +24,8 @@ MEMORY, HELD_OUT = "memory.safetensors", "held_out.safetensors"
 HYPOTHESES, REFERENCES = "test.hypotheses.txt", "test.references.txt"
 # Written by `labo labels`: the first of the ranked examples, their page, and the folder of its folds.
 LABEL_ISSUES, LABEL_ISSUES_PAGE, FOLDS = "labels.json", "labels.html", "labels"
+# A tuning trial ends where this file is in its folder, and its record has this reason.
+STOP, PRUNED = ".stop", "pruned: other settings were better at this point"
 # The digests of the files, in the record.
 FILES = "files"
 # Only unfinished trials have these: checkpoints, the weights of the best epoch so far, and trials of parts of the data

@@ -23,6 +23,7 @@ from labo.kernels import reference
 from labo.kernels.options import Options
 from labo.reduction import Rows
 from labo.regularizers.late_buffers import LateBuffers
+from labo.regularizers.search_space import Range
 
 if TYPE_CHECKING:
     from labo.kernels.autograd import Solve
@@ -68,6 +69,8 @@ class Regularizer(LateBuffers, ABC):
     paper: ClassVar[str] = ""
     year: ClassVar[int | None] = None
     candidates: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
+    # Where `labo tune` searches an option beyond what the candidates span.
+    ranges: ClassVar[Mapping[str, Range]] = {}
     # Whether `labo compare` tunes its options; False for a member that chooses them by itself.
     tuned: ClassVar[bool] = True
     # Whether some terms are constant for the gradient, so that autograd's gradient is not that of the value.

@@ -18,6 +18,7 @@ from labo.regularizers.base import Regularizer, counts_to_prior
 from labo.regularizers.memory_prior import MemoryPrior
 from labo.regularizers.posterior_prior import PosteriorPrior
 from labo.regularizers.prediction_memory import PredictionMemory
+from labo.regularizers.search_space import Range
 
 PRIORS = ("uniform", "unigram", "memory", "channel")
 # Options that only the priors of single examples have.
@@ -82,6 +83,7 @@ class LABO(Regularizer):
         {"alpha": 0.2, "beta": 2.0},
         {"alpha": 0.6, "beta": 4.0},
     )
+    ranges: ClassVar[Mapping[str, Range]] = {"beta": Range(1, 100, log=True)}
     memory_candidates: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {"alpha": 0.8, "sharpness": 2.0, "epsilon": 0.5, "decay": 0.8},
         {"alpha": 0.3, "sharpness": 1.0, "epsilon": 0.0, "decay": 0.9},

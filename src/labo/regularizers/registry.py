@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labo.errors import UserError, one_line, unknown
+from labo.regularizers.search_space import Range, spanned
 
 if TYPE_CHECKING:
     from labo.regularizers.base import Regularizer
@@ -125,6 +126,15 @@ def candidates(name: str, given: Mapping[str, Any] | None = None) -> tuple[dict[
         if (candidate := {**options, **fixed}) not in settings:
             settings.append(candidate)
     return tuple(settings)
+
+
+def ranges(name: str, given: Mapping[str, Any] | None = None) -> dict[str, Range]:
+    """The range of each option in which `labo tune` searches: what its candidates span, or what the member declares."""
+    member, fixed = _variant(name)
+    options = {**fixed, **(given or {})}
+    found = spanned(candidates(name, given), member.defaults(options))
+    declared = {option: declared for option, declared in member.ranges.items() if option in found}
+    return {option: each for option, each in {**found, **declared}.items() if option not in options}
 
 
 def is_tuned(name: str) -> bool:
