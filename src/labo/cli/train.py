@@ -148,7 +148,7 @@ def _run(trial: Trial, folder: Path, notes: Sequence[str]) -> int:
         print(f"labo: The run failed at step {failed['step']}: {failed['reason']}.", file=sys.stderr)
         return 1
     print(scores.table({trial.method: record["metrics"]}))
-    sentences = (record.get(stage, {}).get("sentence") for stage in ("decision", "channel"))
+    sentences = (record.get(stage, {}).get("sentence") for stage in ("decision", "channel", "pruning"))
     for note in (*record.get("notes", ()), *filter(None, sentences)):
         print(f"\n{note}")
     next_commands = f"labo predict {folder} INPUT, labo labels {folder}"

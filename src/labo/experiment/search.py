@@ -194,7 +194,8 @@ class Search:
         """Record a tuning trial."""
         attempt = self._attempt_of(job)
         fraction = attempt.fraction if record.get("failed") else 1.0
-        runs = float(record.get("channel", {}).get("cost", 1))  # of a method that trains networks of folds first
+        stage = record.get("channel") or record.get("pruning") or {}
+        runs = float(stage.get("cost", 1))  # of a method that trains networks of folds first
         cost = round(fraction * self._cost(attempt.settings) * runs, 4)
         self.records.add({**record, "cost": cost}, tuning=True)
         attempt.job, attempt.read, attempt.fraction = None, 0, 0.0
@@ -291,14 +292,18 @@ class Search:
             if each.choices:  # by number: Optuna stores nothing but plain values
                 values[name] = each.choices[trial.suggest_categorical(name, [*range(len(each.choices))])]
             elif each.whole:
-                high = each.high
-                if name == "epochs":  # what is left must suffice for all seeds
-                    left = self._left() / len(self.problem.seeds) * self.problem.length
-                    high = max(each.low, min(high, left + 1e-6))
+                high = self._longest(trial, each) if name == "epochs" else each.high
                 values[name] = trial.suggest_int(name, int(each.low), int(high), log=each.log)
             else:
                 values[name] = _rounded(trial.suggest_float(name, each.low, each.high, log=each.log))
         return _Attempt(trial, self.problem.resolve(values))
+
+    def _longest(self, trial: Any, epochs: Range) -> float:
+        """The most epochs for which what is left suffices on all seeds; those that a trial before a kill had."""
+        if known := trial.distributions.get("epochs"):
+            return known.high
+        left = self._left() / len(self.problem.seeds) * self.problem.length
+        return max(epochs.low, min(epochs.high, left + 1e-6))
 
     def _attempt_of(self, job: Job) -> _Attempt:
         return next(attempt for attempt in self._attempts if attempt.job == job)

@@ -43,6 +43,7 @@ _REGISTRY: dict[str, str] = {
     "bootstrapping": "labo.regularizers.bootstrapping:Bootstrapping",
     "elr": "labo.regularizers.elr:EarlyLearningRegularization",
     "gce": "labo.regularizers.gce:GeneralizedCrossEntropy",
+    "confident_learning": "labo.regularizers.confident_learning:ConfidentLearning",
     "sce": "labo.regularizers.sce:SymmetricCrossEntropy",
     "labo": "labo.regularizers.labo:LABO",
     "labo_auto": "labo.regularizers.labo_auto:LABOAuto",
