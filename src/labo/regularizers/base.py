@@ -38,8 +38,8 @@ SETUP_INPUTS: dict[str, str] = {
     "epochs": "call regularizer.provide(epochs=E) with the number of epochs",
     "posterior": "call regularizer.provide(posterior=labels) with distributions (N, C), as of labo.cross_fit(…)."
     "posterior_labels(targets); labo train and labo compare cross-fit by themselves",
-    "kept": "train on the examples that are kept alone, and call regularizer.provide(kept=indices); labo train and "
-    "labo compare find them by themselves",
+    "kept": "call regularizer.provide(kept=indices) with the indices of the examples to train on; labo train and labo "
+    "compare find them by themselves, and train on these alone",
     "decision": "call regularizer.provide(decision=decision) with the decision of labo.learn_labels; labo train and "
     "labo compare decide by themselves",
     "optimizer": "call regularizer.provide(optimizer=optimizer) after adding regularizer.learnt() to it as a group "
