@@ -82,9 +82,7 @@ def _cost(name: str) -> list[str]:
 
 def index() -> str:
     """The list of all pages."""
-    opening = (
-        "After reading this page you can find the page of a member: its formula, options, cost and use."
-    )
+    opening = "After reading this page you can find the page of a member: its formula, options, cost and use."
     lines = ["# The members", "", opening, "", "One page each, made by `benchmarks/method_pages.py`.", ""]
     lines += [f"- [{name}]({name}.md): {regularizers.describe(name).summary}" for name in regularizers.available()]
     return "\n".join(lines) + "\n"

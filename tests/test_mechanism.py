@@ -81,6 +81,8 @@ def member(name: str) -> regularizers.Regularizer:
     made = regularizers.create(name)
     if "decision" in made.missing:
         made.provide(decision=Decision("strong", "labo", {"prior": "memory"}, None, 2.0))
+    if "kept" in made.missing:
+        made.provide(kept=torch.arange(EXAMPLES))
     if "class_counts" in made.missing:
         made.provide(class_counts=Data().labels.bincount(minlength=CLASSES))
     if "teacher" in made.missing:

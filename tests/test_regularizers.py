@@ -69,6 +69,7 @@ def member(name: str, options: dict[str, Any]) -> regularizers.Regularizer:
     for need in made.missing:
         if need != "optimizer":
             known = {"class_counts": COUNTS + 1, "model": Network(), "teacher": Network(), "examples": 6, "epochs": 4}
+            known["kept"] = torch.arange(6)
             draw = torch.Generator().manual_seed(5)
             known["posterior"] = torch.randn(6, CLASSES, generator=draw).softmax(-1)
             known["decision"] = Decision("plain", "label_smoothing", {"epsilon": 0.2}, None, 2.0)

@@ -110,7 +110,7 @@ def clamp_beta(beta: float | Tensor) -> float | Tensor:
 
 def value_of_rows(rows: Tensor, beta: Tensor, prior: Tensor | None) -> Tensor:
     """V of `rows` (…, C) in working precision; `beta` broadcasts to (…, 1), `prior` to (…, C); result (…)."""
-    r = _prior_of_rows(rows, prior)
+    r = prior_of_rows(rows, prior)
     beta = beta.expand(*rows.shape[:-1], 1)
     # torch.compile cannot trace a Function with a forward-mode rule.
     function = _InnerValue if torch.compiler.is_compiling() else _InnerValueBothModes
@@ -119,7 +119,7 @@ def value_of_rows(rows: Tensor, beta: Tensor, prior: Tensor | None) -> Tensor:
 
 def labels_of_rows(rows: Tensor, beta: Tensor, prior: Tensor | None) -> Tensor:
     """q* of `rows` (…, C), with arguments as in `value_of_rows`; differentiable, so detach it if it is a target."""
-    return _labels(_Scaled(rows, beta), _prior_of_rows(rows, prior))
+    return _labels(_Scaled(rows, beta), prior_of_rows(rows, prior))
 
 
 def masked_softmax(rows: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ def masked_softmax(rows: Tensor) -> Tensor:
     return torch.where(masked_out, 0.0, torch.softmax(torch.where(masked_out, 0.0, rows), -1))
 
 
-def _prior_of_rows(rows: Tensor, prior: Tensor | None) -> Tensor:
+def prior_of_rows(rows: Tensor, prior: Tensor | None) -> Tensor:
     """The prior renormalised over the unmasked classes of each row; zero if no mass is left."""
     finite = rows != -math.inf
     if prior is None:

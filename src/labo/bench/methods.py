@@ -79,6 +79,7 @@ def _training_step(setting: Setting, name: str) -> tuple[Callable[[], None], Reg
         "teacher": _network(setting, 1),
         "examples": setting.examples,
         "epochs": 10,
+        "kept": torch.arange(setting.examples),
         "decision": Decision(trust.STRONG.name, trust.STRONG.method, trust.STRONG.options, None, 1.0),
     }
     while provided := {need: setup_inputs[need] for need in regularizer.missing if need in setup_inputs}:

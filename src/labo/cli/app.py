@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from labo import machine
-from labo.cli import bench, compare, doctor, evaluate, labels, methods, predict, report, tasks, train, translate
+from labo.cli import bench, compare, doctor, evaluate, labels, methods, predict, report, tasks, train, translate, tune
 from labo.errors import UserError
 
 SUMMARY = "Training with label regularization: train, evaluate and compare regularizers, with significance tests."
@@ -43,5 +43,5 @@ def _labo(
         )
 
 
-for command in (compare, train, evaluate, predict, translate, labels, report, bench, tasks, methods, doctor):
+for command in (compare, train, tune, evaluate, predict, translate, labels, report, bench, tasks, methods, doctor):
     app.command()(getattr(command, command.__name__.rpartition(".")[2]))

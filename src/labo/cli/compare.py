@@ -30,6 +30,14 @@ def compare(
         int, typer.Option(help="Hyperparameter candidates per method; 1 uses the defaults.")
     ] = 3,
     tuning_seeds: Annotated[int, typer.Option(help="Number of seeds per candidate.")] = 3,
+    tune: Annotated[
+        str | None,
+        typer.Option(
+            metavar="optuna:N",
+            help="Search settings with Optuna instead, N plain trainings for each method; epochs included.",
+            show_default=False,
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="The folder for records and the report.", show_default="runs/TASK")
     ] = None,
@@ -79,6 +87,7 @@ def compare(
     seeds. The same command with the same --output resumes an interrupted comparison.
     """
     from labo.experiment import compare as experiment
+    from labo.experiment import search
     from labo.experiment.progress import ConsoleProgress
 
     options.limit_unpacked(max_bytes)
@@ -108,6 +117,7 @@ def compare(
         baseline=baseline or ("label_smoothing" if "label_smoothing" in chosen else (chosen or [""])[0]),
         settings_per_method=settings_per_method,
         tuning_seeds=tuning_seeds,
+        tune=0.0 if tune is None else search.parse(tune),
         set=options.settings(config, set_, epochs, steps, model, start_after),
         checkpoint=options.known_checkpoint(checkpoint),
         curves=curves,

@@ -5,20 +5,23 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from labo import machine, tasks
+from labo import machine, regularizers, tasks
 from labo.errors import UserError, unknown
 from labo.experiment import run_trial, tuning
 from labo.experiment import settings as flat
 from labo.experiment.executor import Executor, TrialExecutor, WorkerDied, default_processes
 from labo.experiment.progress import ProgressReporter
 from labo.experiment.ray_executor import RayCluster, RayExecutor
+from labo.experiment.search import MIN_LENGTH, Problem, Search, space
+from labo.experiment.settings import Settings
 from labo.metrics import significance
 from labo.records import lock
 from labo.records.comparison import ComparisonWriter
@@ -38,7 +41,8 @@ class ComparisonConfig:
     """The configuration of a comparison; see the options of `labo compare`.
 
     `set` has the settings that the user fixed for every method that has them; `jobs` is 0 for the default;
-    with a `cluster` trials run there, otherwise in processes of this machine.
+    with a `cluster` trials run there, otherwise in processes of this machine. With `tune`,
+    settings are searched with this budget instead of chosen from candidates (see `labo.experiment.search`).
     """
 
     methods: Sequence[str]
@@ -49,6 +53,7 @@ class ComparisonConfig:
     baseline: str = "label_smoothing"
     settings_per_method: int = 3
     tuning_seeds: int = 3
+    tune: float = 0.0
     set: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: str = "last"
     curves: bool = False
@@ -57,6 +62,11 @@ class ComparisonConfig:
     cluster: RayCluster | None = None
     first_seed: int = 0
     command: Sequence[str] = ()
+
+    @property
+    def tries_several(self) -> bool:
+        """Whether methods are tuned."""
+        return bool(self.tune) or self.settings_per_method > 1
 
 
 def run(config: ComparisonConfig, reporter: ProgressReporter) -> int:
@@ -68,15 +78,7 @@ def run(config: ComparisonConfig, reporter: ProgressReporter) -> int:
     Raises:
         UserError: something in the configuration is unknown, out of range, or does not fit what the folder holds.
     """
-    _check(config)
-    with ExitStack() as stack:
-        stack.enter_context(lock.hold(config.output))
-        executor = stack.enter_context(_executor(config))  # its workers start up meanwhile
-        plan = Plan(config)
-        for note in plan.notes:
-            reporter.message(note)
-        records = ComparisonWriter(config.output, reporter.message)
-        records.begin(plan.as_json())
+    with _begun(config, reporter) as (plan, records, executor):
         reporter.message(plan.power(records))
         teachers, tuning_jobs = plan.teacher_jobs(records), plan.tuning_jobs(records)
         reporter.begin(plan.total, plan.total - len(teachers) - len(tuning_jobs) - plan.missing(records))
@@ -87,12 +89,68 @@ def run(config: ComparisonConfig, reporter: ProgressReporter) -> int:
                     f"{died} teachers did not finish ({WorkerDied().reason}); the same command trains them again."
                 )
         reporter.phase("choosing settings")
+        _search(plan, records, executor, reporter)
         if died := _run_jobs(executor, records, tuning_jobs, reporter):
             raise UserError(
                 f"{died} tuning trials did not finish ({WorkerDied().reason}); the same command runs them again."
             )
         reporter.phase("running the chosen")
         return _run_jobs(executor, records, plan.jobs(records), reporter)
+
+
+def tune(config: ComparisonConfig, reporter: ProgressReporter) -> tuple[Settings, list[str]]:
+    """Search the settings of the only method of a comparison, which `run` can go on with.
+
+    Returns:
+        The best settings, and the names of those that were searched.
+
+    Raises:
+        UserError: as for `run`; the method decides by itself or needs a teacher, or all settings fail.
+    """
+    method = config.methods[0]
+    if not regularizers.is_tuned(method):
+        raise UserError(f"Method '{method}' chooses its settings by itself: train it with labo train.")
+    with _begun(config, reporter) as (plan, records, executor):
+        if plan.taught:
+            raise UserError(
+                f"Method '{method}' needs a teacher on each seed: search its settings in labo compare, with --tune."
+            )
+        _search(plan, records, executor, reporter)
+        return plan.searched[method], list(plan.spaces[method])
+
+
+@contextmanager
+def _begun(config: ComparisonConfig, reporter: ProgressReporter) -> Iterator[tuple[Plan, ComparisonWriter, Executor]]:
+    """(the plan of a comparison, the records in its folder, which is locked, where its trials run)."""
+    _check(config)
+    with ExitStack() as stack:
+        stack.enter_context(lock.hold(config.output))
+        executor = stack.enter_context(_executor(config))  # its workers start up meanwhile
+        plan = Plan(config)
+        for note in plan.notes:
+            reporter.message(note)
+        records = ComparisonWriter(config.output, reporter.message)
+        records.begin(plan.as_json())
+        yield plan, records, executor
+
+
+def _search(plan: Plan, records: ComparisonWriter, executor: Executor, reporter: ProgressReporter) -> None:
+    """Search the settings of each method within its budget.
+
+    Raises:
+        UserError: a worker died, or all settings of a method fail.
+    """
+    for problem in plan.problems(records) if plan.config.tune else ():
+        folder = records.optuna_folder(problem.task)
+        search = Search(problem, plan.config.tune, folder, records, reporter.message)
+        for job, record in search.run(executor.run):
+            if isinstance(record, WorkerDied):
+                raise UserError(f"A tuning trial did not finish ({record.reason}); the same command runs it again.")
+            search.finished(job, record)
+            shutil.rmtree(job.folder, ignore_errors=True)
+        if (chosen := search.chosen()) is None:
+            raise UserError(f"All settings of method '{problem.method}' failed: a smaller learning rate may help.")
+        plan.searched[problem.method] = chosen
 
 
 def _check(config: ComparisonConfig) -> None:
@@ -107,6 +165,13 @@ def _check(config: ComparisonConfig) -> None:
         value, minimum = getattr(config, name), 0 if name == "jobs" else 1
         if value < minimum:
             raise UserError(f"Expected --{name.replace('_', '-')} of at least {minimum}, but got {value}.")
+    if config.tune and config.cluster is not None:
+        raise UserError("A search with --tune runs on this machine: leave out --launcher ray, or --tune.")
+    if config.tune and config.tune < config.tuning_seeds:
+        raise UserError(
+            f"Expected a budget of at least {counted(config.tuning_seeds, 'plain training')}, one for each tuning "
+            f"seed, but got {config.tune:g}."
+        )
     end = config.first_seed + config.seeds
     if config.first_seed < 0 or not (end <= tuning.FIRST_SEED or config.first_seed >= 2 * tuning.FIRST_SEED):
         raise UserError(
@@ -124,7 +189,8 @@ def _executor(config: ComparisonConfig) -> TrialExecutor | RayExecutor:
 
 def max_concurrent_trials(config: ComparisonConfig) -> int:
     """How many trials can ever run at the same time."""
-    tuned = config.settings_per_method * config.tuning_seeds if config.settings_per_method > 1 else 0
+    candidates = math.ceil(config.tune / MIN_LENGTH) if config.tune else config.settings_per_method
+    tuned = candidates * config.tuning_seeds if config.tries_several else 0
     return len(config.methods) * max(config.seeds, tuned)
 
 
@@ -176,10 +242,18 @@ class Plan:
         defaults = self.task.default_settings(model)
         flat.check_known(config.set, defaults, config.methods)
         optimizer = self.task.optimizer_candidates(model)
+        count = 1 if config.tune else config.settings_per_method
         self.candidates = {
-            method: tuning.candidates(method, config.settings_per_method, defaults, optimizer, config.set)
-            for method in config.methods
+            method: tuning.candidates(method, count, defaults, optimizer, config.set) for method in config.methods
         }
+        self.spaces = {
+            method: space(method, defaults, optimizer, config.set)
+            for method in (config.methods if config.tune else ())
+            if regularizers.is_tuned(method)
+        }
+        # By method, what Optuna has found.
+        self.searched: dict[str, Settings] = {}
+        self.defaults = defaults
         self.data = self.task.fingerprint()
         splits = self.task.splits(0)
         for method, candidates in self.candidates.items():
@@ -203,8 +277,9 @@ class Plan:
             "baseline": config.baseline,
             "seeds": config.seeds,
             **({"first_seed": config.first_seed} if config.first_seed else {}),
-            "settings_per_method": config.settings_per_method,
-            "tuning_seeds": config.tuning_seeds if config.settings_per_method > 1 else 0,
+            "settings_per_method": 0 if config.tune else config.settings_per_method,
+            "tuning_seeds": config.tuning_seeds if config.tries_several else 0,
+            "tune": f"optuna:{config.tune:g}" if config.tune else None,
             "set": dict(config.set),
             "checkpoint": config.checkpoint,
             "candidates": self.candidates,
@@ -258,6 +333,32 @@ class Plan:
                         jobs.append(Job(trial, records.tuning_folder(task, method, index, seed)))
         return jobs
 
+    def problems(self, records: ComparisonWriter) -> Iterator[Problem]:
+        """What is searched, method by method."""
+        for method, ranges in self.spaces.items():
+
+            def resolve(values: Mapping[str, Any], method: str = method) -> Settings:
+                return flat.resolve(self.defaults, method, values, self.config.set)
+
+            def job(settings: Settings, seed: int, number: int, method: str = method) -> Job:
+                teacher = self._teacher(records, method, seed)
+                trial = self._trial(method, seed, settings, tuned=True, teacher=teacher)
+                folder = records.tuning_folder(self.config.task, method, number, seed)
+                return Job(replace(trial, curves=True), folder)
+
+            start = self.candidates[method][0]
+            yield Problem(
+                task=self.config.task,
+                method=method,
+                space=ranges,
+                start=start,
+                length=float(start.get("epochs", 0)),
+                seeds=tuning.seeds(self.config.tuning_seeds),
+                metric=self.task.metric,
+                resolve=resolve,
+                job=job,
+            )
+
     def missing(self, records: ComparisonWriter) -> int:
         """How many trials of the verdict are still to be run."""
         return sum(1 for _ in self._missing(records))
@@ -302,7 +403,7 @@ class Plan:
     def _teacher_seeds(self) -> list[int]:
         """The seeds that need a teacher: all, where a method does."""
         config = self.config
-        tuned = tuning.seeds(config.tuning_seeds) if config.settings_per_method > 1 else []
+        tuned = tuning.seeds(config.tuning_seeds) if config.tries_several else []
         return [*tuned, *self.seeds] if self.taught else []
 
     def _teacher(self, records: ComparisonWriter, method: str, seed: int) -> Path | None:
@@ -310,6 +411,8 @@ class Plan:
 
     def _chosen_settings(self, records: ComparisonWriter, method: str) -> dict[str, Any]:
         candidates = self.candidates[method]
+        if method in self.searched:
+            return self.searched[method]
         if len(candidates) == 1:
             return candidates[0]
         key = (self.config.task, method)

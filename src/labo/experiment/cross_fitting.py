@@ -1,10 +1,13 @@
-"""The posterior labels of a trial with `labo[prior=channel]`: networks of folds, a noise channel, Bayes' rule."""
+"""What networks of folds say of a trial's labels: posterior labels by a noise channel, or which examples to leave out.
+
+The first is the stage of `labo[prior=channel]`, the second that of `confident_learning`; both see the same predictions.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +18,7 @@ from labo.outer.channel import channel_losses, fit_channel, posterior_labels
 from labo.outer.trust import STRONG, Candidate
 from labo.records.trial import CROSS_FIT, Trial
 from labo.splitting import rarest_class
+from labo.wording import counted
 
 # The networks of folds train with one of these, whichever predicts the labels of the first fold better.
 CANDIDATES = (Candidate("smoothing", "label_smoothing", {"epsilon": 0.3}), STRONG)
@@ -23,8 +27,50 @@ FOLDS = 3
 PATIENCE = 8
 
 
+class OutOfFold(NamedTuple):
+    """Logits (N, C) of the training split, each row by a network that did not train on it; what the record says."""
+
+    logits: Tensor
+    details: dict[str, Any]
+
+
 def cross_fit(trial: Trial, folder: Path, splits: Any, runner: StageRunner) -> tuple[Tensor, dict[str, Any]]:
     """(posterior labels (N, C) of the training split, what the record says of them).
+
+    Raises:
+        UserError: as for `out_of_fold`.
+    """
+    logits, details = out_of_fold(trial, folder, splits, runner)
+    target = splits.train.target
+    channel = fit_channel(logits, target, seed=trial.seed)
+    posterior = posterior_labels(logits, target, channel)
+    changed = int((posterior.argmax(-1) != target).sum())
+    return posterior, {**channel.as_json(), **details, "changed": changed}
+
+
+def keep_confident(trial: Trial, folder: Path, splits: Any, runner: StageRunner) -> tuple[Tensor, dict[str, Any]]:
+    """(indices of the training examples that confident learning keeps, what the record says of it).
+
+    Source: Northcutt et al., JAIR 2021, as the package cleanlab does it by default.
+
+    Raises:
+        UserError: as for `out_of_fold`.
+    """
+    from cleanlab.filter import find_label_issues
+
+    logits, details = out_of_fold(trial, folder, splits, runner)
+    issues = find_label_issues(splits.train.target.numpy(), logits.double().softmax(-1).numpy(), n_jobs=1)
+    kept = (~torch.from_numpy(issues)).nonzero().squeeze(-1)
+    removed = len(logits) - len(kept)
+    sentence = f"Confident learning left out {removed} of {counted(len(logits), 'training example')}."
+    if splits.train.before_noise is not None:
+        wrong = splits.train.before_noise != splits.train.target
+        details = {**details, "removed_wrong": int(wrong[torch.from_numpy(issues)].sum()), "wrong": int(wrong.sum())}
+    return kept, {**details, "removed": removed, "sentence": sentence}
+
+
+def out_of_fold(trial: Trial, folder: Path, splits: Any, runner: StageRunner) -> OutOfFold:
+    """Predictions of the training split by networks of folds.
 
     Arguments are as in `FoldTrials`, `folder` is of the trial. A network that diverges is trained again once, with half
     the learning rate.
@@ -59,8 +105,6 @@ def cross_fit(trial: Trial, folder: Path, splits: Any, runner: StageRunner) -> t
         if rows is None:
             raise UserError(f"The network of fold {number} of {count} diverges: use a smaller learning rate.")
         logits[networks.parts[number - 1]] = rows
-    channel = fit_channel(logits, target, seed=trial.seed)
-    posterior = posterior_labels(logits, target, channel)
     details = {
         "folds": count,
         "networks": chosen.name,
@@ -68,11 +112,10 @@ def cross_fit(trial: Trial, folder: Path, splits: Any, runner: StageRunner) -> t
         "cost": round(1 + training.epochs / float(trial.settings["epochs"]) * (1 - 1 / count), 2),  # plain trainings
         "seconds": networks.seconds,
         "stopped": training.stopped(chosen),
-        "changed": int((posterior.argmax(-1) != target).sum()),
     }
     if training.repeated:
         details["repeated"] = training.repeated
-    return posterior, {**channel.as_json(), **details}
+    return OutOfFold(logits, details)
 
 
 class _Networks:

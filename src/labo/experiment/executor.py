@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -23,7 +23,8 @@ from typing import Any, Protocol
 
 from labo import interrupts, machine
 from labo.errors import UserError, first_line
-from labo.records.trial import ERROR, Job
+from labo.records.storage import read_lines
+from labo.records.trial import CURVE, ERROR, PRUNED, STOP, Job
 
 # How often a trial is started whose worker dies.
 MAX_ATTEMPTS = 2
@@ -49,7 +50,7 @@ class WorkerDied:
 class Executor(Protocol):
     """Runs jobs somewhere."""
 
-    def run(self, jobs: Sequence[Job], update: UpdateJob) -> Iterator[tuple[Job, Record | WorkerDied]]:
+    def run(self, jobs: Iterable[Job], update: UpdateJob) -> Iterator[tuple[Job, Record | WorkerDied]]:
         """Run all jobs and yield (job, record) as they finish."""
         ...
 
@@ -59,6 +60,10 @@ def default_processes() -> int:
     import torch
 
     return min(machine.cores(), TRIALS_PER_ACCELERATOR) if torch.cuda.is_available() else machine.cores()
+
+
+class StoppedError(Exception):
+    """A tuning trial is stopped before its end, because its settings are not worth it."""
 
 
 class TrialExecutor:
@@ -81,8 +86,8 @@ class TrialExecutor:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._stop()
 
-    def run(self, jobs: Sequence[Job], update: UpdateJob) -> Iterator[tuple[Job, Record | WorkerDied]]:
-        """Run all jobs and yield (job, record) as they finish.
+    def run(self, jobs: Iterable[Job], update: UpdateJob) -> Iterator[tuple[Job, Record | WorkerDied]]:
+        """Run all jobs and yield (job, record) as they finish; a job is taken from `jobs` when there is room for it.
 
         Raises:
             UserError: a trial was refused, or its code raised.
@@ -92,18 +97,19 @@ class TrialExecutor:
                 yield job, run_job(job, lambda fraction, job=job: update(job, fraction))
             return
         with interrupts.flag() as interrupted:
-            yield from self._run_all(list(jobs), update, interrupted)
+            yield from self._run_all(iter(jobs), update, interrupted)
 
     def _run_all(
-        self, jobs: list[Job], update: UpdateJob, interrupted: Callable[[], bool]
+        self, jobs: Iterator[Job], update: UpdateJob, interrupted: Callable[[], bool]
     ) -> Iterator[tuple[Job, Record | WorkerDied]]:
-        waiting = list(jobs)
+        waiting: list[Job] = []  # taken from `jobs`, but not running
         deaths: dict[Path, int] = {}  # what ran when a worker died, and how often
         running: dict[Future[Record], Job] = {}
-        while waiting or running:
-            while waiting and self._has_room(waiting[0], list(running.values()), deaths):
-                job = waiting.pop(0)
+        while True:
+            while (job := self._next_job(waiting, jobs, list(running.values()), deaths)) is not None:
                 running[self._submit(job)] = job
+            if not running:
+                return
             done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
             if interrupted():
                 raise KeyboardInterrupt
@@ -126,11 +132,14 @@ class TrialExecutor:
                 self._stop()
                 self._start()
 
-    def _has_room(self, job: Job, running: list[Job], deaths: dict[Path, int]) -> bool:
-        """Whether a job may start now: what ran when a worker died runs alone, to find which trial it was."""
-        if job.folder in deaths or any(other.folder in deaths for other in running):
-            return not running
-        return len(running) < self.processes
+    def _next_job(
+        self, waiting: list[Job], jobs: Iterator[Job], running: list[Job], deaths: dict[Path, int]
+    ) -> Job | None:
+        """A job that may start now: what ran when a worker died runs alone, to find which trial it was."""
+        alone = any(job.folder in deaths for job in (*waiting[:1], *running))
+        if running and (alone or len(running) >= self.processes):
+            return None
+        return waiting.pop(0) if waiting else next(jobs, None)
 
     def _submit(self, job: Job) -> Future[Record]:
         assert self._pool is not None
@@ -224,8 +233,17 @@ def run_job(job: Job, progress: Callable[[float], None], **how: Any) -> Record:
     from labo.experiment import run_trial
 
     _use_threads(job.trial.threads)
+    begin = time.monotonic()
+
+    def report(fraction: float) -> None:
+        progress(fraction)
+        if job.trial.tuning and (job.folder / STOP).exists():
+            raise StoppedError
+
     try:
-        return run_trial.run(job.trial, job.folder, progress, **how)
+        return run_trial.run(job.trial, job.folder, report, **how)
+    except StoppedError:
+        return _stopped(job, time.monotonic() - begin)
     except UserError:
         raise
     except Exception as error:
@@ -238,3 +256,11 @@ def run_job(job: Job, progress: Callable[[float], None], **how: Any) -> Record:
             f"The trial {job.trial.name} broke: {type(error).__name__}: {first_line(error)}; the traceback is in "
             f"'{path}'."
         ) from error
+
+
+def _stopped(job: Job, seconds: float) -> Record:
+    """The record of a tuning trial that was stopped."""
+    identity = {key: job.trial.identity()[key] for key in ("task", "method", "seed", "settings")}
+    step = max((line["step"] for line in read_lines(job.folder / CURVE)), default=0)
+    failed = {"step": step, "reason": PRUNED}
+    return {**identity, "failed": failed, "seconds": round(seconds, 3), "versions": machine.versions()}

@@ -197,7 +197,7 @@ def fold_jobs(run: SavedRun, count: int) -> list[Job]:
             f"Method '{description['method']}' has decided by networks of its own folds: leave --folds out, or train "
             "the method that it chose."
         )
-    if "posterior" in needs:
+    if {"posterior", "kept"} & set(needs):
         raise UserError(
             f"Method '{description['method']}' has learnt from networks of its own folds: leave --folds out, or train "
             "label_smoothing."

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -112,7 +112,7 @@ class RayExecutor:
         if gpus > available:
             raise UserError(f"--gpus-per-trial asks for {gpus:g}, but the Ray cluster has {available:g} GPUs.")
 
-    def run(self, jobs: Sequence[Job], update: UpdateJob) -> Iterator[tuple[Job, Record | WorkerDied]]:
+    def run(self, jobs: Iterable[Job], update: UpdateJob) -> Iterator[tuple[Job, Record | WorkerDied]]:
         """Run all jobs and yield (job, record) as they finish; `update` is not called.
 
         Raises:
@@ -120,7 +120,8 @@ class RayExecutor:
         """
         import ray
 
-        waiting, attempts = list(jobs), dict.fromkeys((job.folder for job in jobs), 0)
+        waiting = list(jobs)
+        attempts = dict.fromkeys((job.folder for job in waiting), 0)
         running: dict[Any, Job] = {}
         with interrupts.flag() as interrupted:
             while waiting or running:

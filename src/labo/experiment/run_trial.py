@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,14 @@ from labo.training.curve import DivergedError
 from labo.training.loop import TrainingLoop
 
 # Training inputs of a method that sentences, with many labels each, do not have.
-SEQUENCES_LACK = {"inputs", "partners", "dense_logits", "teacher", "decision", "posterior"}
+SEQUENCES_LACK = {"inputs", "partners", "dense_logits", "teacher", "decision", "posterior", "kept"}
 # Training inputs that belong to single examples; mixtures of two are none.
 SINGLE_EXAMPLE = {"indices", "partners", "decision", "posterior"}
 # What is found out by trials of folds before the training: the input of the method, the record's entry, and the stage.
 STAGES: dict[str, tuple[str, Callable[..., tuple[Any, dict[str, Any]]]]] = {
     "decision": ("decision", auto.decide),
     "posterior": ("channel", cross_fitting.cross_fit),
+    "kept": ("pruning", cross_fitting.keep_confident),
 }
 # The fraction of a trial's progress that a stage takes.
 STAGE_FRACTION = 0.75
@@ -115,6 +117,8 @@ def _run(trial: Trial, folder: Path, progress: Progress, runner: StageRunner) ->
             runner.phase("training the final network")
             start, earlier_seconds = time.monotonic(), record[key]["seconds"]
             progress = _remaining(progress, STAGE_FRACTION)
+            if need == "kept":
+                splits = replace(splits, train=splits.train.subset(value))
             model, loss = build(trial, task, splits, **{need: value})
     evaluator = make_evaluator(task.kind, splits.preprocessing, splits.files, settings)
     best = trial.checkpoint == "best"
@@ -210,6 +214,8 @@ def _check(trial: Trial, settings: Mapping[str, Any], regularizer: Any, splits: 
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from error
     needs = set(regularizer.needs)
+    if "kept" in needs and find_spec("cleanlab") is None:
+        raise UserError(f"Method '{trial.method}' needs the package cleanlab: pip install cleanlab.")
     if "steps" in settings and {"epoch", "epochs"} & needs:
         raise UserError(
             f"Method '{trial.method}' needs epochs, but the length of this run is set in steps: use --epochs."

@@ -38,6 +38,7 @@ FIXED = (
     "checkpoint",
     "settings_per_method",
     "tuning_seeds",
+    "tune",
 )
 
 
@@ -216,6 +217,10 @@ class ComparisonWriter:
     def tuning_folder(self, task: str, method: str, index: int, seed: int) -> Path:
         """The folder of a tuning trial, which is removed when it is recorded."""
         return self.folder / task / ".tuning" / f"{method}-{index}-{seed}"
+
+    def optuna_folder(self, task: str) -> Path:
+        """The folder of Optuna's storage."""
+        return self.folder / task / ".tuning"
 
     def result(self, task: str, method: str, seed: int) -> dict[str, Any] | None:
         """The record of a finished trial, or None."""

@@ -26,6 +26,8 @@ HYPOTHESES, REFERENCES = "test.hypotheses.txt", "test.references.txt"
 LABEL_ISSUES, LABEL_ISSUES_PAGE, FOLDS = "labels.json", "labels.html", "labels"
 # Of methods that learn labels: the examples whose label they replaced, and the page of what was learnt.
 LEARNT, LEARNT_PAGE = "learnt.json", "learnt.html"
+# A tuning trial ends where this file is in its folder, and its record has this reason.
+STOP, PRUNED = ".stop", "pruned: other settings were better at this point"
 # The digests of the files, in the record.
 FILES = "files"
 # Only unfinished trials have these: checkpoints, the weights of the best epoch so far, and trials of parts of the data

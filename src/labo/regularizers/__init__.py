@@ -9,7 +9,17 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from labo.regularizers.registry import available, candidates, costs, create, describe, document, is_tuned, register
+from labo.regularizers.registry import (
+    available,
+    candidates,
+    costs,
+    create,
+    describe,
+    document,
+    is_tuned,
+    ranges,
+    register,
+)
 
 if TYPE_CHECKING:
     from labo.regularizers.base import Regularizer, SoftLabelRegularizer
@@ -28,6 +38,7 @@ __all__ = [
     "describe",
     "document",
     "is_tuned",
+    "ranges",
     "register",
 ]
 

@@ -23,6 +23,7 @@ from labo.kernels import reference
 from labo.kernels.options import Options
 from labo.reduction import Rows
 from labo.regularizers.late_buffers import LateBuffers
+from labo.regularizers.search_space import Range
 
 if TYPE_CHECKING:
     from labo.kernels.autograd import Solve
@@ -37,6 +38,8 @@ SETUP_INPUTS: dict[str, str] = {
     "epochs": "call regularizer.provide(epochs=E) with the number of epochs",
     "posterior": "call regularizer.provide(posterior=labels) with distributions (N, C), as of labo.cross_fit(…)."
     "posterior_labels(targets); labo train and labo compare cross-fit by themselves",
+    "kept": "call regularizer.provide(kept=indices) with the indices of the examples to train on; labo train and labo "
+    "compare find them by themselves, and train on these alone",
     "decision": "call regularizer.provide(decision=decision) with the decision of labo.learn_labels; labo train and "
     "labo compare decide by themselves",
     "optimizer": "call regularizer.provide(optimizer=optimizer) after adding regularizer.learnt() to it as a group "
@@ -68,6 +71,8 @@ class Regularizer(LateBuffers, ABC):
     paper: ClassVar[str] = ""
     year: ClassVar[int | None] = None
     candidates: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
+    # Where `labo tune` searches an option beyond what the candidates span.
+    ranges: ClassVar[Mapping[str, Range]] = {}
     # Whether `labo compare` tunes its options; False for a member that chooses them by itself.
     tuned: ClassVar[bool] = True
     # Whether some terms are constant for the gradient, so that autograd's gradient is not that of the value.

@@ -9,15 +9,17 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from typing_extensions import override
 
-from labo import checks, distributed, functional, inner
+from labo import checks, distributed, functional, inner, sparse
 from labo.errors import UserError, unknown
+from labo.kernels import reference
 from labo.kernels.autograd import Solve
 from labo.kernels.options import Options
 from labo.reduction import Rows
-from labo.regularizers.base import Regularizer, counts_to_prior
+from labo.regularizers.base import Regularizer, counts_to_prior, data_losses
 from labo.regularizers.memory_prior import MemoryPrior
 from labo.regularizers.posterior_prior import PosteriorPrior
 from labo.regularizers.prediction_memory import PredictionMemory
+from labo.regularizers.search_space import Range
 
 PRIORS = ("uniform", "unigram", "memory", "channel")
 # Options that only the priors of single examples have.
@@ -48,6 +50,10 @@ class LABO(Regularizer):
         decay: with a memory, the decay of the average, in [0, 1); 0.8 by default, which averages about five visits.
         epsilon: with a memory, label smoothing of the target, in [0, 1]; 0.5 by default. With a channel, of the
             mixture; 0.3 by default.
+        labels: "softmax", or "sparsemax" or "entmax" for labels that are 0 for classes far below the best one: q* of
+            the inner problem with a Tsallis divergence in place of KL (docs/math.md#sparse-labels), which is
+            sparsemax(logits / beta + prior) or entmax(logits / beta + 2 * prior ** 0.5). They need the package entmax
+            and the full logits. Not with a channel, whose labels are fixed.
         top: with a memory or a channel, how many entries of m or q to keep; by default all of up to 256 classes, else
             the 16 largest and the mass of the rest. They are in half precision.
 
@@ -82,6 +88,7 @@ class LABO(Regularizer):
         {"alpha": 0.2, "beta": 2.0},
         {"alpha": 0.6, "beta": 4.0},
     )
+    ranges: ClassVar[Mapping[str, Range]] = {"beta": Range(1, 100, log=True)}
     memory_candidates: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {"alpha": 0.8, "sharpness": 2.0, "epsilon": 0.5, "decay": 0.8},
         {"alpha": 0.3, "sharpness": 1.0, "epsilon": 0.0, "decay": 0.9},
@@ -116,8 +123,11 @@ class LABO(Regularizer):
         decay: float | None = None,
         epsilon: float | None = None,
         top: int | None = None,
+        labels: str | None = None,
     ) -> None:
         super().__init__()
+        # None for the softmax.
+        self.sparse = None if labels in (None, "softmax") else sparse.check(labels, prior)
         if isinstance(prior, str) and prior not in PRIORS:
             raise unknown("prior", prior, PRIORS)
         defaults = self.defaults({"prior": prior if isinstance(prior, str) else None})
@@ -151,13 +161,14 @@ class LABO(Regularizer):
     def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
         """All options with their defaults; those of single examples' priors only if `given` has such a prior."""
         prior = given.get("prior")
+        labels = {} if given.get("labels") is None else {"labels": given["labels"]}
         if prior == "memory":
             own = {"alpha": 0.8, "sharpness": None, "decay": 0.8, "epsilon": 0.5, "top": None}
         elif prior == "channel":
             own = {"alpha": 1.0, "epsilon": 0.3, "top": None}
         else:
-            return {"alpha": 0.1, "beta": 2.0, "prior": None, "value": "inner"}
-        return {"alpha": own["alpha"], "beta": math.inf, "prior": prior, "value": "inner", **own}
+            return {"alpha": 0.1, "beta": 2.0, "prior": None, "value": "inner", **labels}
+        return {"alpha": own["alpha"], "beta": math.inf, "prior": prior, "value": "inner", **own, **labels}
 
     @classmethod
     def candidates_with(cls, given: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
@@ -195,9 +206,10 @@ class LABO(Regularizer):
     @property
     def has_linear_form(self) -> bool:
         """Whether the loss can be computed from hidden states; with a memory, at a fixed beta = inf in one process."""
-        return self.memory is None or (
-            self._is_fixed and distributed.world_size() == 1
-        )  # chunks differ between processes
+        if self.sparse is not None:
+            return False
+        # Chunks differ between processes.
+        return self.memory is None or (self._is_fixed and distributed.world_size() == 1)
 
     @property
     def _is_fixed(self) -> bool:
@@ -206,7 +218,7 @@ class LABO(Regularizer):
 
     def solver(self, rows: Rows) -> Solve | None:
         """The fused implementation with a memory at beta = inf; None otherwise."""
-        if self.memory is None or not self._is_fixed or not checks.plain(rows.raw):
+        if self.memory is None or self.sparse or not self._is_fixed or not checks.plain(rows.raw):
             return None
         return self.memory.solver(rows, self.provided("examples"), float(self.alpha), self.training)
 
@@ -216,21 +228,35 @@ class LABO(Regularizer):
         return None if self.memory is None else self.memory.memory
 
     def as_labo(self, rows: Rows) -> Options | None:
-        """Its own options; None with a memory, which computes its priors batch by batch."""
+        """Its own options; None for sparse labels, and with a memory, which computes its priors batch by batch."""
         if self.memory is not None:
             return None
         self.require()
+        if self.sparse is not None:
+            return None
         if self.posterior is not None:
             return self.posterior.as_labo(rows, float(self.alpha), training=self.training)
         return functional.row_options(rows, self.alpha, self.beta, self._prior_on(rows.raw), self.value)
 
     @override
     def losses(self, rows: Rows) -> Tensor:
-        if self.memory is None:
-            options = self.as_labo(rows)
-            assert options is not None
-            return functional.labo_losses(rows, options)
-        return self.memory.losses(rows, self.provided("examples"), self.alpha, self.beta, self.value, self.training)
+        if self.memory is not None:
+            own = (self.alpha, self.beta, self.value, self.training)
+            return self.memory.losses(rows, self.provided("examples"), *own, labels=self.sparse)
+        if self.sparse is not None:
+            return self._sparse_losses(rows)
+        options = self.as_labo(rows)
+        assert options is not None
+        return functional.labo_losses(rows, options)
+
+    def _sparse_losses(self, rows: Rows) -> Tensor:
+        logits = inner.working(rows.logits)
+        beta = inner.over_rows("beta", self.beta, logits)
+        data, factor = data_losses(rows)
+        assert self.sparse is not None
+        plugin = self.value == "plugin"
+        term = sparse.value_of_rows(logits, beta, self._prior_on(logits), self.sparse, plugin=plugin)
+        return reference.mix(data, factor * term, rows.per_row("alpha", self.alpha))
 
     def labels(self, rows: Rows) -> Tensor | None:
         """The optimal label q* of each row, (N, C); None with a memory and no `indices`."""
@@ -239,11 +265,12 @@ class LABO(Regularizer):
             return None if rows.given.get("indices") is None else self.posterior.labels(rows)
         logits = inner.working(rows.logits)
         beta = inner.over_rows("beta", self.beta, logits)
-        if self.memory is None:
-            return inner.labels_of_rows(logits, beta, self._prior_on(logits))
-        if rows.given.get("indices") is None:
+        if self.memory is not None and rows.given.get("indices") is None:
             return None
-        prior = self.memory.priors(rows, self.provided("examples"))
+        memory = self.memory
+        prior = self._prior_on(logits) if memory is None else memory.priors(rows, self.provided("examples"))
+        if self.sparse is not None:
+            return sparse.labels_of_rows(logits, beta, prior, self.sparse)
         return inner.labels_of_rows(logits, beta, prior)
 
     @override
@@ -269,6 +296,8 @@ class LABO(Regularizer):
     def options(self) -> dict[str, Any]:
         prior = self._prior_name if self._prior_name or self.prior is None else self.prior.tolist()
         options = {"alpha": self.alpha, "beta": self.beta, "prior": prior, "value": self.value}
+        if self.sparse is not None:
+            options["labels"] = self.sparse
         own = self.memory or self.posterior
         return options if own is None else {**options, **own.options()}
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from labo import checks, functional, inner, kernels
+from labo import checks, functional, inner, kernels, sparse
 from labo.kernels import reference
 from labo.kernels.largest import largest
 from labo.kernels.options import Options
@@ -56,16 +56,34 @@ class MemoryPrior(nn.Module):
         return self.sharpened(self._distributions(self.memory.places(rows, examples), rows))
 
     def losses(
-        self, rows: Rows, examples: int, alpha: float | Tensor, beta: float | Tensor, value: str, training: bool
+        self,
+        rows: Rows,
+        examples: int,
+        alpha: float | Tensor,
+        beta: float | Tensor,
+        value: str,
+        training: bool,
+        *,
+        labels: str | None = None,
     ) -> Tensor:
-        """The loss of each row, (N,), in working precision; in training, the predictions are added to the memory."""
+        """The loss of each row, (N,), in working precision; in training, the predictions are added to the memory.
+
+        `labels` are None for the softmax, or of `labo.sparse`.
+        """
         with torch.no_grad():
             places = self._visit(rows, examples, training)
             m = self._distributions(places, rows)
             prior = self.sharpened(m)
         smoothed = functional.labo_losses(rows, functional.row_options(rows, self.epsilon, math.inf, None))
-        options = functional.row_options(rows, 1.0, beta, None, value)
-        regularized = reference.row_losses(rows.logits, rows.target, **{**options.named(), "prior": prior})
+        if labels is not None:
+            logits = inner.working(rows.logits)
+            beta_rows, plugin = inner.over_rows("beta", beta, logits), value == "plugin"
+            regularized = sparse.value_of_rows(logits, beta_rows, prior, labels, plugin=plugin)
+            mass = reference.data_term(logits, rows.target, rows.weight if rows.has_probabilities else None)[1]
+            regularized = regularized if mass is None else regularized * mass
+        else:
+            options = functional.row_options(rows, 1.0, beta, None, value)
+            regularized = reference.row_losses(rows.logits, rows.target, **{**options.named(), "prior": prior})
         losses = reference.mix(smoothed, regularized, rows.per_row("alpha", alpha))
         if training:
             with torch.no_grad():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labo.errors import UserError, one_line, unknown
+from labo.regularizers.search_space import Range, spanned
 
 if TYPE_CHECKING:
     from labo.regularizers.base import Regularizer
@@ -42,6 +43,7 @@ _REGISTRY: dict[str, str] = {
     "bootstrapping": "labo.regularizers.bootstrapping:Bootstrapping",
     "elr": "labo.regularizers.elr:EarlyLearningRegularization",
     "gce": "labo.regularizers.gce:GeneralizedCrossEntropy",
+    "confident_learning": "labo.regularizers.confident_learning:ConfidentLearning",
     "sce": "labo.regularizers.sce:SymmetricCrossEntropy",
     "labo": "labo.regularizers.labo:LABO",
     "labo_auto": "labo.regularizers.labo_auto:LABOAuto",
@@ -125,6 +127,15 @@ def candidates(name: str, given: Mapping[str, Any] | None = None) -> tuple[dict[
         if (candidate := {**options, **fixed}) not in settings:
             settings.append(candidate)
     return tuple(settings)
+
+
+def ranges(name: str, given: Mapping[str, Any] | None = None) -> dict[str, Range]:
+    """The range of each option in which `labo tune` searches: what its candidates span, or what the member declares."""
+    member, fixed = _variant(name)
+    options = {**fixed, **(given or {})}
+    found = spanned(candidates(name, given), member.defaults(options))
+    declared = {option: declared for option, declared in member.ranges.items() if option in found}
+    return {option: each for option, each in {**found, **declared}.items() if option not in options}
 
 
 def is_tuned(name: str) -> bool:

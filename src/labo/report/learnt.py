@@ -31,7 +31,7 @@ def sentences(record: Content, replaced: Content | None) -> list[str]:
     """What a run found, a sentence each: what it chose and why, wrong labels, replaced ones, the end of training."""
     lines = []
     decision, channel = _object(record, "decision"), _object(record, "channel")
-    for source in (decision, channel):
+    for source in (decision, channel, _object(record, "pruning")):
         if source is not None and isinstance(source.get("sentence"), str):
             lines.append(source["sentence"])
     if decision is None and channel is None:

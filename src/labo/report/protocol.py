@@ -40,6 +40,14 @@ def paragraphs(recorded: Recorded, summary: Summary) -> list[Text]:
             f"{_shared_candidates(summary)}, which every method has too."
         )
         texts.append(Text(text, term="Tuning"))
+    elif str(config.get("tune", "")).startswith("optuna:"):
+        text = (
+            "Settings were searched by Optuna (TPE, median pruning) with the same budget for every method, "
+            f"{str(config['tune']).partition(':')[2]} plain trainings, over the method's options, the optimizer's "
+            "settings and the number of epochs, on tuning seeds that are not among the seeds of the verdict. They were "
+            "judged on the validation split alone; the best mean over those seeds was chosen."
+        )
+        texts.append(Text(text, term="Tuning"))
     texts += _decisions(recorded)
     value = config.get("task_options")
     options: dict[str, Any] = value if isinstance(value, dict) and len(summary.tasks) == 1 else {}

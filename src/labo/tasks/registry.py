@@ -44,10 +44,14 @@ _REGISTRY: dict[str, _Entry] = {
         "your own table: --data FILE.csv|.parquet|.npz --target COLUMN",
     ),
     "cifar10": _Entry(
-        "images.cifar:Cifar10", _IMAGES, "CIFAR-10: 50,000 and 10,000 images of 32x32 pixels in ten classes"
+        "images.cifar:Cifar10",
+        (*_IMAGES, "labels"),
+        "CIFAR-10: 50,000 and 10,000 images of 32x32 pixels in ten classes",
     ),
     "cifar100": _Entry(
-        "images.cifar:Cifar100", _IMAGES, "CIFAR-100: 50,000 and 10,000 images of 32x32 pixels in a hundred classes"
+        "images.cifar:Cifar100",
+        (*_IMAGES, "labels"),
+        "CIFAR-100: 50,000 and 10,000 images of 32x32 pixels in a hundred classes",
     ),
     "tiny-imagenet": _Entry(
         "images.imagenet:TinyImageNet",

@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from labo.errors import UserError
 from labo.tasks import data_files
-from labo.tasks.images import hf_datasets, pickles, sources
+from labo.tasks.images import hf_datasets, human_labels, pickles, sources
 from labo.tasks.images.dataset import ImageSet, Part
 from labo.tasks.images.task import ImageTask
 
@@ -92,12 +92,22 @@ class Cifar10(ImageTask):
     With `fetch` the archive is downloaded; `data="uoft-cs/cifar10"` is the data set of the Hugging Face hub.
 
     Args:
+        labels: a kind of human labels (`human_labels.KINDS`) for the training and validation images; the test labels
+            stay the true ones. The split is the same for all kinds.
         options: see `ImageTask`.
     """
 
     name = "cifar10"
     size = 32
     edition: ClassVar[Edition] = CIFAR10
+
+    def __init__(self, *, labels: str | None = None, **options: Any) -> None:
+        if labels is not None:
+            human_labels.check_kind(self.edition.name, labels)
+            if options.get("label_noise"):
+                raise UserError("Expected either human `labels` or label noise, but got both.")
+        super().__init__(**options, labels=labels)
+        self.labels = labels
 
     @override
     def may_be_on_hub(self, data: str) -> bool:
@@ -106,12 +116,27 @@ class Cifar10(ImageTask):
 
     @override
     def read(self) -> ImageSet:
+        images = self._read_true()
+        if self.labels is None:
+            return images
+        return human_labels.relabelled(images, self.edition.name, self.labels, self._label_files())
+
+    def _label_files(self) -> list[Path]:
+        return human_labels.files(self.edition.name, None if self.on_hub else self.data)
+
+    def _read_true(self) -> ImageSet:
         if self.on_hub:
             return read_hub(self.edition, sources.require_local(str(self.data), self.fetch))
         return read(self.edition, locate(self.edition, self.data, self.fetch))
 
     @override
     def fingerprint(self) -> str:
+        images = self._image_fingerprint()
+        if self.labels is None:
+            return images
+        return "-".join([images, *map(data_files.digest, self._label_files())])
+
+    def _image_fingerprint(self) -> str:
         if self.on_hub:
             return sources.fingerprint(str(self.data), self.fetch)
         files = locate(self.edition, self.data, self.fetch)

@@ -42,13 +42,21 @@ class Part:
     """Images uint8 (N, H, W, 3), or N encoded ones, and their labels int64 (N,).
 
     `name` maps an index of the source to the image's display name, if images have names; `source_indices` (N,) are
-    the indices of these images in the source, if some were left out.
+    the indices of these images in the source, if some were left out. `given` (N,) are the labels to train on, where
+    those are not the true ones.
     """
 
     images: np.ndarray | EncodedImages
     labels: np.ndarray
     name: Callable[[int], str] | None = None
     source_indices: np.ndarray | None = None
+    given: np.ndarray | None = None
+
+    def at(self, indices: np.ndarray, images: Any) -> Part:
+        """The part with `images`, those at `indices`."""
+        given = None if self.given is None else self.given[indices]
+        source = indices if self.source_indices is None else self.source_indices[indices]
+        return replace(self, images=images, labels=self.labels[indices], source_indices=source, given=given)
 
 
 @dataclass(frozen=True)
@@ -156,12 +164,12 @@ def decode_part(
     # With a crop below 1, training and test decode differently: one decoded array cannot serve both.
     if crop == 1 and len(images) * size * size * 3 <= MAX_DECODED_BYTES:
         decoded, indices, unreadable = decoding.decode_all(images, size, crop, skip_unreadable=skip_unreadable)
-        return replace(part, images=decoded, labels=part.labels[indices], source_indices=indices), unreadable
+        return part.at(indices, decoded), unreadable
     if not (skip_unreadable or check):
         return part, []
     _, indices, unreadable = decoding.decode_all(images, size, crop, skip_unreadable=skip_unreadable, keep=False)
     subset = EncodedSubset(images, indices)
-    return replace(part, images=subset, labels=part.labels[indices], source_indices=indices), unreadable
+    return part.at(indices, subset), unreadable
 
 
 def _check_labels(classes: Sequence[str], parts: Mapping[str, Part]) -> None:

@@ -103,10 +103,7 @@ class ImageTask(Task):
         generator = torch.Generator().manual_seed(seed)
         selections, notes = self._draw(images, generator)
         crops = (1.0, self.crop, self.crop)  # training images are cropped by the augmentation
-        parts = [
-            ImageExamples(_features(part.images, size, crop, part.index), part.labels, part.origin())
-            for part, crop in zip(selections, crops, strict=True)
-        ]
+        parts = [part.examples(size, crop) for part, crop in zip(selections, crops, strict=True)]
         if self.noise:
             parts[:2] = [with_noise(part, len(images.classes), *self.noise, generator) for part in parts[:2]]
         train, validation, test = parts
@@ -282,19 +279,28 @@ def _features(images: np.ndarray | EncodedImages, size: int, crop: float, index:
 
 @dataclass(frozen=True)
 class _Selection:
-    """Images of a part: their `index` in it (None for all) and their labels."""
+    """Images of a part: their `index` in it (None for all), their labels, and those to train on if they differ."""
 
     images: np.ndarray | EncodedImages
     labels: Tensor
     part_origin: Origin
     index: Tensor | None = None
+    given: Tensor | None = None
 
     @classmethod
     def of_part(cls, parts: Mapping[str, Part], name: str) -> _Selection:
         part = parts[name]
         indices = np.arange(len(part.labels)) if part.source_indices is None else part.source_indices
         origin = Origin(torch.from_numpy(indices), part.name or NumberedNames(name))
-        return cls(part.images, torch.from_numpy(part.labels), origin)
+        given = None if part.given is None else torch.from_numpy(part.given)
+        return cls(part.images, torch.from_numpy(part.labels), origin, given=given)
+
+    def examples(self, size: int, crop: float) -> ImageExamples:
+        features = _features(self.images, size, crop, self.index)
+        if self.given is None:
+            return ImageExamples(features, self.labels, self.origin())
+        given = self.given if self.index is None else self.given[self.index]
+        return ImageExamples(features, given, self.origin(), before_noise=self.labels)
 
     def origin(self) -> Origin:
         return self.part_origin if self.index is None else self.part_origin.subset(self.index)
