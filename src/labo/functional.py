@@ -7,13 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from labo import checks, inner, kernels, last_layer
+from labo import checks, kernels, last_layer
 from labo import reduction as _reduction
 from labo.errors import unknown
 from labo.inner import inner_value, optimal_labels
 from labo.kernels import autograd, operators, reference
 from labo.kernels.linear import ACCUMULATE, Chunks, Head
-from labo.kernels.options import Options, check
+from labo.kernels.options import LossOptions, Options, documented
 from labo.reduction import Rows
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 
+@documented()
 def labo_cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -48,15 +49,7 @@ def labo_cross_entropy(
     Args:
         input: logits (C), (N, C) or (N, C, d1, …), floating point; -inf masks a class.
         target: class indices of the shape of `input` without C, or probabilities of `input`'s shape, summing to 1.
-        alpha: strength in [0, 1]; float, or a tensor that broadcasts over the rows (the shape of the indices).
-        beta: pull towards the prior in (0, inf], like `alpha`. inf is label smoothing towards the prior; 1 (uniform
-            prior) leaves (1 - alpha) * CE; below 1 sharpens.
-        prior: None for uniform, or probabilities (C,) or (…, C), classes last.
-        weight: (C,) class weights. With indices, weight[target] multiplies the example's whole loss.
-        ignore_index: targets of this value are ignored; not used with probabilities.
-        reduction: "mean" (over the kept examples' weights; over all rows for probabilities), "sum" or "none".
-        value: "inner" reports V; "plugin" reports CE(q*, p) with q* constant: the same gradient in the logits.
-        impl: "auto", or one of `labo.implementations()`.
+        {options}
         inplace_backward: let the gradient overwrite `input`, which must not be read after this call. Allows only one
             backward pass. An operation that saved `input` for its own backward (such as a softmax) raises an error
             there. The reference implementation and compiled graphs ignore it.
@@ -79,15 +72,17 @@ def labo_cross_entropy(
         >>> labo_cross_entropy(logits, target, alpha=0.1, beta=2.0)
         tensor(1.3863)
     """
-    check_options(alpha, beta, prior, reduction, value, impl)
+    given = LossOptions(alpha, beta, prior, weight, ignore_index, reduction, value, impl)
+    check_options(given)
     rows = _reduction.as_rows(input, target, weight, ignore_index)
-    options = row_options(rows, alpha, beta, prior, value)
+    options = given.of_rows(rows)
     if inplace_backward:
         checks.may_be_overwritten("input", input)
     dtype = checks.result_dtype(input)
     return reduced(rows, options, reduction, dtype, impl=impl, inplace=inplace_backward)
 
 
+@documented()
 def linear_labo_cross_entropy(
     input: Tensor,
     linear_weight: Tensor,
@@ -115,7 +110,7 @@ def linear_labo_cross_entropy(
         linear_weight: (V, D).
         target: class indices (…), or probabilities (…, V).
         linear_bias: (V,) or None.
-        alpha, beta, prior, weight, ignore_index, reduction, value, impl: as in `labo_cross_entropy`; rows are (…).
+        {options}
         chunk_rows: number of rows per chunk of logits; by default as many as fit in the caches of a CPU, or as make
             efficient products on a GPU, within its free memory.
         accumulate: dtype in which the gradient of the head is summed over chunks, "float32" or "input". In half
@@ -132,11 +127,12 @@ def linear_labo_cross_entropy(
         >>> linear_labo_cross_entropy(hidden, head, torch.tensor([0, 3]))
         tensor(1.3863)
     """
-    check_options(alpha, beta, prior, reduction, value, impl)
+    given = LossOptions(alpha, beta, prior, weight, ignore_index, reduction, value, impl)
+    check_options(given)
     check_chunks(chunk_rows, accumulate)
     head = Head(linear_weight, linear_bias)
     rows = last_layer.rows_of(input, head, target, weight, ignore_index)
-    options = row_options(rows, alpha, beta, prior, value)
+    options = given.of_rows(rows)
     chunks = Chunks(chunk_rows, accumulate)
     return last_layer.reduced(input, head, rows, options, reduction, impl=impl, chunks=chunks)
 
@@ -205,10 +201,7 @@ def row_options(
     rows: Rows, alpha: float | Tensor, beta: float | Tensor, prior: Tensor | None, value: str = "inner"
 ) -> Options:
     """The options of the loss for `rows`; values that broadcast over the rows become (N,)."""
-    prior = rows.distribution("prior", prior)
-    weight = rows.weight if rows.has_probabilities else None
-    beta = inner.clamp_beta(beta)
-    return Options(rows.per_row("alpha", alpha), rows.per_row("beta", beta), prior, weight, value)
+    return LossOptions(alpha, beta, prior, value=value).of_rows(rows)
 
 
 def labo_losses(rows: Rows, options: Options) -> Tensor:
@@ -258,9 +251,7 @@ def solved(
     return autograd.total(solve, rows.raw, rows.target, row_weights, options).to(dtype)
 
 
-def check_options(
-    alpha: float | Tensor, beta: float | Tensor, prior: Tensor | None, reduction: str, value: str, impl: str
-) -> None:
-    """Check the options of the losses, before any tensor of the batch."""
-    check(alpha, beta, prior, reduction, value)
-    kernels.check(impl)
+def check_options(options: LossOptions) -> None:
+    """Check the options of a loss, before any tensor of the batch."""
+    options.check()
+    kernels.check(options.impl)

@@ -15,58 +15,46 @@ from labo import reduction as _reduction
 from labo.errors import UserError
 from labo.errors import unknown as unknown_name
 from labo.kernels.linear import Head
-from labo.kernels.options import Options
+from labo.kernels.options import ARGUMENTS, LossOptions, Options, documented
 from labo.regularizers.base import Regularizer, data_losses
 from labo.regularizers.labo import LABO
 
 __all__ = ["LABOLoss", "LabelRegularizedLoss", "LinearLABOLoss"]
 
+# The arguments of the modules, the class weights first, as in `nn.CrossEntropyLoss`.
+_NAMES = ("weight", *(name for name in ARGUMENTS if name != "weight"))
+
 
 class _LABOOptions(nn.Module):
     """The options of both losses. Tensors among them are buffers, which move with the module."""
 
+    alpha: float | Tensor
+    beta: float | Tensor
     prior: Tensor | None
     weight: Tensor | None
+    ignore_index: int
+    reduction: str
 
-    def __init__(
-        self,
-        weight: Tensor | None = None,
-        *,
-        alpha: float | Tensor = 0.1,
-        beta: float | Tensor = 2.0,
-        prior: Tensor | None = None,
-        ignore_index: int = -100,
-        reduction: str = "mean",
-        value: str = "inner",
-        impl: str = "auto",
-        **unknown: Any,
-    ) -> None:
+    def __init__(self, options: LossOptions) -> None:
         super().__init__()
-        _reject_unknown(unknown)
-        functional.check_options(alpha, beta, prior, reduction, value, impl)
-        checks.class_weight("weight", weight)
-        self.register_buffer("weight", weight)
-        if isinstance(prior, nn.Parameter):
-            self.prior = prior
-        else:
-            self.register_buffer("prior", prior)
-        self._set_option("alpha", alpha)
-        self._set_option("beta", beta)
-        self.ignore_index = ignore_index
-        self.reduction = reduction
-        self.value = value
-        self.impl = impl
+        functional.check_options(options)
+        checks.class_weight("weight", options.weight)
+        self._names = tuple(options.named())
+        for name, option in options.named().items():
+            if name in ("weight", "prior") and not isinstance(option, nn.Parameter):
+                self.register_buffer(name, option)
+            else:
+                self._set_option(name, option)
 
-    def _set_option(self, name: str, value: float | Tensor) -> None:
-        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and not value.requires_grad:
-            self.register_buffer(name, value)
+    def _set_option(self, name: str, option: Any) -> None:
+        if isinstance(option, Tensor) and not isinstance(option, nn.Parameter) and not option.requires_grad:
+            self.register_buffer(name, option)
         else:
-            setattr(self, name, checks.python_number(value))
+            setattr(self, name, checks.python_number(option))
 
     def options(self) -> dict[str, Any]:
         """The keyword arguments of the function."""
-        names = ("alpha", "beta", "prior", "weight", "ignore_index", "reduction", "value", "impl")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in self._names}
 
     def extra_repr(self) -> str:
         """alpha, beta and the reduction."""
@@ -82,14 +70,17 @@ def _reject_unknown(unknown: dict[str, Any]) -> None:
         raise TypeError(f"Expected no argument `{name}`.")
 
 
+@documented(
+    *_NAMES,
+    prior=f'{ARGUMENTS["prior"][:-1]}. Or "memory": the label of each example is learnt during training, alpha '
+    "defaults to 0.8 and beta to inf, and the loss is called with the `indices` of the batch's examples in the "
+    "training data.",
+)
 class LABOLoss(_LABOOptions):
     """`labo.labo_cross_entropy` as a module; replaces `nn.CrossEntropyLoss`.
 
     Args:
-        weight: (C,) class weights, first as in `nn.CrossEntropyLoss`.
-        alpha, beta, prior, ignore_index, reduction, value, impl: as in `labo.labo_cross_entropy`. With prior="memory"
-            the label of each example is learnt during training: alpha defaults to 0.8 and beta to inf, and the loss is
-            called with the `indices` of the batch's examples in the training data.
+        {options}
         examples: number of training examples; required with prior="memory".
         sharpness, decay, epsilon, top: options of the memory, as in `labo.regularizers.create("labo", prior="memory")`.
 
@@ -124,6 +115,7 @@ class LABOLoss(_LABOOptions):
         top: int | None = None,
         **unknown: Any,
     ) -> None:
+        _reject_unknown(unknown)
         memory_options = {"sharpness": sharpness, "decay": decay, "epsilon": epsilon, "top": top}
         memory_options = {name: option for name, option in memory_options.items() if option is not None}
         member, distribution = None, None
@@ -136,17 +128,9 @@ class LABOLoss(_LABOOptions):
             for name in (*memory_options, *([] if examples is None else ["examples"])):
                 raise ValueError(f'Expected argument `{name}` only with prior="memory".')
         defaults = LABO.defaults({} if member is None else {"prior": "memory"})
-        super().__init__(
-            weight,
-            alpha=defaults["alpha"] if alpha is None else alpha,
-            beta=defaults["beta"] if beta is None else beta,
-            prior=distribution,
-            ignore_index=ignore_index,
-            reduction=reduction,
-            value=value,
-            impl=impl,
-            **unknown,
-        )
+        strength = defaults["alpha"] if alpha is None else alpha
+        pull = defaults["beta"] if beta is None else beta
+        super().__init__(LossOptions(strength, pull, distribution, weight, ignore_index, reduction, value, impl))
         self.member = member
 
     def forward(self, input: Tensor, target: Tensor, *, indices: Tensor | None = None) -> Tensor:
@@ -181,11 +165,12 @@ def _with_memory(prior: str, impl: str, examples: int | None, options: dict[str,
     return member
 
 
+@documented(*_NAMES)
 class LinearLABOLoss(_LABOOptions):
     """`labo.linear_labo_cross_entropy` as a module; the weight of the last layer is an argument of each call.
 
     Args:
-        weight, alpha, beta, prior, ignore_index, reduction, value, impl: as in `LABOLoss`.
+        {options}
         chunk_rows, accumulate: as in `labo.linear_labo_cross_entropy`.
 
     Raises:
@@ -201,11 +186,19 @@ class LinearLABOLoss(_LABOOptions):
         self,
         weight: Tensor | None = None,
         *,
+        alpha: float | Tensor = 0.1,
+        beta: float | Tensor = 2.0,
+        prior: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        value: str = "inner",
+        impl: str = "auto",
         chunk_rows: int | None = None,
         accumulate: str = "float32",
-        **options: Any,
+        **unknown: Any,
     ) -> None:
-        super().__init__(weight, **options)
+        _reject_unknown(unknown)
+        super().__init__(LossOptions(alpha, beta, prior, weight, ignore_index, reduction, value, impl))
         functional.check_chunks(chunk_rows, accumulate)
         self.chunk_rows, self.accumulate = chunk_rows, accumulate
 
