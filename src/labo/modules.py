@@ -15,14 +15,15 @@ from labo import reduction as _reduction
 from labo.errors import UserError
 from labo.errors import unknown as unknown_name
 from labo.kernels.linear import Head
-from labo.kernels.options import ARGUMENTS, LossOptions, Options, documented
+from labo.kernels.options import ARGUMENTS, OF_BATCH, LossOptions, Options, documented
+from labo.kernels.statistics import LossStatistics
 from labo.regularizers.base import Regularizer, data_losses
 from labo.regularizers.labo import LABO
 
 __all__ = ["LABOLoss", "LabelRegularizedLoss", "LinearLABOLoss"]
 
 # The arguments of the modules, the class weights first, as in `nn.CrossEntropyLoss`.
-_NAMES = ("weight", *(name for name in ARGUMENTS if name != "weight"))
+_NAMES = ("weight", *(name for name in ARGUMENTS if name not in ("weight", *OF_BATCH)))
 
 
 class _LABOOptions(nn.Module):
@@ -39,8 +40,9 @@ class _LABOOptions(nn.Module):
         super().__init__()
         functional.check_options(options)
         checks.class_weight("weight", options.weight)
-        self._names = tuple(options.named())
-        for name, option in options.named().items():
+        self._names = tuple(name for name in options.named() if name not in OF_BATCH)
+        for name in self._names:
+            option = getattr(options, name)
             if name in ("weight", "prior") and not isinstance(option, nn.Parameter):
                 self.register_buffer(name, option)
             else:
@@ -108,6 +110,10 @@ class LABOLoss(_LABOOptions):
         reduction: str = "mean",
         value: str = "inner",
         impl: str = "auto",
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        return_statistics: bool = False,
+        differentiable: bool = False,
         examples: int | None = None,
         sharpness: float | None = None,
         decay: float | None = None,
@@ -130,11 +136,25 @@ class LABOLoss(_LABOOptions):
         defaults = LABO.defaults({} if member is None else {"prior": "memory"})
         strength = defaults["alpha"] if alpha is None else alpha
         pull = defaults["beta"] if beta is None else beta
-        super().__init__(LossOptions(strength, pull, distribution, weight, ignore_index, reduction, value, impl))
+        given = LossOptions(
+            strength, pull, distribution, weight, ignore_index, reduction, value, impl, z_loss, softcap,
+            return_statistics=return_statistics, differentiable=differentiable,
+        )  # fmt: skip
+        super().__init__(given)
+        if member is not None:
+            _reject_with_memory(given)
         self.member = member
 
-    def forward(self, input: Tensor, target: Tensor, *, indices: Tensor | None = None) -> Tensor:
-        """The loss of logits (C), (N, C) or (N, C, d1, …).
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        *,
+        row_weight: Tensor | None = None,
+        denominator: float | Tensor | None = None,
+        indices: Tensor | None = None,
+    ) -> Tensor | LossStatistics:
+        """The loss of logits (C), (N, C) or (N, C, d1, …); arguments as in `labo.labo_cross_entropy`.
 
         With prior="memory", `indices` are the indices of the targets in the training data, of the shape of the targets.
         In evaluation mode (`.eval()`) they may be omitted; then the loss is the plain cross-entropy.
@@ -142,14 +162,28 @@ class LABOLoss(_LABOOptions):
         if self.member is None:
             if indices is not None:
                 raise TypeError('Expected no argument `indices` without prior="memory".')
-            return functional.labo_cross_entropy(input, target, **self.options())
+            options = {**self.options(), "row_weight": row_weight, "denominator": denominator}
+            return functional.labo_cross_entropy(input, target, **options)
         batch = {} if indices is None else {"indices": indices}
-        rows = rows_with(self.member, input, target, self.weight, self.ignore_index, batch, training=self.training)
-        return reduced(self.member, rows, self.reduction, checks.result_dtype(input), training=self.training)
+        given = LossOptions(reduction=self.reduction, row_weight=row_weight, denominator=denominator)
+        given.check()
+        self.member.require(batch if self.training else None)
+        weights = {"row_weight": row_weight, "signed": given.weights_signed}
+        rows = _reduction.as_rows(input, target, self.weight, self.ignore_index, **weights)
+        rows, count = replace(rows, given=batch), given.count(rows.raw)
+        dtype = checks.result_dtype(input)
+        return reduced(self.member, rows, self.reduction, dtype, training=self.training, count=count)
 
     def extra_repr(self) -> str:
         """alpha, beta and the reduction."""
         return super().extra_repr() if self.member is None else f"prior='memory', {super().extra_repr()}"
+
+
+def _reject_with_memory(options: LossOptions) -> None:
+    """Raise an error for what the loss with a memory does not have."""
+    for name, absent in (("z_loss", 0.0), ("softcap", None), ("return_statistics", False)):
+        if getattr(options, name) != absent:
+            raise UserError(f'Expected no argument `{name}` with prior="memory"; the other priors support it.')
 
 
 def _with_memory(prior: str, impl: str, examples: int | None, options: dict[str, Any]) -> LABO:
@@ -193,12 +227,20 @@ class LinearLABOLoss(_LABOOptions):
         reduction: str = "mean",
         value: str = "inner",
         impl: str = "auto",
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        return_statistics: bool = False,
+        differentiable: bool = False,
         chunk_rows: int | None = None,
         accumulate: str = "float32",
         **unknown: Any,
     ) -> None:
         _reject_unknown(unknown)
-        super().__init__(LossOptions(alpha, beta, prior, weight, ignore_index, reduction, value, impl))
+        given = LossOptions(
+            alpha, beta, prior, weight, ignore_index, reduction, value, impl, z_loss, softcap,
+            return_statistics=return_statistics, differentiable=differentiable,
+        )  # fmt: skip
+        super().__init__(given)
         functional.check_chunks(chunk_rows, accumulate)
         self.chunk_rows, self.accumulate = chunk_rows, accumulate
 
@@ -207,10 +249,17 @@ class LinearLABOLoss(_LABOOptions):
         return {**super().options(), "chunk_rows": self.chunk_rows, "accumulate": self.accumulate}
 
     def forward(
-        self, input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None = None
-    ) -> Tensor:
-        """The loss of hidden states (…, D) under the head (V, D)."""
-        options = self.options()
+        self,
+        input: Tensor,
+        linear_weight: Tensor,
+        target: Tensor,
+        linear_bias: Tensor | None = None,
+        *,
+        row_weight: Tensor | None = None,
+        denominator: float | Tensor | None = None,
+    ) -> Tensor | LossStatistics:
+        """The loss of hidden states (…, D) under the head (V, D); as `labo.linear_labo_cross_entropy`."""
+        options = {**self.options(), "row_weight": row_weight, "denominator": denominator}
         return functional.linear_labo_cross_entropy(input, linear_weight, target, linear_bias=linear_bias, **options)
 
 
@@ -325,7 +374,7 @@ class LabelRegularizedLoss(nn.Module):
         solve = self.regularizer.solver(rows) if self.regularizer.has_linear_form else None
         if solve is None:
             raise no_linear_form(self.regularizer)
-        return last_layer.solved(solve, input, head, rows, reduction, count=count)
+        return last_layer.reduced_by(solve, input, head, rows, reduction, count=count)
 
     def _losses(self, rows: _reduction.Rows) -> Tensor:
         has_memory = self.regularizer.prediction_memory is not None
@@ -374,7 +423,7 @@ def reduced(
         if options is not None:
             return functional.reduced(rows, options, reduction, dtype, count=count)
         solve = regularizer.solver(rows)
-        loss = None if solve is None else functional.solved(solve, rows, reduction, dtype, count=count)
+        loss = None if solve is None else functional.reduced_by(solve, rows, reduction, dtype, count=count)
         if loss is not None:
             return loss
     return _reduction.reduce(row_losses(regularizer, rows, training=training), rows, reduction, dtype, count)
