@@ -22,9 +22,6 @@ from labo.regularizers.labo import LABO
 
 __all__ = ["LABOLoss", "LabelRegularizedLoss", "LinearLABOLoss"]
 
-# The arguments of the modules, the class weights first, as in `nn.CrossEntropyLoss`.
-_NAMES = ("weight", *(name for name in ARGUMENTS if name not in ("weight", *OF_BATCH)))
-
 
 class _LABOOptions(nn.Module):
     """The options of both losses. Tensors among them are buffers, which move with the module."""
@@ -73,7 +70,6 @@ def _reject_unknown(unknown: dict[str, Any]) -> None:
 
 
 @documented(
-    *_NAMES,
     prior=f'{ARGUMENTS["prior"][:-1]}. Or "memory": the label of each example is learnt during training, alpha '
     "defaults to 0.8 and beta to inf, and the loss is called with the `indices` of the batch's examples in the "
     "training data.",
@@ -199,7 +195,7 @@ def _with_memory(prior: str, impl: str, examples: int | None, options: dict[str,
     return member
 
 
-@documented(*_NAMES)
+@documented()
 class LinearLABOLoss(_LABOOptions):
     """`labo.linear_labo_cross_entropy` as a module; the weight of the last layer is an argument of each call.
 

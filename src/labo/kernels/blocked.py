@@ -248,9 +248,9 @@ def _sweep(
     if statistics is not None:
         statistics[NLL] = (log_exp_z_sum + target_gap).squeeze(-1)
         statistics[LOGSUMEXP] = (log_exp_z_sum + top).squeeze(-1)
-        mean_gap = torch.linalg.vecdot(exp_z, buffers.gaps) / exp_z_sum.squeeze(-1)
+        label_entropy, mean_gap = _weighted_gaps(buffers.gaps, exp_z, exp_z_sum, label, label_sum, beta, prior)
         statistics[ENTROPY] = log_exp_z_sum.squeeze(-1) - mean_gap
-        statistics[LABEL_ENTROPY] = _label_entropy(buffers.gaps, label, label_sum, beta, prior)
+        statistics[LABEL_ENTROPY] = label_entropy
         statistics[CORRECT] = (target_gap == 0).squeeze(-1)
     if gradient:
         _combine(out, exp_z, p_factor, label, None if label_sum is None else alpha * weights / label_sum, prior)
@@ -292,18 +292,32 @@ def _exp(gaps: Tensor, out: Tensor) -> Tensor:
     return torch.mul(gaps, _LOG2_E, out=out).exp2_()
 
 
-def _label_entropy(
-    gaps: Tensor, label: Tensor | None, label_sum: Tensor | None, beta: float | Tensor, prior: Tensor | None
-) -> Tensor:
-    """The entropy (N,) of labels proportional to label * prior, where label = exp(gaps / beta)."""
+def _weighted_gaps(
+    gaps: Tensor,
+    exp_z: Tensor,
+    exp_z_sum: Tensor,
+    label: Tensor | None,
+    label_sum: Tensor | None,
+    beta: float | Tensor,
+    prior: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """(entropies of labels proportional to label * prior, where label = exp(gaps / beta); means of gaps under p), (N,).
+
+    The gaps are overwritten: multiplying in place is what fits into the cache.
+    """
     if label is None or label_sum is None:  # the label is the prior
-        return gaps.new_tensor(math.log(gaps.shape[-1])) if prior is None else torch.special.entr(prior).sum()
+        entropy = gaps.new_tensor(math.log(gaps.shape[-1])) if prior is None else torch.special.entr(prior).sum()
+        return entropy, gaps.mul_(exp_z).sum(-1) / exp_z_sum.squeeze(-1)
+    power_of_label = prior is None and not isinstance(beta, Tensor) and beta == 2.0
+    products = gaps.mul_(label) if power_of_label else label * gaps
     total = label_sum.squeeze(-1)
-    inverse_beta = 1 / beta if not isinstance(beta, Tensor) else beta.reciprocal().squeeze(-1)
+    inverse_beta = beta.reciprocal().squeeze(-1) if isinstance(beta, Tensor) else 1 / beta
     if prior is None:
-        return total.log() - torch.linalg.vecdot(label, gaps) * inverse_beta / total
-    mean = torch.mv(label * gaps, prior) * inverse_beta - torch.mv(label, torch.special.entr(prior))
-    return total.log() - mean / total
+        label_mean = products.sum(-1) * inverse_beta
+    else:
+        label_mean = torch.mv(products, prior) * inverse_beta - torch.mv(label, torch.special.entr(prior))
+    mean = gaps.mul_(label if power_of_label else exp_z).sum(-1) / exp_z_sum.squeeze(-1)
+    return total.log() - label_mean / total, mean
 
 
 def _combine(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -45,17 +46,17 @@ ARGUMENTS = {
 _Documented = TypeVar("_Documented", bound=Callable[..., Any])
 
 
-def documented(*names: str, **texts: str) -> Callable[[_Documented], _Documented]:
-    """A decorator that replaces the line {options} of a docstring by the entries of the arguments `names`.
+def documented(**texts: str) -> Callable[[_Documented], _Documented]:
+    """A decorator that replaces the line {options} of a docstring by the entries of those of `ARGUMENTS` it has.
 
     Args:
-        names: of the arguments; by default all of `ARGUMENTS`.
         texts: documentation that differs from `ARGUMENTS`, by name of the argument.
     """
-    entries = [f"{name}: {texts.get(name, ARGUMENTS[name])}" for name in names or ARGUMENTS]
 
     def decorate(form: _Documented) -> _Documented:
         if form.__doc__ is not None:  # python -OO has no docstrings
+            names = (name for name in inspect.signature(form).parameters if name in ARGUMENTS)
+            entries = (f"{name}: {texts.get(name, ARGUMENTS[name])}" for name in names)
             before, _, after = form.__doc__.partition("{options}")
             indent = before[before.rfind("\n") + 1 :]
             wrapper = textwrap.TextWrapper(120, initial_indent=indent, subsequent_indent=f"{indent}    ")

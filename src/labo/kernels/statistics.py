@@ -76,18 +76,20 @@ def as_statistics(
 ) -> LossStatistics:
     """The statistics for the user, from the buffer and the final weights of the rows."""
     fixed = buffer.detach()
-    nll, logsumexp = (buffer if wanted.differentiable else fixed)[:ENTROPY]
-    z_losses = options.z_loss * row_weights.detach() * fixed[LOGSUMEXP].square()
-    z_losses = torch.where(row_weights == 0, 0.0, z_losses)
-    return LossStatistics(
-        loss=loss,
-        nll=nll.reshape(rows.shape),
-        logsumexp=logsumexp.reshape(rows.shape),
-        entropy=fixed[ENTROPY].reshape(rows.shape),
-        correct=(fixed[CORRECT] == 1).reshape(rows.shape),
-        label_entropy=fixed[LABEL_ENTROPY].reshape(rows.shape),
-        z_loss=(z_losses.reshape(rows.shape) if reduction == "none" else z_losses.sum()).to(loss.dtype),
-    )
+    z_loss = _z_loss(loss, fixed[LOGSUMEXP], row_weights.detach(), options.z_loss, reduction == "none")
+    shaped = fixed if len(rows.shape) == 1 else fixed.reshape(COUNT, *rows.shape)
+    nll, logsumexp, entropy, label_entropy, correct = shaped.unbind()
+    if wanted.differentiable:
+        nll, logsumexp = buffer[NLL].reshape(rows.shape), buffer[LOGSUMEXP].reshape(rows.shape)
+    return LossStatistics(loss, nll, logsumexp, entropy, correct == 1, label_entropy, z_loss)
+
+
+def _z_loss(loss: Tensor, logsumexp: Tensor, row_weights: Tensor, strength: float, per_row: bool) -> Tensor:
+    """The part of the loss that is the z-loss, of its shape."""
+    if not strength:
+        return torch.zeros_like(loss, requires_grad=False)
+    losses = torch.where(row_weights == 0, 0.0, strength * row_weights * logsumexp.square())
+    return (losses.reshape(loss.shape) if per_row else losses.sum()).to(loss.dtype)
 
 
 def row_gradients(grad_statistics: Tensor, row_weights: Tensor) -> tuple[Tensor, Tensor]:

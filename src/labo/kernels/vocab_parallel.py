@@ -19,7 +19,7 @@ from torch import Tensor
 from labo import checks, inner
 from labo import reduction as _reduction
 from labo.kernels import reference
-from labo.kernels.options import ARGUMENTS, LossOptions, documented
+from labo.kernels.options import LossOptions, documented
 from labo.reduction import Rows
 
 __all__ = ["vocab_parallel_labo_cross_entropy"]
@@ -28,7 +28,6 @@ _GATHER = "gather the logits and use labo.labo_cross_entropy"
 
 
 @documented(
-    *(name for name in ARGUMENTS if name != "impl"),
     prior="None for uniform, or this rank's slice (C_local,) or (…, C_local) of probabilities that sum to 1 over the "
     "classes of all ranks.",
     weight="(C,) class weights, of all ranks.",
