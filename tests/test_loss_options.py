@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import math
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,7 +48,9 @@ def logits(dtype: torch.dtype = torch.float32) -> Tensor:
 class Formula:
     """The loss and the statistics of the kept rows, as the pages write them, by autograd in float64."""
 
-    def __init__(self, z: Tensor, y: Tensor, *, alpha=0.1, beta=2.0, prior=None, z_loss=0.0, softcap=None) -> None:
+    def __init__(
+        self, z: Tensor, y: Tensor, *, alpha: Any = 0.1, beta: Any = 2.0, prior: Any = None, z_loss=0.0, softcap=None
+    ) -> None:
         if softcap is not None:
             z = torch.where(z == -math.inf, z, softcap * torch.tanh(z / softcap))
         mask = z == -math.inf
@@ -70,7 +74,7 @@ class Formula:
         self.correct = z.gather(-1, y.unsqueeze(-1)).squeeze(-1) == z.max(-1).values
 
 
-def check(statistics: labo.LossStatistics, expected: Formula, weights: Tensor, kept: Tensor, **close: float) -> None:
+def check(statistics: labo.LossStatistics, expected: Formula, weights: Tensor, kept: Tensor, **close: Any) -> None:
     """Compare statistics with the formula of the kept rows, whose weights in the loss are `weights`."""
     torch.testing.assert_close(statistics.loss.double(), (expected.losses * weights).sum(), **close)
     torch.testing.assert_close(statistics.z_loss.double(), (expected.z_losses * weights).sum(), **close)
@@ -88,7 +92,9 @@ CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_everything_at_once_is_the_written_formula(impl, case):
     z, leaf = logits(), logits().double()[KEPT].requires_grad_()
-    options = {name: x[KEPT] if isinstance(x, Tensor) and len(x) == 6 else x for name, x in case.items()}
+    options: dict[str, Any] = {
+        name: x[KEPT] if isinstance(x, Tensor) and len(x) == 6 else x for name, x in case.items()
+    }
     expected, weights = Formula(leaf, TARGET[KEPT], **options), ROW_WEIGHT[KEPT].double() / 7
     given: dict[str, Any] = {"row_weight": ROW_WEIGHT, "denominator": 7.0, "impl": impl, **case}
     z.requires_grad_()
@@ -218,9 +224,10 @@ def test_row_weights_and_denominators_have_their_gradient():
     count = torch.tensor(4.0, dtype=torch.float64, requires_grad=True)
     (found,) = torch.autograd.grad(labo_cross_entropy(z, y, denominator=count), count)
     torch.testing.assert_close(found, -losses.sum() / 16)
-    for name, options in (("row_weight", {"row_weight": rows}), ("denominator", {"denominator": count})):
+    learnt: dict[str, Any] = {"row_weight": rows, "denominator": count}
+    for name in learnt:
         with pytest.raises(UserError, match=f"gives no gradient in `{name}`; use impl='reference'"):
-            labo_cross_entropy(z, y, impl="blocked", **options)
+            labo_cross_entropy(z, y, impl="blocked", **{name: learnt[name]})
 
 
 def test_a_denominator_replaces_the_sum_of_the_weights(impl):
@@ -374,9 +381,10 @@ def test_a_memory_takes_row_weights_alone():
     torch.testing.assert_close(
         criterion(z, y, indices=indices, row_weight=rows, denominator=2), (losses * rows).sum() / 2
     )
-    for option in ({"z_loss": 1e-4}, {"softcap": 3.0}, {"return_statistics": True}):
-        with pytest.raises(UserError, match=f'no argument `{next(iter(option))}` with prior="memory"'):
-            labo.LABOLoss(prior="memory", examples=4, **option)
+    refused: dict[str, Any] = {"z_loss": 1e-4, "softcap": 3.0, "return_statistics": True}
+    for name in refused:
+        with pytest.raises(UserError, match=f'no argument `{name}` with prior="memory"'):
+            labo.LABOLoss(prior="memory", examples=4, **{name: refused[name]})
 
 
 @pytest.mark.skipif("numba" not in labo.implementations(), reason="Numba is not installed")
@@ -434,3 +442,15 @@ def test_every_form_has_the_same_options_and_says_what_they_mean():
     for form in (labo_cross_entropy, linear_labo_cross_entropy, labo.LABOLoss, labo.LinearLABOLoss):
         for name in names & set(inspect.signature(form).parameters):
             assert f"        {name}: " in (form.__doc__ or "")
+
+
+def test_the_tables_of_the_page_are_those_of_the_code():
+    root = Path(__file__).parents[1]
+    spec = importlib.util.spec_from_file_location("loss_pages", root / "benchmarks" / "loss_pages.py")
+    assert spec is not None
+    assert spec.loader is not None
+    pages = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pages)
+    text = (root / "docs" / "losses.md").read_text(encoding="utf-8")
+    assert pages.filled(text) == text, "run python benchmarks/loss_pages.py docs/losses.md"
+    assert "| `softcap` | yes | yes | → `blocked` | yes |" in text
