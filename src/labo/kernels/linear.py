@@ -252,8 +252,9 @@ class _LinearLoss(torch.autograd.Function):
         hidden, weight, bias, target, row_weights = ctx.saved_tensors
         if torch.is_grad_enabled():
             # Views, because the gradient from above may itself depend on these tensors, and is a constant here.
-            hidden, weight, bias = (x if x is None else x.view_as(x) for x in (hidden, weight, bias))
-            inputs = [tensor for tensor, needed in zip((hidden, weight, bias), ctx.wanted, strict=True) if needed]
+            hidden, weight = hidden.view_as(hidden), weight.view_as(weight)
+            bias = None if bias is None else bias.view_as(bias)
+            inputs: Any = [tensor for tensor, needed in zip((hidden, weight, bias), ctx.wanted, strict=True) if needed]
             # Keeps NaN in rows of weight 0 out of the products.
             logits = linear(torch.where((row_weights != 0).unsqueeze(-1), hidden, 0.0), weight, bias)
             total = weighted_sum(
