@@ -75,7 +75,7 @@ def test_it_filters_by_what_the_networks_of_folds_predict(whole, tmp_path, monke
 
     monkeypatch.setattr(cross_fitting, "out_of_fold", lambda *_: cross_fitting.OutOfFold(logits, {"cost": 2.0}))
     nothing: Any = None
-    kept, found = cross_fitting.keep_confident(nothing, tmp_path, Splits, nothing, nothing)
+    kept, found = cross_fitting.keep_confident(nothing, tmp_path, Splits, nothing)
     assert kept.tolist() == list(range(10, 100))
     assert (found["removed"], found["cost"]) == (10, 2.0)
 

@@ -181,8 +181,25 @@ def test_a_denominator_that_requires_a_gradient_gets_one():
 def test_the_list_is_the_signature_of_the_implementations():
     """All tensors that reach an implementation beside the logits are looked at, whatever options it may get."""
     options = Options(*(torch.ones(()) for _ in range(4)), value="inner")
-    names = [name for name, _ in kernels._constants(INDICES, options, WEIGHT)]
+    names = [name for name, _ in kernels._constants(INDICES, options, {"weight": WEIGHT})]
     assert names == [name for name in options.named() if name != "value"] + ["target", "weight"]
     arguments = {argument.name for argument in operators._loss._opoverload._schema.arguments}
     flags = {"logits", "row_weights", "value", "impl", "total", "gradient"}
     assert arguments - flags == set(names)
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_a_function_of_the_loss_is_differentiated_twice(impl, linear):
+    """The gradient from above depends on the logits, too; it is a constant of the loss's own backward pass."""
+    z = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    head, target = torch.eye(4).requires_grad_(), torch.tensor([0, 2, 1])
+
+    def derivatives(impl: str) -> tuple[torch.Tensor, ...]:
+        if linear:
+            loss = labo.linear_labo_cross_entropy(z, head, target, impl=impl)
+        else:
+            loss = labo.labo_cross_entropy(z @ head.T, target, impl=impl)
+        (grad,) = torch.autograd.grad(loss**2, z, create_graph=True)
+        return grad, *torch.autograd.grad(grad.square().sum(), (z, head))
+
+    torch.testing.assert_close(derivatives(impl), derivatives("reference"))

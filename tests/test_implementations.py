@@ -76,8 +76,9 @@ def test_triton_trains_as_the_reference_does():
 )
 def test_what_triton_cannot_do_names_what_can(dtype, options, told):
     logits = torch.zeros(2, 3, dtype=dtype)
+    given: dict[str, Any] = {"target": TARGET, **options}
     with pytest.raises(UserError, match=rf"impl='triton' .*{told}; use impl='reference'"):
-        labo.labo_cross_entropy(logits, impl="triton", **{"target": TARGET, **options})
+        labo.labo_cross_entropy(logits, impl="triton", **given)
 
 
 @pytest.mark.skipif(triton.unavailable_reason() is not None, reason=f"no Triton here: {triton.unavailable_reason()}")
@@ -93,6 +94,7 @@ def test_on_a_gpu_the_slow_one_is_taken_with_one_warning(dtype, options, reason,
     monkeypatch.setattr(kernels, "_fastest", lambda tensor: "triton")
     kernels._warn_of_reference.cache_clear()
     logits = torch.zeros(2, 3, dtype=dtype)
+    given: dict[str, Any] = {"target": TARGET, **options}
     with pytest.warns(UserWarning, match=f"impl='reference', which is many times slower here: impl='triton' {reason}"):
-        labo.labo_cross_entropy(logits, **{"target": TARGET, **options})
-    labo.labo_cross_entropy(logits, **{"target": TARGET, **options})  # warnings are errors: there is no second one
+        labo.labo_cross_entropy(logits, **given)
+    labo.labo_cross_entropy(logits, **given)  # warnings are errors: there is no second one

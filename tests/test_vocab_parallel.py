@@ -52,7 +52,8 @@ def expected(name: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]
     logits, target = z.movedim(-1, 1) if z.dim() > 2 else z, given.pop("target")
     loss = labo.labo_cross_entropy(logits, target, **given)
     # The gradient does not depend on `value`.
-    sloped = labo.labo_cross_entropy(logits, target, **{**given, "value": "inner"})
+    given["value"] = "inner"
+    sloped = labo.labo_cross_entropy(logits, target, **given)
     return loss.detach(), torch.autograd.grad(sloped.sum(), z)[0]
 
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from labo.indexed import IndexedDataset
     from labo.inner import inner_value, optimal_labels
     from labo.kernels import implementations
+    from labo.kernels.statistics import LossStatistics
     from labo.kernels.vocab_parallel import vocab_parallel_labo_cross_entropy
     from labo.modules import LabelRegularizedLoss, LABOLoss, LinearLABOLoss
     from labo.outer.cross_fit import cross_fit
@@ -28,6 +29,7 @@ _LAZY_ATTRIBUTES = {
     "LinearLABOLoss": "modules",
     "LabelRegularizedLoss": "modules",
     "implementations": "kernels",
+    "LossStatistics": "kernels.statistics",
     "vocab_parallel_labo_cross_entropy": "kernels.vocab_parallel",
     "IndexedDataset": "indexed",
     "cross_fit": "outer.cross_fit",
@@ -40,6 +42,7 @@ __all__ = [
     "LABOLoss",
     "LabelRegularizedLoss",
     "LinearLABOLoss",
+    "LossStatistics",
     "cross_fit",
     "functional",
     "implementations",

@@ -19,7 +19,7 @@ from torch import Tensor
 from labo import checks, inner
 from labo import reduction as _reduction
 from labo.kernels import reference
-from labo.kernels.options import check
+from labo.kernels.options import LossOptions, documented
 from labo.reduction import Rows
 
 __all__ = ["vocab_parallel_labo_cross_entropy"]
@@ -27,6 +27,11 @@ __all__ = ["vocab_parallel_labo_cross_entropy"]
 _GATHER = "gather the logits and use labo.labo_cross_entropy"
 
 
+@documented(
+    prior="None for uniform, or this rank's slice (C_local,) or (…, C_local) of probabilities that sum to 1 over the "
+    "classes of all ranks.",
+    weight="(C,) class weights, of all ranks.",
+)
 def vocab_parallel_labo_cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -47,17 +52,15 @@ def vocab_parallel_labo_cross_entropy(
     size of the classes. The backward pass computes the gradient of each rank's slice without communication, provided
     that every rank backpropagates the same loss.
 
+    Options that the ranks do not split are the same on every rank.
+
     Args:
         input: this rank's logits (C_local) or (…, C_local), floating point, classes last, as column-parallel heads
             return them; -inf masks a class. Or a DTensor that is sharded on its last dimension over a one-dimensional
             mesh.
         target: class indices (…), counted over all ranks; the same on every rank.
         group: the ranks that hold the classes; None for all ranks. With a DTensor, the group of its mesh.
-        alpha, beta: as in `labo.labo_cross_entropy`, the same on every rank.
-        prior: None for uniform, or this rank's slice (C_local,) or (…, C_local) of probabilities that sum to 1 over
-            the classes of all ranks.
-        weight: the class weights (C,) of all ranks.
-        ignore_index, reduction, value: as in `labo.labo_cross_entropy`.
+        {options}
 
     Returns:
         The loss, equal on every rank, as `labo.labo_cross_entropy` returns it. alpha, beta and prior get no gradient,
@@ -77,7 +80,8 @@ def vocab_parallel_labo_cross_entropy(
         tensor(1.3863)
         >>> dist.destroy_process_group()
     """
-    check(alpha, beta, prior, reduction, value)
+    given = LossOptions(alpha, beta, prior, weight, ignore_index, reduction, value)
+    given.check()
     _refuse_gradients(alpha, beta, prior)
     input, group = _local(input, group)
     rows = _as_rows(input, target, weight, ignore_index)
