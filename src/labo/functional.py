@@ -9,10 +9,9 @@ from torch import Tensor
 
 from labo import checks, inner, kernels, last_layer
 from labo import reduction as _reduction
-from labo.errors import unknown
 from labo.inner import inner_value, optimal_labels
 from labo.kernels import autograd, operators, reference
-from labo.kernels.linear import ACCUMULATE, Chunks, Head
+from labo.kernels.linear import Chunks, Head, check_chunks
 from labo.kernels.options import Options, check
 from labo.reduction import Rows
 
@@ -112,9 +111,11 @@ def linear_labo_cross_entropy(
 
     Args:
         input: hidden states (…, D).
-        linear_weight: (V, D).
+        linear_weight: (V, D). A DTensor with Shard(0) on a one-dimensional mesh is a head of which every rank holds a
+            slice, as in `labo.vocab_parallel_linear_labo_cross_entropy`: `input` and `target` are then the same on
+            every rank; `prior` and `weight` are those of all classes.
         target: class indices (…), or probabilities (…, V).
-        linear_bias: (V,) or None.
+        linear_bias: (V,) or None; with a DTensor as `linear_weight`, sharded as that is.
         alpha, beta, prior, weight, ignore_index, reduction, value, impl: as in `labo_cross_entropy`; rows are (…).
         chunk_rows: number of rows per chunk of logits; by default as many as fit in the caches of a CPU, or as make
             efficient products on a GPU, within its free memory.
@@ -139,14 +140,6 @@ def linear_labo_cross_entropy(
     options = row_options(rows, alpha, beta, prior, value)
     chunks = Chunks(chunk_rows, accumulate)
     return last_layer.reduced(input, head, rows, options, reduction, impl=impl, chunks=chunks)
-
-
-def check_chunks(chunk_rows: int | None, accumulate: str) -> None:
-    """Check the options that only the linear form has."""
-    if chunk_rows is not None:
-        checks.integer("chunk_rows", chunk_rows)
-    if accumulate not in ACCUMULATE:
-        raise unknown("accumulate", accumulate, ACCUMULATE)
 
 
 def label_regularized_cross_entropy(
