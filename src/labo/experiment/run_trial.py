@@ -111,6 +111,7 @@ def _run(trial: Trial, folder: Path, progress: Progress) -> Record:
             keep_best=best,
             save_seconds=trial.save_seconds,
             augment=task.augmentation(splits, settings),
+            fsdp=trial.fsdp,
             progress=progress,
         ).run()
     except DivergedError as failure:
