@@ -27,6 +27,8 @@ ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 TRITON_TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 FORMS = {"2": 2, "3": 3, "4": 4, "inf": -1, "plain": 1, "series": 0}
 KERNELS = ("long_rows", "short_rows", "sum_parts", "write_parts", "scale_gradient")
+# Options that are off by default, each compiled alone and with the others.
+EXTRAS = ("z_loss", "softcap", "statistics", "all")
 BYTES_LOADED = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1}
 
 
@@ -41,6 +43,7 @@ class Variant:
     of_rows: bool = False
     classes: int = 32768
     capability: int = 90
+    extra: str = ""
 
 
 def variants(capability: int = 90, *, quick: bool = False) -> Iterator[Variant]:
@@ -52,6 +55,9 @@ def variants(capability: int = 90, *, quick: bool = False) -> Iterator[Variant]:
         if quick and (dtype == "float16" or (dtype == "bfloat16" and (prior or kernel.endswith("parts")))):
             continue
         yield Variant(kernel, dtype, form, prior, form == "series", classes, capability)
+        if dtype == "float32" and (form == "2" or (form == "plain" and prior)):
+            for extra in ("all",) if quick else EXTRAS:
+                yield Variant(kernel, dtype, form, prior, False, classes, capability, extra)
     if not quick:
         for dtype in ("float32", "bfloat16"):
             yield Variant("long_rows", dtype, classes=50257, capability=capability)  # rows that are not aligned
@@ -109,6 +115,11 @@ def compiled(variant: Variant) -> tuple[Any, dict[str, Any]]:
         types["prior"] = "*fp32"
     else:
         known["prior"] = None
+    for name, kind in (("z_loss", "fp32"), ("softcap", "fp32"), ("statistics", "*fp32")):
+        if variant.extra in (name, "all"):
+            types[name] = kind
+        else:
+            known[name] = None
     names = kernel.arg_names
     constants = {name: value for name, value in known.items() if name in names}
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
@@ -177,6 +188,7 @@ def measured(variant: Variant) -> dict[str, Any]:
         "beta": variant.form,
         "prior": int(variant.prior),
         "of_rows": int(variant.of_rows),
+        "extra": variant.extra,
         "classes": variant.classes,
         "capability": variant.capability,
         "warps": known["warps"],

@@ -245,7 +245,7 @@ def test_where_the_memory_lies_changes_no_bit(beta, with_prior, classes):
         lying["logits"][:], lying["prior"][:] = logits.ravel(), prior
         z, out, losses = lying["logits"].reshape(rows, -1), lying["out"].reshape(rows, -1), np.empty(rows, np.float32)
         given = lying["prior"] if with_prior else kernels.NO_PRIOR
-        results = (out, losses, np.empty(rows, bool), lying["scratch"])
+        results = (out, losses, np.empty(rows, bool), lying["scratch"], 0.0, kernels.NO_STATISTICS)
         assert kernels.sweep(z, target, weights, kernels.pair(0.3, beta), given, True, *results) == 0
         return out.tobytes() + losses.tobytes()
 

@@ -18,6 +18,7 @@ from vocab_linear_ranks import (
     DISAGREE,
     LEAVES,
     WIDTH,
+    WITH_STATISTICS,
     Whole,
     converted,
     examples,
@@ -39,13 +40,14 @@ def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def by_logits(case: dict[str, Any]) -> tuple[torch.Tensor, list[Any]]:
     """The loss and the gradients of one process in float64, from logits, by the reference implementation."""
     case = converted({name: value for name, value in case.items() if name != "chunk_rows"}, torch.float64)
-    options = {name: value for name, value in case.items() if name not in (*LEAVES, "target")}
+    options: dict[str, Any] = {name: value for name, value in case.items() if name not in (*LEAVES, "target")}
     bias = 0.0 if case["linear_bias"] is None else case["linear_bias"]
     hidden = torch.where(case["input"].isnan(), 0.0, case["input"])
     logits = (hidden @ case["linear_weight"].T + bias).movedim(-1, 1 if hidden.dim() > 1 else 0)
     loss = labo.labo_cross_entropy(logits, case["target"], impl="reference", **options)
     if options.get("value") == "plugin":  # the same gradient, which the inner value has without a constant label
-        inner = labo.labo_cross_entropy(logits, case["target"], impl="reference", **(options | {"value": "inner"}))
+        options["value"] = "inner"
+        inner = labo.labo_cross_entropy(logits, case["target"], impl="reference", **options)
         return loss.detach(), gradients(inner, case)
     return loss.detach(), gradients(loss, case)
 
@@ -92,9 +94,23 @@ def test_two_all_reduces_a_chunk_and_one_of_the_hidden_states(ranks):
     """Chunks of 2, 2 and 1 rows, after one exchange in which the ranks compare their arguments."""
     for result in ranks:
         (arguments, *forward), backward = result["crossing"]
-        assert arguments == len(ranks) * 15
+        assert arguments == len(ranks) * 19
         assert forward == [number for rows in (2, 2, 1) for number in (2 * rows + len(ranks), 6 * rows)]
         assert backward == [5 * WIDTH]
+
+
+@pytest.mark.parametrize("name", WITH_STATISTICS)
+def test_statistics_are_those_of_one_process(ranks, name):
+    case = CASES[name][1]()
+    case.pop("chunk_rows", None)
+    options: dict[str, Any] = {key: value for key, value in case.items() if key not in (*LEAVES, "target")}
+    logits = case["input"] @ case["linear_weight"].T + case["linear_bias"]
+    logits = logits.movedim(-1, 1)
+    whole = labo.labo_cross_entropy(logits, case["target"], impl="reference", return_statistics=True, **options)
+    for result in ranks:
+        for field, value in whole._asdict().items():
+            ours = getattr(result["statistics", name], field)
+            torch.testing.assert_close(ours.detach(), value, rtol=1e-9, atol=1e-9, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -121,7 +137,7 @@ def test_a_second_derivative_is_refused(ranks):
 
 @pytest.mark.parametrize("name", ["function", "replicated input", "module", "regularizer"])
 def test_a_head_that_is_a_dtensor(ranks, name):
-    options = {} if name == "regularizer" else {"prior": prior("random"), "weight": CLASS_WEIGHTS}
+    options: dict[str, Any] = {} if name == "regularizer" else {"prior": prior("random"), "weight": CLASS_WEIGHTS}
     loss, grads = by_logits(layer(**options))
     for result in ranks:
         torch.testing.assert_close(result[name][0], loss)
@@ -140,6 +156,7 @@ def test_a_head_that_is_a_dtensor(ranks, name):
         ("sharded input", "`input`, a DTensor, to be replicated on the mesh of `linear_weight`"),
         ("impl", "impl='blocked' takes no head that is split over ranks"),
         ("probabilities", "class indices with a head that is split over ranks"),
+        ("differentiable", "differentiable=False with a head that is split over ranks"),
         ("learnt alpha", "`alpha` not to require grad"),
         ("other examples", "the same `target` on every rank.*fully_shard.*full_tensor"),
     ],

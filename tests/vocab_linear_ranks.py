@@ -58,6 +58,7 @@ def sequences() -> Case:
     return {**case, "input": case["input"].reshape(3, 3, WIDTH), "target": case["target"].reshape(3, 3)}
 
 
+ROW_WEIGHTS = torch.tensor([1.0, 2.0, 0.0, 0.5, 3.0, 1.5, 0.0, 1.0, 2.0], dtype=torch.float64)
 CLASS_WEIGHTS = torch.arange(9.0, dtype=torch.float64)
 CASES: dict[str, tuple[dict[int, tuple[int, ...]], Callable[[], Case]]] = {
     "even": (EVEN, functools.partial(layer, 8)),
@@ -73,6 +74,17 @@ CASES: dict[str, tuple[dict[int, tuple[int, ...]], Callable[[], Case]]] = {
         for kind in ("random", "one side", "per row")
         for b in (2.0, INF)
     },
+    "z-loss": (UNEVEN, functools.partial(layer, z_loss=0.05, chunk_rows=4)),
+    "softcap": (UNEVEN, functools.partial(layer, softcap=1.5, alpha=0.4)),
+    "softcap and z-loss": (UNEVEN, functools.partial(masked, softcap=1.5, z_loss=0.05, prior=prior("random"))),
+    **{
+        f"row weights, {r}": (
+            UNEVEN,
+            functools.partial(ignored, row_weight=ROW_WEIGHTS, weight=CLASS_WEIGHTS, reduction=r),
+        )
+        for r in ("none", "mean")
+    },
+    "denominator": (UNEVEN, functools.partial(ignored, denominator=20.0)),
     "masked": (UNEVEN, masked),
     "masked, prior": (UNEVEN, functools.partial(masked, prior=prior("random"), alpha=0.4)),
     **{f"ignored, {r}": (UNEVEN, functools.partial(ignored, reduction=r)) for r in ("none", "mean", "sum")},
@@ -89,6 +101,8 @@ CASES: dict[str, tuple[dict[int, tuple[int, ...]], Callable[[], Case]]] = {
     "sequences": (UNEVEN, sequences),
     "plugin": (UNEVEN, functools.partial(layer, value="plugin", beta=0.5)),
 }
+WITH_STATISTICS = ("uneven", "random prior, beta 2.0", "one side prior, beta inf", "masked, prior", "ignored, mean")
+WITH_STATISTICS += ("softcap and z-loss", "row weights, mean", "sequences")
 LEAVES = ("input", "linear_weight", "linear_bias")
 
 # Arguments of each rank that do not fit together, and what every rank says; the first rank has an error of its own
@@ -99,6 +113,8 @@ DISAGREE: dict[str, tuple[Callable[[int], Case], str, str]] = {
         "the same rows of `input` on every rank.*but got 2, 3",
         "",
     ),
+    "statistics": (lambda rank: {"return_statistics": bool(rank)}, "the same `return_statistics`", ""),
+    "row weights": (lambda rank: {"row_weight": torch.tensor([1.0, rank])}, "the same `row_weight`", ""),
     "alpha": (lambda rank: {"alpha": 0.1 + 0.1 * rank}, "the same `alpha` on every rank.*0.1, 0.2", ""),
     "bias": (lambda rank: {"linear_bias": torch.zeros(4) if rank else None}, "presence of `linear_bias`.*0, 1", ""),
     "chunks": (lambda rank: {"chunk_rows": 1 + rank}, "the same `chunk_rows`.*1, 2", ""),
@@ -177,8 +193,12 @@ def work(rank: int, world: int, folder: Path) -> None:
         for name, (sizes, make) in CASES.items():
             for dtype in (torch.float64, torch.float32, torch.bfloat16):
                 mine = shard(converted(make(), dtype), sizes[world], rank)
-                loss = vocab_parallel_linear_labo_cross_entropy(**mine)
+                loss: Any = vocab_parallel_linear_labo_cross_entropy(**mine)
                 results[name, dtype] = loss.detach(), gradients(loss, mine)
+        for name in WITH_STATISTICS:
+            sizes, make = CASES[name]
+            mine = shard(converted(make(), torch.float64), sizes[world], rank)
+            results["statistics", name] = vocab_parallel_linear_labo_cross_entropy(**mine, return_statistics=True)
         results["bad"] = {name: error(**arguments) for name, (arguments, _, _) in BAD.items()}
         results["disagree"] = {name: error(**make(min(rank, 1))) for name, (make, _, _) in DISAGREE.items()}
         results["crossing"] = crossing()
@@ -213,7 +233,7 @@ def crossing() -> tuple[list[int], list[int]]:
     with ExitStack() as stack:
         for name in ("all_reduce", "all_gather", "all_gather_into_tensor", "broadcast", "reduce", "send"):
             stack.enter_context(patch.object(dist, name, functools.partial(seen, getattr(dist, name))))
-        loss = vocab_parallel_linear_labo_cross_entropy(hidden, weight, torch.arange(5), chunk_rows=2)
+        loss: Any = vocab_parallel_linear_labo_cross_entropy(hidden, weight, torch.arange(5), chunk_rows=2)
         forward = numbers[:]
         loss.backward()
     return forward, numbers[len(forward) :]
@@ -222,7 +242,7 @@ def crossing() -> tuple[list[int], list[int]]:
 def twice() -> str:
     hidden = torch.ones(2, WIDTH, requires_grad=True)
     arguments: Case = {**PLAIN, "input": hidden}
-    loss = vocab_parallel_linear_labo_cross_entropy(**arguments)
+    loss: Any = vocab_parallel_linear_labo_cross_entropy(**arguments)
     try:
         torch.autograd.grad(loss, hidden, create_graph=True)
     except RuntimeError as raised:
@@ -254,6 +274,7 @@ def dtensors(world: int) -> dict[str, Any]:
             loss = labo.LabelRegularizedLoss(regularizer).linear(hidden, weight, mine["target"], bias)
         else:
             loss = labo.linear_labo_cross_entropy(**mine)
+        assert isinstance(loss, Tensor)
         grads = [grad.full_tensor() if hasattr(grad, "full_tensor") else grad for grad in gradients(loss, mine)]
         results[name] = loss.detach(), grads
     return results
@@ -274,6 +295,7 @@ def dtensor_errors(rank: int, world: int) -> dict[str, Any]:
         "sharded input": {"input": distribute_tensor(hidden, mesh, [Shard(0)])},
         "impl": {"impl": "blocked"},
         "probabilities": {"target": torch.full((2, 8), 0.125)},
+        "differentiable": {"return_statistics": True, "differentiable": True},
         "learnt alpha": {"alpha": torch.tensor(0.1, requires_grad=True)},
         "other examples": {"target": torch.tensor([0, min(rank, 1)])},
     }
@@ -295,7 +317,9 @@ class Whole(nn.Module):
         hidden = self.body(features).tanh()
         if target is None:
             return hidden
-        return labo.linear_labo_cross_entropy(hidden, self.head.weight, target, linear_bias=self.head.bias)
+        return labo.linear_labo_cross_entropy(
+            hidden, self.head.weight, target, linear_bias=self.head.bias, impl="blocked"
+        )
 
 
 def examples(rank: int) -> tuple[Tensor, Tensor]:
@@ -320,7 +344,7 @@ def fsdp(rank: int, world: int) -> dict[str, Any]:
             hidden, parts = model(features), (model.head.weight, model.head.bias)
             if name == "gathered":
                 parts = tuple(part.full_tensor(grad_placements=[Partial("avg")]) for part in parts)
-            loss = labo.linear_labo_cross_entropy(hidden, parts[0], target, linear_bias=parts[1])
+            loss = labo.linear_labo_cross_entropy(hidden, parts[0], target, linear_bias=parts[1], impl="blocked")
         loss.backward()
         results[name] = {key: parameter.grad.full_tensor() for key, parameter in model.named_parameters()}
     return results

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from labo.indexed import IndexedDataset
     from labo.inner import inner_value, optimal_labels
     from labo.kernels import implementations
+    from labo.kernels.statistics import LossStatistics
     from labo.kernels.vocab_parallel import vocab_parallel_labo_cross_entropy
     from labo.kernels.vocab_parallel_linear import vocab_parallel_linear_labo_cross_entropy
     from labo.modules import LabelRegularizedLoss, LABOLoss, LinearLABOLoss
@@ -29,6 +30,7 @@ _LAZY_ATTRIBUTES = {
     "LinearLABOLoss": "modules",
     "LabelRegularizedLoss": "modules",
     "implementations": "kernels",
+    "LossStatistics": "kernels.statistics",
     "vocab_parallel_labo_cross_entropy": "kernels.vocab_parallel",
     "vocab_parallel_linear_labo_cross_entropy": "kernels.vocab_parallel_linear",
     "IndexedDataset": "indexed",
@@ -42,6 +44,7 @@ __all__ = [
     "LABOLoss",
     "LabelRegularizedLoss",
     "LinearLABOLoss",
+    "LossStatistics",
     "cross_fit",
     "functional",
     "implementations",

@@ -188,6 +188,40 @@ def class_weight(name: str, value: Tensor | None, classes: int | None = None) ->
     require((fixed >= 0) & (fixed < math.inf), f"Expected argument `{name}` to be finite and >= 0, but got {actual}.")
 
 
+def denominator(name: str, value: float | Tensor) -> None:
+    """Check that `value` is a number or a scalar tensor, finite and not negative."""
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"Expected argument `{name}` to be a scalar, but got shape {tuple(value.shape)}.")
+        _in_range(name, value, "finite and >= 0", 0.0, torch.finfo(torch.float64).max, open_low=False)
+    else:
+        number(name, value, "[0, inf)")
+
+
+def row_weight(name: str, value: Tensor, shape: torch.Size, kept: Tensor | None, *, signed: bool) -> None:
+    """Check that `value` is a finite weight for each row; not negative unless `signed`. Ignored rows hold anything."""
+    tensor(name, value)
+    if not value.dtype.is_floating_point:
+        raise TypeError(f"Expected argument `{name}` to be floating point, but got dtype {value.dtype}.")
+    if value.shape != shape:
+        raise ValueError(
+            f"Expected argument `{name}` to have a weight for each row, shape {tuple(shape)}, but got "
+            f"{tuple(value.shape)}."
+        )
+    if traced(value) or not value.numel():
+        return
+    fixed = value.detach().reshape(-1)
+    fixed = fixed if kept is None else torch.where(kept, fixed, 0.0)
+    actual = _value_range(fixed) if fixed.device.type == "cpu" else "others"
+    require(fixed.isfinite(), f"Expected argument `{name}` to be finite, but got {actual}.")
+    if not signed:
+        require(
+            fixed >= 0,
+            f"Expected argument `{name}` to be >= 0 with reduction='mean', which divides by the sum of the weights, "
+            f"but got {actual}; negative weights need denominator= or reduction='sum'.",
+        )
+
+
 def class_indices(name: str, value: Tensor, classes: int, ignore_index: int | None) -> bool:
     """Check that int64 targets are in [0, classes) or `ignore_index`; returns whether some may be ignored."""
     if torch.compiler.is_compiling():

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
-from labo import checks, inner, kernels, last_layer
+from labo import checks, kernels, last_layer
 from labo import reduction as _reduction
+from labo.errors import UserError
 from labo.inner import inner_value, optimal_labels
 from labo.kernels import autograd, operators, reference
 from labo.kernels.linear import Chunks, Head, check_chunks
-from labo.kernels.options import Options, check
+from labo.kernels.options import LossArguments, LossOptions, Options, documented
+from labo.kernels.statistics import NOTHING, LossStatistics, Wanted, as_statistics
 from labo.reduction import Rows
 
 __all__ = [
@@ -24,6 +28,25 @@ __all__ = [
 ]
 
 
+@overload
+def labo_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    *,
+    return_statistics: Literal[False] = False,
+    inplace_backward: bool = False,
+    **options: Unpack[LossArguments],
+) -> Tensor: ...
+@overload
+def labo_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    *,
+    return_statistics: Literal[True],
+    inplace_backward: bool = False,
+    **options: Unpack[LossArguments],
+) -> LossStatistics: ...
+@documented()
 def labo_cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -36,8 +59,14 @@ def labo_cross_entropy(
     reduction: str = "mean",
     value: str = "inner",
     impl: str = "auto",
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    row_weight: Tensor | None = None,
+    denominator: float | Tensor | None = None,
+    return_statistics: bool = False,
+    differentiable: bool = False,
     inplace_backward: bool = False,
-) -> Tensor:
+) -> Tensor | LossStatistics:
     """Cross-entropy regularized by the optimal label: (1 - alpha) * CE(target, p) + alpha * V(input).
 
     V(z) = min_q CE(q, p) + beta * KL(q || prior) = lse(z) - beta * lse(z / beta + log prior), whose minimiser
@@ -47,24 +76,17 @@ def labo_cross_entropy(
     Args:
         input: logits (C), (N, C) or (N, C, d1, …), floating point; -inf masks a class.
         target: class indices of the shape of `input` without C, or probabilities of `input`'s shape, summing to 1.
-        alpha: strength in [0, 1]; float, or a tensor that broadcasts over the rows (the shape of the indices).
-        beta: pull towards the prior in (0, inf], like `alpha`. inf is label smoothing towards the prior; 1 (uniform
-            prior) leaves (1 - alpha) * CE; below 1 sharpens.
-        prior: None for uniform, or probabilities (C,) or (…, C), classes last.
-        weight: (C,) class weights. With indices, weight[target] multiplies the example's whole loss.
-        ignore_index: targets of this value are ignored; not used with probabilities.
-        reduction: "mean" (over the kept examples' weights; over all rows for probabilities), "sum" or "none".
-        value: "inner" reports V; "plugin" reports CE(q*, p) with q* constant: the same gradient in the logits.
-        impl: "auto", or one of `labo.implementations()`.
+        {options}
         inplace_backward: let the gradient overwrite `input`, which must not be read after this call. Allows only one
             backward pass. An operation that saved `input` for its own backward (such as a softmax) raises an error
             there. The reference implementation and compiled graphs ignore it.
 
     Returns:
         The loss, of `input`'s dtype (float32 for half precision under autocast). 0 if no row is kept; +inf if a
-        target is masked, or if the prior has no mass on an unmasked class.
-        Every other input that requires a gradient gets one: alpha, beta, prior, weight and probabilities as target
-        ("plugin": not beta and prior), by the reference implementation.
+        target is masked, or if the prior has no mass on an unmasked class. With return_statistics=True, a
+        `labo.LossStatistics`.
+        Every other input that requires a gradient gets one: alpha, beta, prior, weight, row_weight, denominator and
+        probabilities as target ("plugin": not beta and prior), by the reference implementation.
 
     Raises:
         ValueError, TypeError: an argument is out of range or does not fit; the message names it.
@@ -78,15 +100,49 @@ def labo_cross_entropy(
         >>> labo_cross_entropy(logits, target, alpha=0.1, beta=2.0)
         tensor(1.3863)
     """
-    check_options(alpha, beta, prior, reduction, value, impl)
-    rows = _reduction.as_rows(input, target, weight, ignore_index)
-    options = row_options(rows, alpha, beta, prior, value)
+    given = LossOptions(
+        alpha, beta, prior, weight, ignore_index, reduction, value, impl, z_loss, softcap, row_weight, denominator,
+        return_statistics, differentiable,
+    )  # fmt: skip
+    check_options(given)
+    rows = _reduction.as_rows(input, target, weight, ignore_index, row_weight=row_weight, signed=given.weights_signed)
+    options = given.of_rows(rows)
     if inplace_backward:
+        if differentiable:
+            raise UserError(
+                "Expected inplace_backward=False with differentiable=True, whose backward pass reads the logits again."
+            )
         checks.may_be_overwritten("input", input)
     dtype = checks.result_dtype(input)
-    return reduced(rows, options, reduction, dtype, impl=impl, inplace=inplace_backward)
+    count, wanted = given.count(rows.raw), Wanted(return_statistics, differentiable)
+    return _solved(rows, options, reduction, dtype, impl=impl, count=count, inplace=inplace_backward, wanted=wanted)
 
 
+@overload
+def linear_labo_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    return_statistics: Literal[False] = False,
+    chunk_rows: int | None = None,
+    accumulate: str = "float32",
+    **options: Unpack[LossArguments],
+) -> Tensor: ...
+@overload
+def linear_labo_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    return_statistics: Literal[True],
+    chunk_rows: int | None = None,
+    accumulate: str = "float32",
+    **options: Unpack[LossArguments],
+) -> LossStatistics: ...
+@documented()
 def linear_labo_cross_entropy(
     input: Tensor,
     linear_weight: Tensor,
@@ -101,9 +157,15 @@ def linear_labo_cross_entropy(
     reduction: str = "mean",
     value: str = "inner",
     impl: str = "auto",
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    row_weight: Tensor | None = None,
+    denominator: float | Tensor | None = None,
+    return_statistics: bool = False,
+    differentiable: bool = False,
     chunk_rows: int | None = None,
     accumulate: str = "float32",
-) -> Tensor:
+) -> Tensor | LossStatistics:
     """`labo_cross_entropy` of the logits input @ linear_weight.T + linear_bias, which are never materialized.
 
     Rows are processed in chunks. The reference implementation recomputes the logits in the backward pass, except under
@@ -116,7 +178,7 @@ def linear_labo_cross_entropy(
             every rank; `prior` and `weight` are those of all classes.
         target: class indices (…), or probabilities (…, V).
         linear_bias: (V,) or None; with a DTensor as `linear_weight`, sharded as that is.
-        alpha, beta, prior, weight, ignore_index, reduction, value, impl: as in `labo_cross_entropy`; rows are (…).
+        {options}
         chunk_rows: number of rows per chunk of logits; by default as many as fit in the caches of a CPU, or as make
             efficient products on a GPU, within its free memory.
         accumulate: dtype in which the gradient of the head is summed over chunks, "float32" or "input". In half
@@ -133,13 +195,22 @@ def linear_labo_cross_entropy(
         >>> linear_labo_cross_entropy(hidden, head, torch.tensor([0, 3]))
         tensor(1.3863)
     """
-    check_options(alpha, beta, prior, reduction, value, impl)
+    given = LossOptions(
+        alpha, beta, prior, weight, ignore_index, reduction, value, impl, z_loss, softcap, row_weight, denominator,
+        return_statistics, differentiable,
+    )  # fmt: skip
+    check_options(given)
     check_chunks(chunk_rows, accumulate)
     head = Head(linear_weight, linear_bias)
-    rows = last_layer.rows_of(input, head, target, weight, ignore_index)
-    options = row_options(rows, alpha, beta, prior, value)
-    chunks = Chunks(chunk_rows, accumulate)
-    return last_layer.reduced(input, head, rows, options, reduction, impl=impl, chunks=chunks)
+    rows = last_layer.rows_of(
+        input, head, target, weight, ignore_index, row_weight=row_weight, signed=given.weights_signed
+    )
+    options = given.of_rows(rows)
+    chunks, wanted = Chunks(chunk_rows, accumulate), Wanted(return_statistics, differentiable)
+    count = given.count(rows.raw)
+    return last_layer.solved(
+        input, head, rows, options, reduction, impl=impl, count=count, chunks=chunks, wanted=wanted
+    )
 
 
 def label_regularized_cross_entropy(
@@ -198,10 +269,7 @@ def row_options(
     rows: Rows, alpha: float | Tensor, beta: float | Tensor, prior: Tensor | None, value: str = "inner"
 ) -> Options:
     """The options of the loss for `rows`; values that broadcast over the rows become (N,)."""
-    prior = rows.distribution("prior", prior)
-    weight = rows.weight if rows.has_probabilities else None
-    beta = inner.clamp_beta(beta)
-    return Options(rows.per_row("alpha", alpha), rows.per_row("beta", beta), prior, weight, value)
+    return LossOptions(alpha, beta, prior, value=value).of_rows(rows)
 
 
 def labo_losses(rows: Rows, options: Options) -> Tensor:
@@ -223,37 +291,62 @@ def reduced(
 
     With `inplace` the gradient may overwrite the logits.
     """
+    loss = _solved(rows, options, reduction, dtype, impl=impl, count=count, inplace=inplace)
+    assert isinstance(loss, Tensor)
+    return loss
+
+
+def _solved(
+    rows: Rows,
+    options: Options,
+    reduction: str,
+    dtype: torch.dtype,
+    *,
+    impl: str,
+    count: Tensor | None,
+    inplace: bool = False,
+    wanted: Wanted = NOTHING,
+) -> Tensor | LossStatistics:
+    """Like `reduced`, with statistics where they are wanted."""
     row_weights = _reduction.final_row_weights(rows, reduction, reference.working_dtype(rows.raw), count)
-    operator = kernels.as_operator(impl, rows.target, options, row_weights)
-    solve = None if operator else kernels.choose(impl, (rows.raw,), rows.target, options, row_weights)
+    sources = _reduction.weight_sources(rows, count)
+    operator = kernels.as_operator(impl, rows.target, options, sources, wanted)
+    solve = None if operator else kernels.choose(impl, (rows.raw,), rows.target, options, sources)
+    statistics = None
     if solve is None and not operator:
-        return _reduction.reduce(labo_losses(rows, options), rows, reduction, dtype, count)
-    total = reduction != "none"
-    arguments = (rows.raw, rows.target, row_weights, options.normalised())
-    if solve is None:
-        loss = operators.loss(*arguments, impl, total=total)
+        loss = _reduction.reduce(labo_losses(rows, options), rows, reduction, dtype, count)
+        if wanted.statistics:
+            differentiable = wanted.differentiable
+            statistics = reference.statistics(rows.logits, rows.target, options, differentiable=differentiable)
+            statistics = torch.where(row_weights == 0, math.nan, statistics)
     else:
-        apply = autograd.total if total else autograd.rows
-        loss = apply(solve, *arguments, inplace=inplace)
-    return (loss if total else loss.reshape(rows.shape)).to(dtype)
+        total = reduction != "none"
+        arguments = (rows.raw, rows.target, row_weights, options.normalised())
+        if solve is None:
+            loss, statistics = operators.loss(*arguments, impl, total=total, wanted=wanted)
+        else:
+            apply = autograd.total if total else autograd.rows
+            loss, statistics = apply(solve, *arguments, inplace=inplace, wanted=wanted)
+        loss = (loss if total else loss.reshape(rows.shape)).to(dtype)
+    if statistics is None:
+        return loss
+    return as_statistics(loss, statistics, rows, row_weights, options, reduction, wanted)
 
 
-def solved(
+def reduced_by(
     solve: autograd.Solve, rows: Rows, reduction: str, dtype: torch.dtype, *, count: Tensor | None = None
 ) -> Tensor | None:
     """Like `reduced`, with the given implementation; None if it cannot give what the inputs require."""
     options = Options(1.0, math.inf, weight=rows.weight if rows.has_probabilities else None)
     row_weights = _reduction.final_row_weights(rows, reduction, reference.working_dtype(rows.raw), count)
-    if kernels.unsupported_by_all((rows.raw,), rows.target, options, row_weights):
+    if kernels.unsupported_by_all((rows.raw,), rows.target, options, _reduction.weight_sources(rows, count)):
         return None
     if reduction == "none":
-        return autograd.rows(solve, rows.raw, rows.target, row_weights, options).reshape(rows.shape).to(dtype)
-    return autograd.total(solve, rows.raw, rows.target, row_weights, options).to(dtype)
+        return autograd.rows(solve, rows.raw, rows.target, row_weights, options)[0].reshape(rows.shape).to(dtype)
+    return autograd.total(solve, rows.raw, rows.target, row_weights, options)[0].to(dtype)
 
 
-def check_options(
-    alpha: float | Tensor, beta: float | Tensor, prior: Tensor | None, reduction: str, value: str, impl: str
-) -> None:
-    """Check the options of the losses, before any tensor of the batch."""
-    check(alpha, beta, prior, reduction, value)
-    kernels.check(impl)
+def check_options(options: LossOptions) -> None:
+    """Check the options of a loss, before any tensor of the batch."""
+    options.check()
+    kernels.check(options.impl)

@@ -15,7 +15,8 @@ from labo import reduction as _reduction
 from labo.errors import UserError
 from labo.errors import unknown as unknown_name
 from labo.kernels.linear import Head
-from labo.kernels.options import Options
+from labo.kernels.options import ARGUMENTS, OF_BATCH, LossOptions, Options, documented
+from labo.kernels.statistics import LossStatistics
 from labo.regularizers.base import Regularizer, data_losses
 from labo.regularizers.labo import LABO
 
@@ -25,48 +26,34 @@ __all__ = ["LABOLoss", "LabelRegularizedLoss", "LinearLABOLoss"]
 class _LABOOptions(nn.Module):
     """The options of both losses. Tensors among them are buffers, which move with the module."""
 
+    alpha: float | Tensor
+    beta: float | Tensor
     prior: Tensor | None
     weight: Tensor | None
+    ignore_index: int
+    reduction: str
 
-    def __init__(
-        self,
-        weight: Tensor | None = None,
-        *,
-        alpha: float | Tensor = 0.1,
-        beta: float | Tensor = 2.0,
-        prior: Tensor | None = None,
-        ignore_index: int = -100,
-        reduction: str = "mean",
-        value: str = "inner",
-        impl: str = "auto",
-        **unknown: Any,
-    ) -> None:
+    def __init__(self, options: LossOptions) -> None:
         super().__init__()
-        _reject_unknown(unknown)
-        functional.check_options(alpha, beta, prior, reduction, value, impl)
-        checks.class_weight("weight", weight)
-        self.register_buffer("weight", weight)
-        if isinstance(prior, nn.Parameter):
-            self.prior = prior
-        else:
-            self.register_buffer("prior", prior)
-        self._set_option("alpha", alpha)
-        self._set_option("beta", beta)
-        self.ignore_index = ignore_index
-        self.reduction = reduction
-        self.value = value
-        self.impl = impl
+        functional.check_options(options)
+        checks.class_weight("weight", options.weight)
+        self._names = tuple(name for name in options.named() if name not in OF_BATCH)
+        for name in self._names:
+            option = getattr(options, name)
+            if name in ("weight", "prior") and not isinstance(option, nn.Parameter):
+                self.register_buffer(name, option)
+            else:
+                self._set_option(name, option)
 
-    def _set_option(self, name: str, value: float | Tensor) -> None:
-        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and not value.requires_grad:
-            self.register_buffer(name, value)
+    def _set_option(self, name: str, option: Any) -> None:
+        if isinstance(option, Tensor) and not isinstance(option, nn.Parameter) and not option.requires_grad:
+            self.register_buffer(name, option)
         else:
-            setattr(self, name, checks.python_number(value))
+            setattr(self, name, checks.python_number(option))
 
     def options(self) -> dict[str, Any]:
         """The keyword arguments of the function."""
-        names = ("alpha", "beta", "prior", "weight", "ignore_index", "reduction", "value", "impl")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in self._names}
 
     def extra_repr(self) -> str:
         """alpha, beta and the reduction."""
@@ -82,14 +69,16 @@ def _reject_unknown(unknown: dict[str, Any]) -> None:
         raise TypeError(f"Expected no argument `{name}`.")
 
 
+@documented(
+    prior=f'{ARGUMENTS["prior"][:-1]}. Or "memory": the label of each example is learnt during training, alpha '
+    "defaults to 0.8 and beta to inf, and the loss is called with the `indices` of the batch's examples in the "
+    "training data.",
+)
 class LABOLoss(_LABOOptions):
     """`labo.labo_cross_entropy` as a module; replaces `nn.CrossEntropyLoss`.
 
     Args:
-        weight: (C,) class weights, first as in `nn.CrossEntropyLoss`.
-        alpha, beta, prior, ignore_index, reduction, value, impl: as in `labo.labo_cross_entropy`. With prior="memory"
-            the label of each example is learnt during training: alpha defaults to 0.8 and beta to inf, and the loss is
-            called with the `indices` of the batch's examples in the training data.
+        {options}
         examples: number of training examples; required with prior="memory".
         sharpness, decay, epsilon, top: options of the memory, as in `labo.regularizers.create("labo", prior="memory")`.
 
@@ -117,6 +106,10 @@ class LABOLoss(_LABOOptions):
         reduction: str = "mean",
         value: str = "inner",
         impl: str = "auto",
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        return_statistics: bool = False,
+        differentiable: bool = False,
         examples: int | None = None,
         sharpness: float | None = None,
         decay: float | None = None,
@@ -124,6 +117,7 @@ class LABOLoss(_LABOOptions):
         top: int | None = None,
         **unknown: Any,
     ) -> None:
+        _reject_unknown(unknown)
         memory_options = {"sharpness": sharpness, "decay": decay, "epsilon": epsilon, "top": top}
         memory_options = {name: option for name, option in memory_options.items() if option is not None}
         member, distribution = None, None
@@ -136,21 +130,27 @@ class LABOLoss(_LABOOptions):
             for name in (*memory_options, *([] if examples is None else ["examples"])):
                 raise ValueError(f'Expected argument `{name}` only with prior="memory".')
         defaults = LABO.defaults({} if member is None else {"prior": "memory"})
-        super().__init__(
-            weight,
-            alpha=defaults["alpha"] if alpha is None else alpha,
-            beta=defaults["beta"] if beta is None else beta,
-            prior=distribution,
-            ignore_index=ignore_index,
-            reduction=reduction,
-            value=value,
-            impl=impl,
-            **unknown,
-        )
+        strength = defaults["alpha"] if alpha is None else alpha
+        pull = defaults["beta"] if beta is None else beta
+        given = LossOptions(
+            strength, pull, distribution, weight, ignore_index, reduction, value, impl, z_loss, softcap,
+            return_statistics=return_statistics, differentiable=differentiable,
+        )  # fmt: skip
+        super().__init__(given)
+        if member is not None:
+            _reject_with_memory(given)
         self.member = member
 
-    def forward(self, input: Tensor, target: Tensor, *, indices: Tensor | None = None) -> Tensor:
-        """The loss of logits (C), (N, C) or (N, C, d1, …).
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        *,
+        row_weight: Tensor | None = None,
+        denominator: float | Tensor | None = None,
+        indices: Tensor | None = None,
+    ) -> Tensor | LossStatistics:
+        """The loss of logits (C), (N, C) or (N, C, d1, …); arguments as in `labo.labo_cross_entropy`.
 
         With prior="memory", `indices` are the indices of the targets in the training data, of the shape of the targets.
         In evaluation mode (`.eval()`) they may be omitted; then the loss is the plain cross-entropy.
@@ -158,14 +158,28 @@ class LABOLoss(_LABOOptions):
         if self.member is None:
             if indices is not None:
                 raise TypeError('Expected no argument `indices` without prior="memory".')
-            return functional.labo_cross_entropy(input, target, **self.options())
+            options = {**self.options(), "row_weight": row_weight, "denominator": denominator}
+            return functional.labo_cross_entropy(input, target, **options)
         batch = {} if indices is None else {"indices": indices}
-        rows = rows_with(self.member, input, target, self.weight, self.ignore_index, batch, training=self.training)
-        return reduced(self.member, rows, self.reduction, checks.result_dtype(input), training=self.training)
+        given = LossOptions(reduction=self.reduction, row_weight=row_weight, denominator=denominator)
+        given.check()
+        self.member.require(batch if self.training else None)
+        weights = {"row_weight": row_weight, "signed": given.weights_signed}
+        rows = _reduction.as_rows(input, target, self.weight, self.ignore_index, **weights)
+        rows, count = replace(rows, given=batch), given.count(rows.raw)
+        dtype = checks.result_dtype(input)
+        return reduced(self.member, rows, self.reduction, dtype, training=self.training, count=count)
 
     def extra_repr(self) -> str:
         """alpha, beta and the reduction."""
         return super().extra_repr() if self.member is None else f"prior='memory', {super().extra_repr()}"
+
+
+def _reject_with_memory(options: LossOptions) -> None:
+    """Raise an error for what the loss with a memory does not have."""
+    for name, absent in (("z_loss", 0.0), ("softcap", None), ("return_statistics", False)):
+        if getattr(options, name) != absent:
+            raise UserError(f'Expected no argument `{name}` with prior="memory"; the other priors support it.')
 
 
 def _with_memory(prior: str, impl: str, examples: int | None, options: dict[str, Any]) -> LABO:
@@ -181,11 +195,12 @@ def _with_memory(prior: str, impl: str, examples: int | None, options: dict[str,
     return member
 
 
+@documented()
 class LinearLABOLoss(_LABOOptions):
     """`labo.linear_labo_cross_entropy` as a module; the weight of the last layer is an argument of each call.
 
     Args:
-        weight, alpha, beta, prior, ignore_index, reduction, value, impl: as in `LABOLoss`.
+        {options}
         chunk_rows, accumulate: as in `labo.linear_labo_cross_entropy`.
 
     Raises:
@@ -201,11 +216,27 @@ class LinearLABOLoss(_LABOOptions):
         self,
         weight: Tensor | None = None,
         *,
+        alpha: float | Tensor = 0.1,
+        beta: float | Tensor = 2.0,
+        prior: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        value: str = "inner",
+        impl: str = "auto",
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        return_statistics: bool = False,
+        differentiable: bool = False,
         chunk_rows: int | None = None,
         accumulate: str = "float32",
-        **options: Any,
+        **unknown: Any,
     ) -> None:
-        super().__init__(weight, **options)
+        _reject_unknown(unknown)
+        given = LossOptions(
+            alpha, beta, prior, weight, ignore_index, reduction, value, impl, z_loss, softcap,
+            return_statistics=return_statistics, differentiable=differentiable,
+        )  # fmt: skip
+        super().__init__(given)
         functional.check_chunks(chunk_rows, accumulate)
         self.chunk_rows, self.accumulate = chunk_rows, accumulate
 
@@ -214,10 +245,17 @@ class LinearLABOLoss(_LABOOptions):
         return {**super().options(), "chunk_rows": self.chunk_rows, "accumulate": self.accumulate}
 
     def forward(
-        self, input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None = None
-    ) -> Tensor:
-        """The loss of hidden states (…, D) under the head (V, D)."""
-        options = self.options()
+        self,
+        input: Tensor,
+        linear_weight: Tensor,
+        target: Tensor,
+        linear_bias: Tensor | None = None,
+        *,
+        row_weight: Tensor | None = None,
+        denominator: float | Tensor | None = None,
+    ) -> Tensor | LossStatistics:
+        """The loss of hidden states (…, D) under the head (V, D); as `labo.linear_labo_cross_entropy`."""
+        options = {**self.options(), "row_weight": row_weight, "denominator": denominator}
         return functional.linear_labo_cross_entropy(input, linear_weight, target, linear_bias=linear_bias, **options)
 
 
@@ -332,7 +370,7 @@ class LabelRegularizedLoss(nn.Module):
         solve = self.regularizer.solver(rows) if self.regularizer.has_linear_form else None
         if solve is None:
             raise no_linear_form(self.regularizer)
-        return last_layer.solved(solve, input, head, rows, reduction, count=count)
+        return last_layer.reduced_by(solve, input, head, rows, reduction, count=count)
 
     def _losses(self, rows: _reduction.Rows) -> Tensor:
         has_memory = self.regularizer.prediction_memory is not None
@@ -381,7 +419,7 @@ def reduced(
         if options is not None:
             return functional.reduced(rows, options, reduction, dtype, count=count)
         solve = regularizer.solver(rows)
-        loss = None if solve is None else functional.solved(solve, rows, reduction, dtype, count=count)
+        loss = None if solve is None else functional.reduced_by(solve, rows, reduction, dtype, count=count)
         if loss is not None:
             return loss
     return _reduction.reduce(row_losses(regularizer, rows, training=training), rows, reduction, dtype, count)

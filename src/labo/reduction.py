@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,8 +24,8 @@ class Rows:
 
     `kept` (N,) is False for ignored rows, whose logits and targets are replaced by zeros so that NaN in them does not
     reach a sum; it is None if no row is ignored. `raw` are the logits including ignored rows, for implementations that
-    skip these themselves. `weight` is the (C,) class weights. `shape` is the shape of the result under
-    reduction="none". `given` are the other inputs of the batch, by name.
+    skip these themselves. `weight` is the (C,) class weights, `row_weight` (N,) weights of the rows. `shape` is the
+    shape of the result under reduction="none". `given` are the other inputs of the batch, by name.
     """
 
     raw: Tensor
@@ -34,6 +34,7 @@ class Rows:
     weight: Tensor | None
     shape: torch.Size
     given: Mapping[str, Any] = field(default_factory=dict)
+    row_weight: Tensor | None = None
     _clean: list[Tensor] = field(default_factory=list, repr=False, compare=False)
 
     @property
@@ -72,8 +73,29 @@ class Rows:
         return value.expand(*self.shape, classes).reshape(-1, classes)
 
 
-def as_rows(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, *, class_dim: int = 1) -> Rows:
-    """Flatten (C), (N, C) or (N, C, d1, …) logits and their targets; `class_dim` is the class dimension from 2-d on."""
+def as_rows(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    *,
+    class_dim: int = 1,
+    row_weight: Tensor | None = None,
+    signed: bool = False,
+) -> Rows:
+    """Flatten (C), (N, C) or (N, C, d1, …) logits and their targets; `class_dim` is the class dimension from 2-d on.
+
+    `row_weight` has the shape of the result under reduction="none"; `signed` allows negative ones.
+    """
+    rows = _flatten(input, target, weight, ignore_index, class_dim)
+    if row_weight is None:
+        return rows
+    checks.row_weight("row_weight", row_weight, rows.shape, rows.kept, signed=signed)
+    checks.same_device("row_weight", row_weight, input)
+    return replace(rows, row_weight=row_weight.reshape(-1))
+
+
+def _flatten(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, class_dim: int) -> Rows:
     checks.floating("input", input)
     dim = class_dim if input.dim() > 1 else 0
     classes = input.shape[dim]
@@ -129,7 +151,7 @@ def check_reduction(reduction: str) -> None:
 
 def total_and_count(losses: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
     """The sum of the row losses (N,), with class weights and mask applied, and the denominator of "mean"."""
-    if rows.kept is None and (rows.weight is None or rows.has_probabilities):  # the common case, in few operations
+    if not _weights_differ(rows):  # the common case, in few operations
         return losses.sum(), losses.new_full((), len(losses))
     weights = row_weights(rows, losses.dtype)
     return _weighted(losses, weights).sum(), weights.sum()
@@ -156,7 +178,7 @@ def mean(total: Tensor, count: Tensor) -> Tensor:
 def final_row_weights(rows: Rows, reduction: str, dtype: torch.dtype, count: Tensor | None = None) -> Tensor:
     """The weight of each row in the result, (N,), divided by the denominator for a mean (`count` if given)."""
     size = rows.raw.shape[0]
-    if reduction == "mean" and count is None and size and rows.kept is None and rows.weight is None:
+    if reduction == "mean" and count is None and size and not _weights_differ(rows):
         return rows.raw.new_full((size,), 1 / size, dtype=dtype)  # the common case, in one operation
     weights = row_weights(rows, dtype)
     if reduction != "mean":
@@ -165,14 +187,28 @@ def final_row_weights(rows: Rows, reduction: str, dtype: torch.dtype, count: Ten
 
 
 def row_weights(rows: Rows, dtype: torch.dtype) -> Tensor:
-    """The weight of each row, (N,): its class weight, 0 if it is ignored."""
-    if rows.has_probabilities or rows.weight is None:  # with probabilities, weights apply to classes, not to examples
-        if rows.kept is None:
-            return rows.raw.new_ones(rows.raw.shape[0], dtype=dtype)
-        return rows.kept.to(dtype)
-    weights = rows.weight.to(dtype)[rows.target]
+    """The weight of each row, (N,): its class weight times its own, 0 if it is ignored."""
+    weights = None if rows.row_weight is None else rows.row_weight.to(dtype)
+    if rows.weight is not None and not rows.has_probabilities:  # with probabilities, class weights apply inside rows
+        of_class = rows.weight.to(dtype)[rows.target]
+        weights = of_class if weights is None else of_class * weights
+    if weights is None:
+        return rows.raw.new_ones(rows.raw.shape[0], dtype=dtype) if rows.kept is None else rows.kept.to(dtype)
     return weights if rows.kept is None else torch.where(rows.kept, weights, 0.0)
 
 
+def weight_sources(rows: Rows, count: Tensor | None) -> dict[str, Tensor | None]:
+    """What the weights of rows are computed from, by the names of the arguments."""
+    return {"weight": rows.weight, "row_weight": rows.row_weight, "denominator": count}
+
+
+def _weights_differ(rows: Rows) -> bool:
+    """Whether rows may have other weights than 1."""
+    weighted_classes = rows.weight is not None and not rows.has_probabilities
+    return weighted_classes or rows.kept is not None or rows.row_weight is not None
+
+
 def _weighted(losses: Tensor, weights: Tensor) -> Tensor:
-    return torch.where(weights == 0, 0.0, losses) * weights
+    # Selected, not multiplied: the loss of a row of weight 0 may be infinite. A finite one is its weight's gradient.
+    dropped = weights == 0
+    return torch.where(dropped & ~losses.isfinite() if weights.requires_grad else dropped, 0.0, losses) * weights

@@ -19,6 +19,8 @@ from labo.kernels.options import Options
 ALPHA, BETA = 0.1, 2.0
 # All ratios are relative to this implementation.
 BASELINE = "torch, smoothed"
+# Except these, relative to the loss without statistics: what the statistics cost.
+BASELINES = {"labo, statistics / labo": "labo", "labo, blocked, statistics / blocked": "labo, blocked"}
 # The reference is written for correctness, so it is only timed on small batches.
 _REFERENCE_ELEMENTS = 2**20
 # (rows per chunk, accumulation dtype of the weight gradient), besides the defaults.
@@ -64,6 +66,7 @@ def implementations(shape: ProblemShape, *, device: str = "cpu", compiled: bool 
         "labo": _labo(beta=BETA),
         "labo, beta 3": _labo(beta=3.0),
         "labo, smoothing": _labo(beta=math.inf),
+        "labo, statistics / labo": _labo_statistics(),
         "naive": naive,
     }
     if device != "cpu":
@@ -75,6 +78,7 @@ def implementations(shape: ProblemShape, *, device: str = "cpu", compiled: bool 
         }
     if device == "cpu" and "numba" in labo.implementations():
         losses["labo, blocked"] = _labo(beta=BETA, impl="blocked")
+        losses["labo, blocked, statistics / blocked"] = _labo_statistics(impl="blocked")
     if logits.numel() <= _REFERENCE_ELEMENTS:
         losses["labo, reference"] = _labo(beta=BETA, impl="reference")
     if compiled:
@@ -92,6 +96,16 @@ def implementations(shape: ProblemShape, *, device: str = "cpu", compiled: bool 
 
 def _labo(**options: Any) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda z, y: labo.labo_cross_entropy(z, y, alpha=ALPHA, **options)
+
+
+def _labo_statistics(**options: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    given: dict[str, Any] = {"alpha": ALPHA, "beta": BETA, **options}
+    return lambda z, y: labo.labo_cross_entropy(z, y, return_statistics=True, **given).loss
+
+
+def _layer_statistics(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    given: dict[str, Any] = {"alpha": ALPHA, "beta": BETA}
+    return labo.linear_labo_cross_entropy(hidden, weight, target, return_statistics=True, **given).loss
 
 
 def _labo_inplace(logits: Tensor, target: Tensor) -> Tensor:
@@ -134,6 +148,7 @@ def _layer_implementations(shape: ProblemShape, target: Tensor, generator: torch
         "torch": lambda h, w, y: F.cross_entropy(h @ w.T, y),
         "labo": lambda h, w, y: labo.linear_labo_cross_entropy(h, w, y, alpha=ALPHA, beta=BETA),
         "labo, smoothing": lambda h, w, y: labo.linear_labo_cross_entropy(h, w, y, alpha=ALPHA, beta=math.inf),
+        "labo, statistics / labo": _layer_statistics,
     }
     if device.type != "cpu":
         for rows, accumulate in _LAYER_OPTIONS:

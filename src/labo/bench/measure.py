@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from labo.bench.implementations import BASELINE, ProblemShape, Step, implementations
+from labo.bench.implementations import BASELINE, BASELINES, ProblemShape, Step, implementations
 
 # glibc settings that keep freed memory, so that no pages are requested from the system during a measurement.
 STEADY = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
@@ -23,7 +23,8 @@ def rows(shape: ProblemShape, *, rounds: int, device: str = "cpu", compiled: boo
     steps = implementations(shape, device=device, compiled=compiled)
     copy = copy_seconds(shape, device)
     for name, step in steps.items():
-        yield row(name, step, steps[BASELINE], shape, copy, rounds=rounds, device=device)
+        baseline = steps[BASELINES.get(name, BASELINE)]
+        yield row(name, step, baseline, shape, copy, rounds=rounds, device=device)
 
 
 def row(

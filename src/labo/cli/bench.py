@@ -15,6 +15,9 @@ from labo.errors import UserError, unknown
 
 ALLOCATORS = ("stock", "steady")
 DEVICES = ("cpu", "cuda")
+# Rows, classes and width of the last layer.
+LAYERS = {"cpu": (2048, 32_768, 512), "cuda": (8192, 131_072, 4096)}
+QUICK_CLASSES, QUICK_ELEMENTS, QUICK_LAYER = "1000,32768", 2**22, (256, 32_768, 256)
 
 
 def bench(
@@ -32,12 +35,18 @@ def bench(
         str | None, typer.Option(help="stock, or steady (freed memory is kept).", show_default="both")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A few small batches with the stock allocator, in about a minute.")
+    ] = False,
 ) -> None:
     """Measure speed and memory of the losses on this machine.
 
     Times forward and backward (on one thread on a CPU), in alternation with PyTorch's label-smoothing cross-entropy,
-    and reports the median ratio to it.
+    and reports the median ratio to it; for "statistics / labo", the ratio to the same loss without statistics.
     """
+    if quick:
+        classes, elements = QUICK_CLASSES, QUICK_ELEMENTS
+        allocator = allocator or ("stock" if device == "cpu" else None)
     class_counts = _parse_classes(classes)
     if device not in DEVICES:
         raise unknown("device", device, DEVICES)
@@ -49,7 +58,8 @@ def bench(
         return
     elif allocator not in ALLOCATORS:
         raise unknown("allocator", allocator, ALLOCATORS)
-    _run(output, class_counts, elements, dtypes.split(","), rounds, compiled, allocator, device)
+    layer = QUICK_LAYER if quick else LAYERS[device]
+    _run(output, class_counts, elements, dtypes.split(","), rounds, compiled, allocator, device, layer)
 
 
 def _check_cuda(allocator: str | None) -> None:
@@ -91,6 +101,7 @@ def _run(
     compiled: bool,
     allocator: str | None,
     device: str,
+    layer: tuple[int, int, int],
 ) -> None:
     import torch
 
@@ -104,7 +115,7 @@ def _run(
             raise unknown("dtype", name, kinds)
     name = "cpu" if device == "cpu" else torch.cuda.get_device_name()
     context = {"device": name, "allocator": allocator or "torch", **machine.versions()}
-    for shape in _shapes(classes, elements, [kinds[name] for name in dtypes], device):
+    for shape in _shapes(classes, elements, [kinds[name] for name in dtypes], device, layer):
         size = " x ".join(str(number) for number in (shape.rows, shape.classes, shape.width) if number)
         print(f"\n{size}, {shape.dtype}, {context['allocator']} allocator")
         for row in measure.rows(shape, rounds=rounds, device=device, compiled=compiled):
@@ -113,13 +124,12 @@ def _run(
                 _append(output, {**row, **context})
 
 
-def _shapes(classes: list[int], elements: int, kinds: list[Any], device: str) -> list[Any]:
+def _shapes(classes: list[int], elements: int, kinds: list[Any], device: str, layer: tuple[int, int, int]) -> list[Any]:
     """Batches of `elements` logits, small ones where overhead dominates, and a last linear layer."""
     from labo.bench.implementations import ProblemShape
 
     batches = [ProblemShape(max(1, elements // number), number, 0, kind) for kind in kinds for number in classes]
     small = [ProblemShape(rows, number) for rows, number in ((64, 10), (128, 100), (4096, 100))]
-    layer = (2048, 32_768, 512) if device == "cpu" else (8192, 131_072, 4096)
     return [*batches, *small, *(ProblemShape(*layer, kind) for kind in (kinds if device != "cpu" else kinds[:1]))]
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import import_module
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,9 +15,13 @@ from torch import Tensor
 from labo import checks
 from labo.errors import UserError, unknown
 from labo.kernels.options import Options
+from labo.kernels.statistics import NOTHING, Wanted
 
 if TYPE_CHECKING:
     from labo.kernels.autograd import Solve
+
+Sources = Mapping[str, Tensor | None]
+_NO_SOURCES: Sources = MappingProxyType({})
 
 IMPLEMENTATIONS = ("reference", "blocked", "numba", "triton")
 
@@ -52,9 +57,11 @@ def check(impl: str) -> None:
 
 
 def choose(
-    impl: str, inputs: tuple[Tensor, ...], target: Tensor, options: Options, row_weights: Tensor | None = None
+    impl: str, inputs: tuple[Tensor, ...], target: Tensor, options: Options, weights: Sources = _NO_SOURCES
 ) -> Solve | None:
     """The fused implementation for these inputs (the logits, or a layer) and options; None for the reference.
+
+    `weights` are the tensors that the weights of rows are computed from, by the names of the arguments.
 
     "auto" chooses the fastest that supports these inputs and options. Only the reference has gradients in anything else
     than `inputs`, and runs under torch.func and forward-mode differentiation. On a GPU it is many times slower than the
@@ -65,7 +72,7 @@ def choose(
     """
     if impl == "reference":
         return None
-    reason, fallback, name = unsupported_by_all(inputs, target, options, row_weights), "reference", impl
+    reason, fallback, name = unsupported_by_all(inputs, target, options, weights), "reference", impl
     if not reason:
         name = _fastest(inputs[0]) if impl == "auto" else impl
         reason, fallback = _SUPPORT_CHECKS[name](inputs, target, options)
@@ -78,13 +85,14 @@ def choose(
     return import_module(f"labo.kernels.{fallback if reason else name}").solve
 
 
-def as_operator(impl: str, target: Tensor, options: Options, row_weights: Tensor) -> bool:
+def as_operator(impl: str, target: Tensor, options: Options, weights: Sources, wanted: Wanted = NOTHING) -> bool:
     """Whether a compiled graph contains the loss as one operator, which chooses the implementation when it runs."""
     return (
         torch.compiler.is_compiling()
         and impl != "reference"
+        and not wanted.differentiable
         and not checks.transformed()
-        and not _needs_other_gradient(target, options, row_weights)
+        and not _needs_other_gradient(target, options, weights)
     )
 
 
@@ -103,31 +111,31 @@ def _warn_of_reference(reason: str) -> None:
 
 
 def unsupported_by_all(
-    inputs: tuple[Tensor, ...], target: Tensor, options: Options, row_weights: Tensor | None = None
+    inputs: tuple[Tensor, ...], target: Tensor, options: Options, weights: Sources = _NO_SOURCES
 ) -> str:
     """Why no fused implementation supports these inputs and options; empty if one may."""
-    if name := _needs_other_gradient(target, options, row_weights):
+    if name := _needs_other_gradient(target, options, weights):
         return f"gives no gradient in `{name}`"
-    tensors = (*inputs, *(tensor for _, tensor in _constants(target, options, row_weights)))
+    tensors = (*inputs, *(tensor for _, tensor in _constants(target, options, weights)))
     if torch.compiler.is_compiling() or checks.transformed() or checks.traced(*tensors):
         return "cannot be traced"
     return "has no forward-mode derivative" if checks.forward_mode(*tensors) else ""
 
 
-def _constants(target: Tensor, options: Options, row_weights: Tensor | None) -> Iterator[tuple[str, Tensor]]:
+def _constants(target: Tensor, options: Options, weights: Sources) -> Iterator[tuple[str, Tensor]]:
     """All tensors in which a fused implementation gives no gradient, with their names as arguments of the loss.
 
     These are the arguments of an implementation (`labo.kernels.autograd.Solve`) beside the logits.
     """
-    for name, value in (*options.named().items(), ("target", target), ("weight", row_weights)):
+    for name, value in (*options.named().items(), ("target", target), *weights.items()):
         if isinstance(value, Tensor):
             yield name, value
 
 
-def _needs_other_gradient(target: Tensor, options: Options, row_weights: Tensor | None) -> str:
+def _needs_other_gradient(target: Tensor, options: Options, weights: Sources) -> str:
     """The name of the first of these inputs that requires a gradient; empty if none does."""
     if torch.is_grad_enabled():
-        for name, value in _constants(target, options, row_weights):
+        for name, value in _constants(target, options, weights):
             if value.requires_grad:
                 return name
     return ""
@@ -149,6 +157,8 @@ def _numba_unsupported_reason(inputs: tuple[Tensor, ...], target: Tensor, option
         return f"takes float32 and bfloat16, but got {inputs[0].dtype}", "blocked"
     if target.dim() == 2:
         return "takes class indices, not probabilities", "blocked"
+    if options.softcap is not None:
+        return "does not take `softcap`", "blocked"
     if not blocked.is_supported(options):
         return (
             f"takes alpha * beta up to {blocked.MAX_FACTOR:g} (or beta = inf), one prior with mass on every class "

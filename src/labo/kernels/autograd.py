@@ -15,6 +15,7 @@ from torch import Tensor
 
 from labo.kernels import reference, triton
 from labo.kernels.options import Options
+from labo.kernels.statistics import ENTROPY, NOTHING, StatisticsGradient, Wanted, new_buffer, row_gradients
 
 # A solver whose loss is not LABO's with `options` has a method row_losses(logits, class weights) with the reference
 # formulas. A solver that holds data per row has a method of(part), the solver for a subset of the rows.
@@ -27,21 +28,37 @@ _LOGITS_OVERWRITTEN = (
 
 
 def total(
-    solve: Solve, logits: Tensor, target: Tensor, row_weights: Tensor, options: Options, *, inplace: bool = False
-) -> Tensor:
-    """The sum of the row losses times their weights, (); differentiable in the logits.
+    solve: Solve,
+    logits: Tensor,
+    target: Tensor,
+    row_weights: Tensor,
+    options: Options,
+    *,
+    inplace: bool = False,
+    wanted: Wanted = NOTHING,
+) -> tuple[Tensor, Tensor | None]:
+    """The sum of the row losses times their weights, (), differentiable in the logits; and their statistics (5, N).
 
     With `inplace` the gradient overwrites the logits, which allows only one backward pass.
     """
     gradient = torch.is_grad_enabled() and logits.requires_grad and not defer_gradient(logits)
-    return _Total.apply(logits, target, row_weights, options, solve, gradient, inplace)
+    result = _Total.apply(logits, target, row_weights, options, solve, gradient, inplace, wanted)
+    return result if wanted.statistics else (result, None)
 
 
 def rows(
-    solve: Solve, logits: Tensor, target: Tensor, row_weights: Tensor, options: Options, *, inplace: bool = False
-) -> Tensor:
-    """The row losses times their weights, (N,); differentiable in the logits, by solving again; `inplace` as above."""
-    return _Rows.apply(logits, target, row_weights, options, solve, inplace)
+    solve: Solve,
+    logits: Tensor,
+    target: Tensor,
+    row_weights: Tensor,
+    options: Options,
+    *,
+    inplace: bool = False,
+    wanted: Wanted = NOTHING,
+) -> tuple[Tensor, Tensor | None]:
+    """Like `total`, with the row losses times their weights, (N,); their gradient is computed by solving again."""
+    result = _Rows.apply(logits, target, row_weights, options, solve, inplace, wanted)
+    return result if wanted.statistics else (result, None)
 
 
 def defer_gradient(tensor: Tensor) -> bool:
@@ -70,54 +87,91 @@ class _Total(torch.autograd.Function):
         solve: Solve,
         gradient: bool,
         inplace: bool,
-    ) -> Tensor:
+        wanted: Wanted,
+    ) -> Any:
         values, overwritten = logits.detach(), inplace and gradient
-        out = {"out": values} if overwritten else {}
-        losses, ctx.grad_logits = solve(values, target, row_weights, options, gradient=gradient, **out)
+        buffers, statistics = buffers_for(ctx, row_weights, wanted)
+        if overwritten:
+            buffers["out"] = values
+        losses, ctx.grad_logits = solve(values, target, row_weights, options, gradient=gradient, **buffers)
         ctx.options, ctx.solve, ctx.inplace, ctx.overwritten = options, solve, inplace, overwritten
         if overwritten:
             _mark_overwritten(logits)
             ctx.save_for_backward(target, row_weights)
         else:  # saved by reference, at no cost in memory; a second backward pass needs them
             ctx.save_for_backward(target, row_weights, logits)
-        return losses.sum()
+        return losses.sum() if statistics is None else (losses.sum(), statistics)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
+        grad, grad_statistics = grads[0], grads[1] if ctx.differentiable else None
         if ctx.inplace and (torch.is_grad_enabled() or (ctx.overwritten and ctx.grad_logits is None)):
             raise RuntimeError(_LOGITS_OVERWRITTEN)
         grad_logits, ctx.grad_logits = ctx.grad_logits, None
         # Without the saved tensors, whose use would raise an error if the logits were modified since the loss.
         if grad_logits is not None and not torch.is_grad_enabled():
-            return scale_gradient(grad_logits, grad), *(None,) * 6
-        return _solve_in_backward(ctx, grad), *(None,) * 6
+            grad_logits = scale_gradient(grad_logits, grad)
+            if grad_statistics is not None:
+                target, row_weights, logits = ctx.saved_tensors
+                grad_logits = grad_logits + _of_statistics(ctx, logits, target, row_weights, grad_statistics)
+            return grad_logits, *(None,) * 7
+        return _solve_in_backward(ctx, grad, grad_statistics), *(None,) * 7
 
 
 class _Rows(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, target: Tensor, row_weights: Tensor, options: Options, solve: Solve, inplace: bool
-    ) -> Tensor:
+        ctx: Any,
+        logits: Tensor,
+        target: Tensor,
+        row_weights: Tensor,
+        options: Options,
+        solve: Solve,
+        inplace: bool,
+        wanted: Wanted,
+    ) -> Any:
+        buffers, statistics = buffers_for(ctx, row_weights, wanted)
         ctx.save_for_backward(target, row_weights, logits)
         ctx.options, ctx.solve, ctx.inplace, ctx.overwritten = options, solve, inplace, False
-        return solve(logits.detach(), target, row_weights, options, gradient=False)[0]
+        losses = solve(logits.detach(), target, row_weights, options, gradient=False, **buffers)[0]
+        return losses if statistics is None else (losses, statistics)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return _solve_in_backward(ctx, grads[0]), *(None,) * 5
+        return _solve_in_backward(ctx, grads[0], grads[1] if ctx.differentiable else None), *(None,) * 6
 
 
-def _solve_in_backward(ctx: Any, grad: Tensor) -> Tensor:
+def buffers_for(ctx: Any, row_weights: Tensor, wanted: Wanted) -> tuple[dict[str, Tensor], Tensor | None]:
+    """(arguments of a solver, the buffer of statistics among them), if they are wanted."""
+    ctx.differentiable = wanted.differentiable
+    if not wanted.statistics:
+        return {}, None
+    statistics = new_buffer(row_weights)
+    if not wanted.differentiable:
+        ctx.mark_non_differentiable(statistics)
+    return {"statistics": statistics}, statistics
+
+
+def _of_statistics(ctx: Any, logits: Tensor, target: Tensor, row_weights: Tensor, grad_statistics: Tensor) -> Tensor:
+    """The gradient in the logits through the statistics."""
+    solve = StatisticsGradient(ctx.solve, *row_gradients(grad_statistics, row_weights))
+    grad_logits = solve(logits.detach(), target, row_weights, ctx.options, gradient=True)[1]
+    assert grad_logits is not None
+    return grad_logits
+
+
+def _solve_in_backward(ctx: Any, grad: Tensor, grad_statistics: Tensor | None) -> Tensor:
     """The gradient, computed in the backward pass; differentiable with create_graph=True."""
     if ctx.inplace and (torch.is_grad_enabled() or ctx.overwritten):
         raise RuntimeError(_LOGITS_OVERWRITTEN)
     target, row_weights, logits = ctx.saved_tensors
     if torch.is_grad_enabled():
-        return _differentiable(logits, target, row_weights, grad, ctx.options, ctx.solve)
+        return _differentiable(logits, target, row_weights, grad, ctx.options, ctx.solve, grad_statistics)
     values = logits.detach()
     out = {"out": values} if ctx.inplace else {}
     grad_logits = ctx.solve(values, target, row_weights * grad, ctx.options, gradient=True, **out)[1]
+    if grad_statistics is not None:
+        grad_logits = grad_logits + _of_statistics(ctx, values, target, row_weights, grad_statistics)
     if ctx.inplace:
         ctx.overwritten = True
         _mark_overwritten(logits)
@@ -131,11 +185,17 @@ def _mark_overwritten(logits: Tensor) -> None:
 
 
 def _differentiable(
-    logits: Tensor, target: Tensor, row_weights: Tensor, grad: Tensor, options: Options, solve: Solve
+    logits: Tensor,
+    target: Tensor,
+    row_weights: Tensor,
+    grad: Tensor,
+    options: Options,
+    solve: Solve,
+    grad_statistics: Tensor | None,
 ) -> Tensor:
-    """The gradient by the reference implementation, differentiable in the logits and in `grad`."""
+    """The gradient by the reference implementation, differentiable in the logits and in the gradients from above."""
     row_losses = getattr(solve, "row_losses", None)
-    total = weighted_sum(logits, target, row_weights, grad, options, row_losses)
+    total = weighted_sum(logits, target, row_weights, grad, options, row_losses, grad_statistics)
     (gradient,) = torch.autograd.grad(total, logits, create_graph=True)
     return gradient
 
@@ -147,14 +207,21 @@ def weighted_sum(
     grad: Tensor,
     options: Options,
     row_losses: Callable[[Tensor, Tensor | None], Tensor] | None = None,
+    grad_statistics: Tensor | None = None,
 ) -> Tensor:
     """The sum of the row losses times weights and `grad`, by the reference implementation; skips rows of weight 0.
 
-    `row_losses` computes the losses for solvers whose loss is not that of `options`.
+    `row_losses` computes the losses for solvers whose loss is not that of `options`; `grad_statistics` (5, N) adds nll
+    and logsumexp times their gradients.
     """
     clean = torch.where((row_weights != 0).unsqueeze(-1), logits, 0.0)
     if row_losses is None:
         losses = reference.row_losses(clean, target, **options.named())
     else:
         losses = row_losses(clean, options.weight)
-    return torch.where(row_weights == 0, 0.0, row_weights * grad.to(losses.dtype) * losses).sum()
+    total = torch.where(row_weights == 0, 0.0, row_weights * grad.to(losses.dtype) * losses).sum()
+    if grad_statistics is None:
+        return total
+    statistics = reference.statistics(clean, target, options, differentiable=True)
+    terms = torch.stack(row_gradients(grad_statistics, row_weights)) * statistics[:ENTROPY]
+    return total + torch.where(row_weights == 0, 0.0, terms).sum()

@@ -3,18 +3,21 @@
 The loss of a row is lse(z) - (1 - alpha) z_y - alpha * beta * lse(z / beta + log r). One sweep over a block computes
 the sums of exponentials, and the gradient p - (1 - alpha) e_y - alpha q* is computed from the same exponentials in its
 final place. Blocks for which the sweep is not accurate or not implemented (masked classes, a prior with zeros, large
-finite beta, probability targets, the plug-in value) use the reference formulas, also block by block.
+finite beta, probability targets, the plug-in value) use the reference formulas, also block by block. Soft-capped
+logits exist for one block at a time.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from labo.kernels import reference
 from labo.kernels.options import Options
+from labo.kernels.statistics import CORRECT, ENTROPY, LABEL_ENTROPY, LOGSUMEXP, NLL
 
 # A block and scratch memory of the same size fit in the cache of a core together.
 BLOCK_BYTES = 2**19
@@ -45,7 +48,14 @@ def is_supported(options: Options) -> bool:
 
 
 def solve(
-    logits: Tensor, target: Tensor, row_weights: Tensor, options: Options, *, gradient: bool, out: Tensor | None = None
+    logits: Tensor,
+    target: Tensor,
+    row_weights: Tensor,
+    options: Options,
+    *,
+    gradient: bool,
+    out: Tensor | None = None,
+    statistics: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The losses of rows times their weights, and the gradient of their sum.
 
@@ -54,9 +64,10 @@ def solve(
             anything.
         target: (N,) class indices, valid everywhere, or (N, C) probabilities.
         row_weights: (N,) in working precision: the weight of the loss of each row.
-        options: alpha, beta, prior, class weights (inside rows with probability targets), value.
+        options: alpha, beta, prior, class weights (inside rows with probability targets), value, z_loss, softcap.
         gradient: whether to compute the gradient.
         out: buffer for the gradient, of the logits' shape and dtype; may be the logits themselves.
+        statistics: buffer (5, N) in working precision for the statistics of the rows, NaN at first, see statistics.py.
 
     Returns:
         (N,) in working precision, and None or (N, C) of the logits' dtype.
@@ -64,7 +75,7 @@ def solve(
     rows, classes = logits.shape
     work = reference.working_dtype(logits)
     if out is None and logits.numel() <= SMALL and target.dim() == 1 and _is_plain(options):
-        result = _solve_small(logits.to(work), target, row_weights, options, gradient)
+        result = _solve_small(logits.to(work), target, row_weights, options, gradient, statistics)
         if result is not None:
             return result[0], None if result[1] is None else result[1].to(logits.dtype)
     losses = logits.new_empty(rows, dtype=work)
@@ -74,7 +85,8 @@ def solve(
         out = logits.new_empty(rows, classes)
     step = max(1, BLOCK_BYTES // max(1, classes * work.itemsize))
     use_sweep = target.dim() == 1 and is_supported(options)
-    scratch = _Scratch(min(step, rows), classes, work, own=out is None or logits.dtype != work)
+    sizes = (min(step, rows), classes)
+    scratch = _Scratch(*sizes, work, own=out is None or logits.dtype != work, gaps=statistics is not None)
     skipped = not bool(row_weights.all())
     for start in range(0, rows, step):
         at = slice(start, start + step)
@@ -83,30 +95,62 @@ def solve(
         if skipped:
             block = torch.where((weights != 0).unsqueeze(-1), block, 0.0)
         block_out = None if out is None else out[at]
+        block_statistics = None if statistics is None else statistics[:, at]
         if use_sweep and math.isfinite(block.sum().item()):
-            buffer, spare = scratch.of(block_out, len(block))
-            losses[at] = _sweep(block, target[at], weights, options.of(at), buffer, spare, gradient)
-            if block_out is not None and buffer is not block_out:
-                block_out.copy_(buffer)
+            losses[at] = _swept(block, target[at], weights, options.of(at), scratch, block_out, block_statistics)
         else:
-            losses[at], _ = reference.solve(
-                block, target[at], weights, options.of(at), gradient=gradient, out=block_out
-            )
+            inputs = (block, target[at], weights, options.of(at))
+            buffers: dict[str, Tensor | None] = {"out": block_out, "statistics": block_statistics}
+            losses[at], _ = reference.solve(*inputs, gradient=gradient, **buffers)
+    if skipped and statistics is not None:
+        statistics.masked_fill_(row_weights == 0, math.nan)
     return losses, out
+
+
+def _swept(
+    block: Tensor,
+    target: Tensor,
+    weights: Tensor,
+    options: Options,
+    scratch: _Scratch,
+    out: Tensor | None,
+    statistics: Tensor | None,
+) -> Tensor:
+    """Losses times weights of a block of finite logits; the gradient is written to `out`, if there is one."""
+    block = reference.capped(block, options.softcap)
+    buffers = scratch.of(out, len(block))
+    losses = _sweep(block, target, weights, options, buffers, out is not None, statistics)
+    if out is not None and options.softcap is not None:
+        buffers.out.mul_(reference.capped_slope(block, options.softcap))
+    if out is not None and buffers.out is not out:
+        out.copy_(buffers.out)
+    return losses
+
+
+class _Buffers(NamedTuple):
+    """Memory for a block: of its gradient, of a second row of sums, and of the gaps to the largest logit.
+
+    The gaps need memory of their own if the statistics read them later.
+    """
+
+    out: Tensor
+    spare: Tensor
+    gaps: Tensor
 
 
 class _Scratch:
     """Buffers that all blocks share; `buffer` is None if the gradient is computed in its final place."""
 
-    def __init__(self, rows: int, classes: int, dtype: torch.dtype, *, own: bool) -> None:
+    def __init__(self, rows: int, classes: int, dtype: torch.dtype, *, own: bool, gaps: bool) -> None:
         self.spare = torch.empty(rows, classes, dtype=dtype, device="cpu")
         self.buffer = torch.empty_like(self.spare) if own else None
+        self.gaps = torch.empty_like(self.spare) if gaps else None
 
-    def of(self, block_out: Tensor | None, rows: int) -> tuple[Tensor, Tensor]:
-        """(buffer of the gradient, scratch) for a block of `rows` rows."""
+    def of(self, block_out: Tensor | None, rows: int) -> _Buffers:
+        """The buffers for a block of `rows` rows."""
         buffer = block_out if self.buffer is None else self.buffer[:rows]
         assert buffer is not None
-        return buffer, self.spare[:rows]
+        return _Buffers(buffer, self.spare[:rows], buffer if self.gaps is None else self.gaps[:rows])
 
 
 def _is_plain(options: Options) -> bool:
@@ -114,11 +158,13 @@ def _is_plain(options: Options) -> bool:
     alpha, beta = options.alpha, options.beta
     if isinstance(alpha, Tensor) or isinstance(beta, Tensor) or options.prior is not None or options.value != "inner":
         return False
+    if options.softcap is not None:
+        return False
     return alpha <= _MAX_STRENGTH and (beta == math.inf or alpha * beta <= MAX_FACTOR)
 
 
 def _solve_small(
-    z: Tensor, target: Tensor, row_weights: Tensor, options: Options, gradient: bool
+    z: Tensor, target: Tensor, row_weights: Tensor, options: Options, gradient: bool, statistics: Tensor | None
 ) -> tuple[Tensor, Tensor | None] | None:
     """Like `solve`, for a small batch of finite logits, in few operations, whose overhead dominates.
 
@@ -131,6 +177,9 @@ def _solve_small(
     index = target.unsqueeze(-1)
     log_p = z.log_softmax(-1)
     losses = log_p.gather(-1, index)
+    logsumexp = z.gather(-1, index) - losses if options.z_loss or statistics is not None else None
+    if statistics is not None and logsumexp is not None:
+        _write_statistics_of_small(statistics, log_p, losses, logsumexp, beta)
     log_q = None
     if alpha and beta < math.inf:
         log_q = (log_p / beta).log_softmax(-1)
@@ -138,11 +187,15 @@ def _solve_small(
     elif alpha:
         losses = losses.mul_(alpha - 1).sub_(log_p.mean(-1, keepdim=True), alpha=alpha)
     else:
-        losses = losses.neg_()
+        losses = losses.neg()
     grad_logits = None
     weights = row_weights.unsqueeze(-1)
+    if options.z_loss and logsumexp is not None:
+        losses += options.z_loss * logsumexp * logsumexp
     if gradient:
         grad_logits = log_p.exp_()
+        if options.z_loss and logsumexp is not None:
+            grad_logits.mul_(1 + 2 * options.z_loss * logsumexp)
         if log_q is not None:
             grad_logits.sub_(log_q.exp_(), alpha=alpha)
         elif alpha:
@@ -151,57 +204,120 @@ def _solve_small(
     return losses.mul_(weights).squeeze(-1), grad_logits
 
 
+def _write_statistics_of_small(
+    statistics: Tensor, log_p: Tensor, log_p_target: Tensor, logsumexp: Tensor, beta: float
+) -> None:
+    """Write the statistics of finite logits, from the log of p and of its entries of the targets (N, 1)."""
+    classes = log_p.shape[-1]
+    log_q = None if beta == math.inf else (log_p / beta).log_softmax(-1)
+    statistics[NLL] = -log_p_target.squeeze(-1)
+    statistics[LOGSUMEXP] = logsumexp.squeeze(-1)
+    statistics[ENTROPY] = -torch.linalg.vecdot(log_p.exp(), log_p)
+    statistics[LABEL_ENTROPY] = math.log(classes) if log_q is None else -torch.linalg.vecdot(log_q.exp(), log_q)
+    statistics[CORRECT] = (log_p_target == log_p.amax(-1, keepdim=True)).squeeze(-1)
+
+
 def _sweep(
-    z: Tensor, target: Tensor, weights: Tensor, options: Options, out: Tensor, spare: Tensor, gradient: bool
+    z: Tensor,
+    target: Tensor,
+    weights: Tensor,
+    options: Options,
+    buffers: _Buffers,
+    gradient: bool,
+    statistics: Tensor | None,
 ) -> Tensor:
-    """Losses times weights of a block of finite logits; leaves the gradient in `out`. Both buffers are overwritten."""
+    """Losses times weights of a block of finite logits; leaves the gradient in `buffers.out`."""
+    out = buffers.out
     weights, target = weights.unsqueeze(-1), target.unsqueeze(-1)
     alpha = options.alpha.to(z.dtype).unsqueeze(-1) if isinstance(options.alpha, Tensor) else options.alpha
     beta = options.beta.to(z.dtype).unsqueeze(-1) if isinstance(options.beta, Tensor) else options.beta
     prior = None if options.prior is None else options.prior.to(z.dtype)
     top = z.amax(-1, keepdim=True)
-    torch.sub(z, top, out=out)
-    target_gap = -out.gather(-1, target)
-    exp_z, exp_z_sum, label, label_sum, pull = _exponentials(out, spare, alpha, beta, prior)
-    losses = weights * (exp_z_sum.log() + (1 - alpha) * target_gap - pull)
+    torch.sub(z, top, out=buffers.gaps)
+    target_gap = -buffers.gaps.gather(-1, target)
+    # The entropy of the label is that of the label, also where alpha is 0.
+    exp_z, exp_z_sum, label, label_sum, pull = _exponentials(buffers, alpha, beta, prior, statistics is not None)
+    log_exp_z_sum = exp_z_sum.log()
+    losses = log_exp_z_sum + (1 - alpha) * target_gap - pull
+    p_factor = weights / exp_z_sum
+    if options.z_loss:
+        logsumexp = log_exp_z_sum + top
+        losses += options.z_loss * logsumexp * logsumexp
+        p_factor = p_factor * (1 + 2 * options.z_loss * logsumexp)
+    losses = weights * losses
+    if statistics is not None:
+        statistics[NLL] = (log_exp_z_sum + target_gap).squeeze(-1)
+        statistics[LOGSUMEXP] = (log_exp_z_sum + top).squeeze(-1)
+        label_entropy, mean_gap = _weighted_gaps(buffers.gaps, exp_z, exp_z_sum, label, label_sum, beta, prior)
+        statistics[ENTROPY] = log_exp_z_sum.squeeze(-1) - mean_gap
+        statistics[LABEL_ENTROPY] = label_entropy
+        statistics[CORRECT] = (target_gap == 0).squeeze(-1)
     if gradient:
-        _combine(
-            out, exp_z, weights / exp_z_sum, label, None if label_sum is None else alpha * weights / label_sum, prior
-        )
+        _combine(out, exp_z, p_factor, label, None if label_sum is None else alpha * weights / label_sum, prior)
         out.scatter_add_(-1, target, (alpha - 1) * weights)
     return losses.squeeze(-1)
 
 
 def _exponentials(
-    gaps: Tensor, spare: Tensor, alpha: float | Tensor, beta: float | Tensor, prior: Tensor | None
+    buffers: _Buffers, alpha: float | Tensor, beta: float | Tensor, prior: Tensor | None, always_labelled: bool
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | float]:
     """(exp(gaps), its sum, exp(gaps / beta), its sum under the prior, alpha * (V's second term)) of gaps <= 0.
 
-    The first is stored in `spare`, or in `gaps` if there is no second; the second in `gaps`. None means that the label
-    is the prior.
+    The first is stored in `spare`, or in `out` if there is no second; the second in `out`. None means that the label is
+    the prior, or not needed.
     """
+    out, spare, gaps = buffers
     classes = gaps.shape[-1]
-    if not isinstance(alpha, Tensor) and alpha == 0:
-        return _exp(gaps), gaps.sum(-1, keepdim=True), None, None, 0.0
-    if not isinstance(beta, Tensor) and beta == math.inf:
+    limit = not isinstance(beta, Tensor) and beta == math.inf
+    if not isinstance(alpha, Tensor) and alpha == 0 and (limit or not always_labelled):
+        return _exp(gaps, out), out.sum(-1, keepdim=True), None, None, 0.0
+    if limit:
         mean = gaps.mean(-1, keepdim=True) if prior is None else torch.mv(gaps, prior).unsqueeze(-1)
-        return _exp(gaps), gaps.sum(-1, keepdim=True), None, torch.ones_like(mean), alpha * mean
+        return _exp(gaps, out), out.sum(-1, keepdim=True), None, torch.ones_like(mean), alpha * mean
     if not isinstance(beta, Tensor) and beta in (2.0, 4.0):
-        gaps.mul_(_LOG2_E / beta).exp2_()
-        torch.mul(gaps, gaps, out=spare)
+        torch.mul(gaps, _LOG2_E / beta, out=out).exp2_()
+        torch.mul(out, out, out=spare)
         if beta == 4.0:
             spare.mul_(spare)
     else:
         torch.mul(gaps, _LOG2_E, out=spare)
-        torch.div(spare, beta, out=gaps).exp2_()
+        torch.div(spare, beta, out=out).exp2_()
         spare.exp2_()
-    total = gaps.sum(-1, keepdim=True) if prior is None else torch.mv(gaps, prior).unsqueeze(-1)
+    total = out.sum(-1, keepdim=True) if prior is None else torch.mv(out, prior).unsqueeze(-1)
     mean = total / classes if prior is None else total
-    return spare, spare.sum(-1, keepdim=True), gaps, total, alpha * beta * mean.log()
+    return spare, spare.sum(-1, keepdim=True), out, total, alpha * beta * mean.log()
 
 
-def _exp(gaps: Tensor) -> Tensor:
-    return gaps.mul_(_LOG2_E).exp2_()
+def _exp(gaps: Tensor, out: Tensor) -> Tensor:
+    return torch.mul(gaps, _LOG2_E, out=out).exp2_()
+
+
+def _weighted_gaps(
+    gaps: Tensor,
+    exp_z: Tensor,
+    exp_z_sum: Tensor,
+    label: Tensor | None,
+    label_sum: Tensor | None,
+    beta: float | Tensor,
+    prior: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """(entropies of labels proportional to label * prior, where label = exp(gaps / beta); means of gaps under p), (N,).
+
+    The gaps are overwritten: multiplying in place is what fits into the cache.
+    """
+    if label is None or label_sum is None:  # the label is the prior
+        entropy = gaps.new_tensor(math.log(gaps.shape[-1])) if prior is None else torch.special.entr(prior).sum()
+        return entropy, gaps.mul_(exp_z).sum(-1) / exp_z_sum.squeeze(-1)
+    power_of_label = prior is None and not isinstance(beta, Tensor) and beta == 2.0
+    products = gaps.mul_(label) if power_of_label else label * gaps
+    total = label_sum.squeeze(-1)
+    inverse_beta = beta.reciprocal().squeeze(-1) if isinstance(beta, Tensor) else 1 / beta
+    if prior is None:
+        label_mean = products.sum(-1) * inverse_beta
+    else:
+        label_mean = torch.mv(products, prior) * inverse_beta - torch.mv(label, torch.special.entr(prior))
+    mean = gaps.mul_(label if power_of_label else exp_z).sum(-1) / exp_z_sum.squeeze(-1)
+    return total.log() - label_mean / total, mean
 
 
 def _combine(

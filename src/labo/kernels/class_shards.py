@@ -9,7 +9,7 @@ large then neither underflows nor is rounded twice.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,9 @@ from torch import Tensor
 
 from labo import checks, inner
 from labo.reduction import Rows
+
+# The place of the total of the prior among the sums over all ranks.
+_PRIOR_TOTAL = 5
 
 
 @dataclass(frozen=True)
@@ -51,12 +54,18 @@ class Shard:
         self.scores = torch.where(self.support, self.u + reference.r.log(), -math.inf)
         self.is_target = torch.arange(rows.shape[-1], device=rows.device) == reference.target.unsqueeze(-1)
 
-    def gradient(self, sums: tuple[Tensor, Tensor], grad_data: Tensor, grad_term: Tensor) -> Tensor:
-        """The slice of the gradient of rows whose two terms have the gradients (N, 1), from `normalizers`."""
+    def gradient(
+        self,
+        sums: tuple[Tensor, Tensor],
+        grad_data: Tensor,
+        grad_term: Tensor,
+        grad_logsumexp: Tensor | float = 0.0,
+    ) -> Tensor:
+        """The slice of the gradient of rows whose terms have these gradients (N, 1), from `normalizers`."""
         exp_z_sum, log_label_sum = sums
         p = self.shifted.exp() / exp_z_sum
         q = torch.where(self.support, (self.scores - log_label_sum).exp(), 0.0)
-        grad = p * (grad_data + grad_term) - q * grad_term
+        grad = p * (grad_data + grad_term + grad_logsumexp) - q * grad_term
         grad = torch.where(self.is_target, grad - grad_data, grad)
         # A row whose classes are all masked has no gradient.
         return torch.where(exp_z_sum == 0, 0.0, grad)
@@ -75,16 +84,22 @@ def maxima(logits: Tensor, r: Tensor, group: dist.ProcessGroup | None) -> tuple[
     return (tops[0], tops[1]), local[2 * count :].long()
 
 
-def sum_over_ranks(shard: Shard, prior_total: Tensor, plugin: bool, group: dist.ProcessGroup | None) -> Tensor:
-    """The sums over all ranks for `combine`, float64 (6, N); the last is the total of the prior."""
-    total = torch.stack((*_local_sums(shard, plugin), prior_total))
+def sum_over_ranks(
+    shard: Shard, prior_total: Tensor, plugin: bool, group: dist.ProcessGroup | None, *, statistics: bool = False
+) -> Tensor:
+    """The sums over all ranks for `combine`, float64 (6, N).
+
+    With `statistics` there are two more, for `row_statistics`.
+    """
+    sums = (*_local_sums(shard, plugin), prior_total, *(_entropy_sums(shard) if statistics else ()))
+    total = torch.stack(sums)
     dist.all_reduce(total, op=dist.ReduceOp.SUM, group=group)
     return total
 
 
-def check_prior(total: Tensor, dtype: torch.dtype) -> None:
-    """Check the prior of all ranks, of which only the totals (N,) are known here: as distributions over one class."""
-    checks.distribution("prior", total.to(dtype).unsqueeze(-1), -1)
+def check_prior(sums: Tensor, dtype: torch.dtype) -> None:
+    """Check the prior of all ranks, of which only the totals are known here: as distributions over one class."""
+    checks.distribution("prior", sums[_PRIOR_TOTAL].to(dtype).unsqueeze(-1), -1)
 
 
 def normalizers(sums: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -100,7 +115,7 @@ def combine(sums: Tensor, reference: RowReference, plugin: bool) -> tuple[Tensor
     mean is below -1/2; there the plain log is accurate (as in `labo.inner`). At beta = inf the second sum is that of
     r * distance instead.
     """
-    exp_z_sum, label_sum, pull, mass, target, _ = sums
+    exp_z_sum, label_sum, pull, mass, target, _ = sums[:6]
     log_exp_z_sum = exp_z_sum.log()
     data = torch.where(exp_z_sum == 0, math.inf, log_exp_z_sum - target)
     if plugin:
@@ -111,6 +126,23 @@ def combine(sums: Tensor, reference: RowReference, plugin: bool) -> tuple[Tensor
         pull = torch.where(torch.isinf(beta), mean, beta * log_mean)
     gap = (reference.top - reference.support_top).squeeze(-1)  # 0 unless the prior excludes the largest logit
     return data, torch.where(mass == 0, math.inf, log_exp_z_sum + gap - pull)
+
+
+def row_statistics(sums: Tensor, reference: RowReference) -> Tensor:
+    """The statistics (5, N) of rows, see statistics.py, float64."""
+    exp_z_sum, label_sum, _, _, target, _, entropy_sum, label_entropy_sum = sums
+    logs, label_logs = exp_z_sum.log(), label_sum.log()
+    nll = torch.where(exp_z_sum == 0, math.inf, logs - target)
+    entropies = logs - entropy_sum / exp_z_sum, label_logs - label_entropy_sum / label_sum
+    logsumexp = logs + reference.top.squeeze(-1)
+    return torch.stack([nll, logsumexp, *entropies, (target == 0).double()])
+
+
+def _entropy_sums(shard: Shard) -> tuple[Tensor, Tensor]:
+    """This rank's part of the sums of w log w for the weights w of p and of the label before they are normalised."""
+    logs = torch.where(shard.shifted == -math.inf, 0.0, shard.shifted)
+    label_logs = torch.where(shard.support, shard.scores, 0.0)
+    return (shard.shifted.exp() * logs).sum(-1).double(), (shard.scores.exp() * label_logs).sum(-1).double()
 
 
 def _local_sums(shard: Shard, plugin: bool) -> tuple[Tensor, ...]:
@@ -139,7 +171,16 @@ def prior_totals(prior: Tensor) -> Tensor:
     return torch.where((prior < 0).any(-1), math.nan, prior.sum(-1, dtype=torch.float64))
 
 
-def as_rows(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, *, gather: str) -> Rows:
+def as_rows(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    *,
+    gather: str,
+    row_weight: Tensor | None = None,
+    signed: bool = False,
+) -> Rows:
     """Like `reduction.as_rows`, for targets over the classes of all ranks, whose range is checked later.
 
     `gather` says what to do with targets that are probabilities.
@@ -163,7 +204,12 @@ def as_rows(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: 
     logits, shape = input.reshape(target.numel(), input.shape[-1]), target.shape
     target = checks.as_targets(target).reshape(-1)
     kept = target != ignore_index
-    return Rows(logits, torch.where(kept, target, 0), kept, weight, shape)
+    rows = Rows(logits, torch.where(kept, target, 0), kept, weight, shape)
+    if row_weight is None:
+        return rows
+    checks.row_weight("row_weight", row_weight, shape, kept, signed=signed)
+    checks.same_device("row_weight", row_weight, input)
+    return replace(rows, row_weight=row_weight.reshape(-1))
 
 
 def check_prior_slice(prior: Tensor | None, rows: Rows) -> None:

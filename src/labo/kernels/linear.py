@@ -16,8 +16,9 @@ from torch.nn.functional import linear
 
 from labo import checks
 from labo.errors import unknown
-from labo.kernels.autograd import Solve, defer_gradient, scale_gradient, weighted_sum
+from labo.kernels.autograd import Solve, buffers_for, defer_gradient, scale_gradient, weighted_sum
 from labo.kernels.options import Options
+from labo.kernels.statistics import NOTHING, StatisticsGradient, Wanted, row_gradients
 
 # On the CPU: the bytes of a chunk of logits, which stay in its caches.
 CHUNK_BYTES = 2**25
@@ -117,23 +118,41 @@ Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 def total(
-    solve: Solve, hidden: Tensor, head: Head, target: Tensor, row_weights: Tensor, options: Options, chunks: Chunks
-) -> Tensor:
-    """The sum of the row losses times their weights, (), of hidden (N, D); differentiable in hidden and the head."""
-    return _apply(hidden, head, target, row_weights, options, solve, chunks, False)
+    solve: Solve,
+    hidden: Tensor,
+    head: Head,
+    target: Tensor,
+    row_weights: Tensor,
+    options: Options,
+    chunks: Chunks,
+    wanted: Wanted = NOTHING,
+) -> tuple[Tensor, Tensor | None]:
+    """The sum of the row losses times their weights, (), of hidden (N, D), and their statistics (5, N).
+
+    It is differentiable in hidden and the head.
+    """
+    return _apply(hidden, head, target, row_weights, options, solve, chunks, False, wanted)
 
 
 def rows(
-    solve: Solve, hidden: Tensor, head: Head, target: Tensor, row_weights: Tensor, options: Options, chunks: Chunks
-) -> Tensor:
-    """The row losses times their weights, (N,); differentiable like `total`, by recomputation."""
-    return _apply(hidden, head, target, row_weights, options, solve, chunks, True)
+    solve: Solve,
+    hidden: Tensor,
+    head: Head,
+    target: Tensor,
+    row_weights: Tensor,
+    options: Options,
+    chunks: Chunks,
+    wanted: Wanted = NOTHING,
+) -> tuple[Tensor, Tensor | None]:
+    """Like `total`, with the row losses times their weights, (N,); their gradient is computed by recomputation."""
+    return _apply(hidden, head, target, row_weights, options, solve, chunks, True, wanted)
 
 
-def _apply(hidden: Tensor, head: Head, *rest: Any) -> Tensor:
+def _apply(hidden: Tensor, head: Head, *rest: Any) -> tuple[Tensor, Tensor | None]:
     tensors = (hidden, head.weight, head.bias)
-    wanted = tuple(torch.is_grad_enabled() and t is not None and t.requires_grad for t in tensors)
-    return _LinearLoss.apply(*tensors, *rest, wanted)
+    needs = tuple(torch.is_grad_enabled() and t is not None and t.requires_grad for t in tensors)
+    result = _LinearLoss.apply(*tensors, *rest, needs)
+    return result if isinstance(result, tuple) else (result, None)
 
 
 def solve_linear(
@@ -145,10 +164,12 @@ def solve_linear(
     options: Options,
     needs: tuple[bool, bool, bool],
     chunks: Chunks,
+    statistics: Tensor | None = None,
 ) -> tuple[Tensor, Gradients]:
     """The losses (N,) times their weights, and the gradients of their sum in hidden, weight and bias where needed.
 
     It never synchronizes with a device. The logits of all chunks share one buffer, which their gradient overwrites.
+    `statistics` is a buffer (5, N) for the statistics of the rows.
     """
     step = min(chunks.rows_of(hidden, head.weight.shape[0]), max(1, len(hidden)))
     on_cpu = _on_cpu(row_weights)
@@ -164,9 +185,12 @@ def solve_linear(
             chunk = torch.where((weights != 0).unsqueeze(-1), chunk, 0.0)
         logits = _product(chunk, head, buffer[: len(chunk)])
         select = getattr(solve, "of", None)  # of a solver that holds data per row
+        written = {} if statistics is None else {"statistics": statistics[:, part]}
         losses[part], grad_logits = (solve if select is None else select(part))(
-            logits, target[part], weights, options.of(part), gradient=any(needs), out=logits
+            logits, target[part], weights, options.of(part), gradient=any(needs), out=logits, **written
         )
+        if statistics is not None and not isinstance(part, slice):  # indexing has made a copy
+            statistics[:, part] = written["statistics"]
         if grad_logits is not None:
             grads.add(part, chunk, grad_logits, head.weight)
     return losses, grads.finished(head)
@@ -253,45 +277,48 @@ def _sums_in_float32() -> bool:
 
 class _LinearLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Tensor:
-        hidden, weight, bias, target, row_weights, options, solve, chunks, per_row, wanted = arguments
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        hidden, weight, bias, target, row_weights, options, solve, chunks, per_row, asked, wanted = arguments
         needs = (False, False, False) if per_row or defer_gradient(hidden) else wanted
+        buffers, statistics = buffers_for(ctx, row_weights, asked)
         head = Head(weight.detach(), None if bias is None else bias.detach())
-        losses, grads = solve_linear(solve, hidden.detach(), head, target, row_weights, options, needs, chunks)
+        losses, grads = solve_linear(
+            solve, hidden.detach(), head, target, row_weights, options, needs, chunks, **buffers
+        )
         ctx.grads = grads if any(needs) else None  # else the backward pass computes them
         ctx.save_for_backward(hidden, weight, bias, target, row_weights)
         ctx.options, ctx.solve, ctx.chunks, ctx.per_row, ctx.wanted = options, solve, chunks, per_row, wanted
-        return losses if per_row else losses.sum()
+        loss = losses if per_row else losses.sum()
+        return loss if statistics is None else (loss, statistics)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
-        rest = (None,) * 7
+        grad, grad_statistics = grads[0], grads[1] if ctx.differentiable else None
+        rest = (None,) * 8
         saved, ctx.grads = ctx.grads, None
         # Without the saved tensors, whose use would raise an error if one was modified since the loss.
         if saved is not None and not torch.is_grad_enabled():
-            return *(None if value is None else scale_gradient(value, grad) for value in saved), *rest
+            scaled: Any = tuple(None if value is None else scale_gradient(value, grad) for value in saved)
+            return *(scaled if grad_statistics is None else _with_statistics(ctx, scaled, grad_statistics)), *rest
         hidden, weight, bias, target, row_weights = ctx.saved_tensors
         if torch.is_grad_enabled():
             inputs = [tensor for tensor, needed in zip((hidden, weight, bias), ctx.wanted, strict=True) if needed]
             # Keeps NaN in rows of weight 0 out of the products.
             logits = linear(torch.where((row_weights != 0).unsqueeze(-1), hidden, 0.0), weight, bias)
-            computed = iter(_differentiable(inputs, logits, target, row_weights, grad, ctx.options, ctx.solve))
+            total = weighted_sum(
+                logits, target, row_weights, grad, ctx.options, getattr(ctx.solve, "row_losses", None), grad_statistics
+            )
+            computed = iter(torch.autograd.grad(total, inputs, create_graph=True))
             return *(next(computed) if needed else None for needed in ctx.wanted), *rest
         weights, head = row_weights * grad, Head(weight, bias)
         _, grads_in = solve_linear(ctx.solve, hidden, head, target, weights, ctx.options, ctx.wanted, ctx.chunks)
-        return *grads_in, *rest
+        return *(grads_in if grad_statistics is None else _with_statistics(ctx, grads_in, grad_statistics)), *rest
 
 
-def _differentiable(
-    inputs: list[Tensor],
-    logits: Tensor,
-    target: Tensor,
-    row_weights: Tensor,
-    grad: Tensor,
-    options: Options,
-    solve: Solve,
-) -> tuple[Tensor, ...]:
-    """The gradients by the reference implementation, differentiable."""
-    total = weighted_sum(logits, target, row_weights, grad, options, getattr(solve, "row_losses", None))
-    return torch.autograd.grad(total, inputs, create_graph=True)
+def _with_statistics(ctx: Any, grads: Gradients, grad_statistics: Tensor) -> Gradients:
+    """Add the gradients through the statistics, for which the logits are computed again."""
+    hidden, weight, bias, target, row_weights = ctx.saved_tensors
+    solve, head = StatisticsGradient(ctx.solve, *row_gradients(grad_statistics, row_weights)), Head(weight, bias)
+    added = solve_linear(solve, hidden, head, target, row_weights, ctx.options, ctx.wanted, ctx.chunks)[1]
+    first, second, third = (x if x is None or y is None else x + y for x, y in zip(grads, added, strict=True))
+    return first, second, third

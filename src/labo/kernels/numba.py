@@ -38,14 +38,21 @@ def unavailable_reason() -> str | None:
 
 
 def solve(
-    logits: Tensor, target: Tensor, row_weights: Tensor, options: Options, *, gradient: bool, out: Tensor | None = None
+    logits: Tensor,
+    target: Tensor,
+    row_weights: Tensor,
+    options: Options,
+    *,
+    gradient: bool,
+    out: Tensor | None = None,
+    statistics: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Like `blocked.solve`."""
     rows = logits.shape[0]
-    if target.dim() == 2 or logits.dtype not in DTYPES or not blocked.is_supported(options) or not logits.numel():
-        return blocked.solve(logits, target, row_weights, options, gradient=gradient, out=out)
+    if target.dim() == 2 or logits.dtype not in DTYPES or not is_supported(options) or not logits.numel():
+        return blocked.solve(logits, target, row_weights, options, gradient=gradient, out=out, statistics=statistics)
     if not logits.is_contiguous():
-        return _in_blocks(logits, target, row_weights, options, gradient, out)
+        return _in_blocks(logits, target, row_weights, options, gradient, out, statistics)
     losses = logits.new_empty(rows, dtype=torch.float32)
     if not gradient:
         out = None
@@ -53,13 +60,24 @@ def solve(
         out = torch.empty_like(logits)
     done = logits.new_empty(rows, dtype=torch.bool)
     inputs = (logits, target.contiguous(), row_weights.contiguous())
-    if _sweep(inputs, options, out, losses, done):
-        _solve_remaining(inputs, options, out, losses, ~done)
+    if _sweep(inputs, options, out, losses, done, statistics):
+        _solve_remaining(inputs, options, out, losses, ~done, statistics)
     return losses, out
 
 
+def is_supported(options: Options) -> bool:
+    """Whether the sweep supports these options, and is accurate with them."""
+    return options.softcap is None and blocked.is_supported(options)
+
+
 def _in_blocks(
-    logits: Tensor, target: Tensor, row_weights: Tensor, options: Options, gradient: bool, out: Tensor | None
+    logits: Tensor,
+    target: Tensor,
+    row_weights: Tensor,
+    options: Options,
+    gradient: bool,
+    out: Tensor | None,
+    statistics: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """Like `solve`, for logits of any strides: copies one block at a time."""
     rows, classes = logits.shape
@@ -70,14 +88,21 @@ def _in_blocks(
     for start in range(0, rows, step):
         at = slice(start, start + step)
         block = logits[at].contiguous()
-        losses[at], grads = solve(block, target[at], row_weights[at], options.of(at), gradient=gradient)
+        inputs = (block, target[at], row_weights[at], options.of(at))
+        block_statistics = None if statistics is None else statistics[:, at]
+        losses[at], grads = solve(*inputs, gradient=gradient, statistics=block_statistics)
         if out is not None and grads is not None:
             out[at] = grads
     return losses, out
 
 
 def _sweep(
-    inputs: tuple[Tensor, Tensor, Tensor], options: Options, out: Tensor | None, losses: Tensor, done: Tensor
+    inputs: tuple[Tensor, Tensor, Tensor],
+    options: Options,
+    out: Tensor | None,
+    losses: Tensor,
+    done: Tensor,
+    statistics: Tensor | None,
 ) -> int:
     """Run the sweep; the number of rows that it does not support, for which `done` is False."""
     kernels = _kernels()
@@ -87,13 +112,15 @@ def _sweep(
     bits = _array(logits)
     arrays = (bits, target.numpy(), row_weights.numpy())
     results = (bits if out is None else _array(out), losses.numpy(), done.numpy())
+    rows_statistics = kernels.NO_STATISTICS if statistics is None else statistics.numpy()
     threads = min(torch.get_num_threads(), logits.numel() // MIN_LOGITS_PER_THREAD, len(logits))
 
     def part(at: slice) -> int:
         row_strengths = strengths if strengths.shape[1] == 1 else strengths[:, at]
         inputs, outputs = (x[at] for x in arrays), (x[at] for x in results)
         scratch = kernels.scratch_of(logits.shape[1])
-        return kernels.sweep(*inputs, row_strengths, prior, out is not None, *outputs, scratch)
+        extras = (scratch, options.z_loss, rows_statistics[:, at])
+        return kernels.sweep(*inputs, row_strengths, prior, out is not None, *outputs, *extras)
 
     if threads < 2:
         return part(slice(None))
@@ -124,11 +151,21 @@ def _strengths(options: Options) -> np.ndarray:
 
 
 def _solve_remaining(
-    inputs: tuple[Tensor, Tensor, Tensor], options: Options, out: Tensor | None, losses: Tensor, remaining: Tensor
+    inputs: tuple[Tensor, Tensor, Tensor],
+    options: Options,
+    out: Tensor | None,
+    losses: Tensor,
+    remaining: Tensor,
+    statistics: Tensor | None,
 ) -> None:
     """Compute the rows that the sweep does not support, by the blocked implementation."""
     at = remaining.nonzero().squeeze(-1)
     logits, target, row_weights = (tensor[at] for tensor in inputs)
-    losses[at], grads = blocked.solve(logits, target, row_weights, options.of(at), gradient=out is not None)
+    rows = None if statistics is None else statistics[:, at]
+    losses[at], grads = blocked.solve(
+        logits, target, row_weights, options.of(at), gradient=out is not None, statistics=rows
+    )
+    if statistics is not None and rows is not None:
+        statistics[:, at] = rows
     if out is not None and grads is not None:
         out[at] = grads

@@ -30,6 +30,9 @@ FAST = {"contract", "reassoc", "nsz"}
 # Keys of the infinities.
 PLUS_INF, MINUS_INF = np.int32(0x7F800000), np.int32(-0x7F800001)
 NO_PRIOR = np.empty(0, np.float32)
+NO_STATISTICS = np.empty((5, 0), np.float32)
+# Rows of the statistics, as in statistics.py.
+NLL, LOGSUMEXP, ENTROPY, LABEL_ENTROPY, CORRECT = range(5)
 
 
 def _compiled(function: Any) -> Any:
@@ -200,6 +203,47 @@ def _gaps(logits, n, at, top, prior):
 
 
 @_part
+def _gap_sums(logits, n, at, top, weights):
+    """The sum of the gaps top - z of a chunk of row n, times weights; masked classes have weight 0."""
+    total = ZERO
+    for k in range(at[0], at[1]):
+        gap = top - _load(logits[n, k])
+        total += weights[k] * (gap if gap < np.float32(np.inf) else ZERO)
+    return np.float64(total)
+
+
+@_part
+def _prior_gap_sums(logits, n, at, top, weights, prior):
+    total = ZERO
+    for k in range(at[0], at[1]):
+        gap = top - _load(logits[n, k])
+        total += weights[k] * prior[k] * (gap if gap < np.float32(np.inf) else ZERO)
+    return np.float64(total)
+
+
+@_part
+def _write_zeros(out, n, wanted):
+    for k in range(np.uint64(out.shape[1]) if wanted else np.uint64(0)):
+        out[n, k] = 0
+
+
+@_part
+def _fill_surprise(surprise, prior, wanted):
+    """Write -r log r of each class into `surprise`."""
+    for k in range(prior.size if wanted else 0):
+        surprise[k] = -prior[k] * math.log(prior[k]) if prior[k] > ZERO else ZERO
+
+
+@_part
+def _write_statistics(statistics, n, nll, logsumexp, entropy, label_entropy, correct):
+    statistics[NLL, n] = np.float32(nll)
+    statistics[LOGSUMEXP, n] = np.float32(logsumexp)
+    statistics[ENTROPY, n] = np.float32(entropy)
+    statistics[LABEL_ENTROPY, n] = np.float32(label_entropy)
+    statistics[CORRECT, n] = ONE if correct else ZERO
+
+
+@_part
 def _write(exp_z, p_factor, label, q_factor, prior, out, n):
     """Write exp_z * p_factor - label * q_factor * prior into row n."""
     if prior.size:
@@ -211,17 +255,18 @@ def _write(exp_z, p_factor, label, q_factor, prior, out, n):
 
 
 @_part
-def _sums(logits, n, top, alpha, beta, prior, exp_z, label):
+def _sums(logits, n, top, alpha, beta, prior, surprise, exp_z, label, statistics):
     """Write exp(z - top) into `exp_z` and exp((z - top) / beta) into `label` (ones if the label is the prior).
 
     Returns (the sum of the first, the sum of the second weighted by the prior or by ones, the weighted sum of the gaps
-    top - z if the label is the prior, else 0).
+    top - z if the label is the prior, else 0; and for `statistics` the sums of the first times the gaps, and of the
+    second times gaps / beta - log prior, weighted by the prior).
     """
     classes = logits.shape[1]
-    labelled, limit = alpha != 0.0, beta == np.inf
+    labelled, limit = alpha != 0.0 or statistics, beta == np.inf
     if not labelled or limit:
         label[:] = ONE
-    exp_z_sum = label_sum = gaps = 0.0
+    exp_z_sum = label_sum = gaps = exp_z_gaps = label_gaps = 0.0
     for start in range(0, classes, CHUNK):
         at = (np.uint64(start), np.uint64(min(start + CHUNK, classes)))
         if labelled and not limit:
@@ -232,17 +277,30 @@ def _sums(logits, n, top, alpha, beta, prior, exp_z, label):
             if labelled:
                 gaps += _gaps(logits, n, at, top, prior)
         exp_z_sum += exp_z_part
+        if statistics:  # the chunk and its exponentials are still in the cache
+            exp_z_gaps += _gap_sums(logits, n, at, top, exp_z)
+            if not limit:
+                if prior.size:
+                    label_gaps += _prior_gap_sums(logits, n, at, top, label, prior) / beta
+                else:
+                    label_gaps += _gap_sums(logits, n, at, top, label) / beta
+            if prior.size:
+                label_gaps += _dot(label, surprise, at)
     if not labelled or limit:
         label_sum = 1.0 if prior.size else np.float64(classes)
-    return exp_z_sum, label_sum, gaps
+    return exp_z_sum, label_sum, gaps, exp_z_gaps, label_gaps
 
 
 @_compiled
-def sweep(logits, target, row_weights, strengths, given_prior, gradient, out, losses, done, scratch):
+def sweep(
+    logits, target, row_weights, strengths, given_prior, gradient, out, losses, done, scratch, z_loss, statistics
+):
     """Losses times weights of all rows, and the gradient of their sum; `scratch` is one of `scratch_of`.
 
-    Returns the number of unsupported rows; `done` is False for them.
+    `statistics` is (5, N), or (5, 0) if none are wanted. Returns the number of unsupported rows; `done` is False for
+    them.
     """
+    has_statistics = statistics.shape[1] > 0
     classes = logits.shape[1]
     remaining = 0
     step = classes + GAP
@@ -250,14 +308,14 @@ def sweep(logits, target, row_weights, strengths, given_prior, gradient, out, lo
     label = scratch[step + GAP : 2 * step]
     prior = scratch[2 * step + GAP : 2 * step + GAP + given_prior.size]
     prior[:] = given_prior
+    surprise = scratch[3 * step + GAP : 3 * step + GAP + given_prior.size]
+    _fill_surprise(surprise, prior, has_statistics)
     for n in range(np.uint64(logits.shape[0])):
         share = np.float64(row_weights[n])
         if share == 0.0:
             done[n] = True
             losses[n] = ZERO
-            if gradient:
-                for k in range(np.uint64(classes)):
-                    out[n, k] = 0
+            _write_zeros(out, n, gradient)
             continue
         own = target[n]
         if not 0 <= own < classes:  # not checked in a compiled graph; the reference raises the error
@@ -273,25 +331,43 @@ def sweep(logits, target, row_weights, strengths, given_prior, gradient, out, lo
         if not done[n]:
             remaining += 1
             continue
-        exp_z_sum, label_sum, gaps = _sums(logits, n, top, alpha, beta, prior, exp_z, label)
+        exp_z_sum, label_sum, gaps, exp_z_gaps, label_gaps = _sums(
+            logits, n, top, alpha, beta, prior, surprise, exp_z, label, has_statistics
+        )
         mass = 1.0 if prior.size else np.float64(classes)
         if masked:
             mass = _mass(logits, n, prior)
         pull = 0.0
         if alpha != 0.0:
             pull = gaps / mass if beta == np.inf else -beta * math.log(label_sum / mass)
-        losses[n] = np.float32(share * (math.log(exp_z_sum) + (1.0 - alpha) * gap + alpha * pull))
+        log_exp_z_sum = math.log(exp_z_sum)
+        logsumexp = np.float64(top) + log_exp_z_sum
+        z_term = z_loss * logsumexp * logsumexp
+        losses[n] = np.float32(share * (log_exp_z_sum + (1.0 - alpha) * gap + alpha * pull + z_term))
+        if has_statistics:
+            entropy = log_exp_z_sum + exp_z_gaps / exp_z_sum
+            label_entropy = math.log(label_sum) + label_gaps / label_sum
+            _write_statistics(statistics, n, log_exp_z_sum + gap, logsumexp, entropy, label_entropy, gap == 0.0)
         if gradient:
-            _write(exp_z, np.float32(share / exp_z_sum), label, np.float32(alpha * share / label_sum), prior, out, n)
+            of_z_loss = 1.0 + 2.0 * z_loss * logsumexp
+            _write(
+                exp_z,
+                np.float32(share * of_z_loss / exp_z_sum),
+                label,
+                np.float32(alpha * share / label_sum),
+                prior,
+                out,
+                n,
+            )
             own_label = label[own] * (prior[own] if prior.size else ONE) / label_sum
-            slope = exp_z[own] / exp_z_sum - (1.0 - alpha) - alpha * own_label
+            slope = exp_z[own] / exp_z_sum * of_z_loss - (1.0 - alpha) - alpha * own_label
             out[n, own] = _store(np.float32(share * slope), out[n, own])
     return remaining
 
 
 def scratch_of(classes: int) -> np.ndarray:
-    """Memory for three rows of float32, with gaps."""
-    return np.empty(3 * (classes + GAP) + GAP, np.float32)
+    """Memory for four rows of float32, with gaps."""
+    return np.empty(4 * (classes + GAP) + GAP, np.float32)
 
 
 def pair(alpha: float, beta: float) -> np.ndarray:

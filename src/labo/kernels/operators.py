@@ -16,13 +16,25 @@ from labo import kernels
 from labo.kernels import reference
 from labo.kernels.linear import Chunks, Head, solve_linear
 from labo.kernels.options import Options
+from labo.kernels.statistics import COUNT, NOTHING, Wanted, new_buffer
 
 
-def loss(logits: Tensor, target: Tensor, row_weights: Tensor, options: Options, impl: str, *, total: bool) -> Tensor:
-    """The row losses (N,) times their weights, or their sum (); differentiable in the logits."""
+def loss(
+    logits: Tensor,
+    target: Tensor,
+    row_weights: Tensor,
+    options: Options,
+    impl: str,
+    *,
+    total: bool,
+    wanted: Wanted = NOTHING,
+) -> tuple[Tensor, Tensor | None]:
+    """The row losses (N,) times their weights, or their sum (), differentiable in the logits; and their statistics."""
     option_tensors = _as_tensors(options)
     gradient = torch.is_grad_enabled() and total and logits.requires_grad and logits.dtype != torch.float16
-    return _loss(logits, target, row_weights, *option_tensors, options.value, impl, total, gradient)[0]
+    arguments = (logits, target, row_weights, *option_tensors, options.value, impl, total, gradient)
+    losses, _, statistics = _loss(*arguments, options.z_loss, options.softcap or 0.0, wanted.statistics)
+    return losses, statistics if wanted.statistics else None
 
 
 def linear_loss(
@@ -35,13 +47,16 @@ def linear_loss(
     impl: str,
     *,
     total: bool,
-) -> Tensor:
+    wanted: Wanted = NOTHING,
+) -> tuple[Tensor, Tensor | None]:
     """Like `loss`, of hidden (N, D) through the last layer; differentiable in hidden, weight and bias."""
     needs = [tensor is not None and tensor.requires_grad for tensor in (hidden, head.weight, head.bias)]
     if not (torch.is_grad_enabled() and total) or hidden.dtype == torch.float16:
         needs = [False, False, False]
     arguments = (hidden, head.weight, head.bias, target, row_weights, *_as_tensors(options), options.value, impl, total)
-    return _linear(*arguments, chunks.rows or 0, chunks.accumulate, needs)[0]
+    chosen = (chunks.rows or 0, chunks.accumulate, needs, options.z_loss, options.softcap or 0.0, wanted.statistics)
+    losses, *_, statistics = _linear(*arguments, *chosen)
+    return losses, statistics if wanted.statistics else None
 
 
 def _as_tensors(options: Options) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
@@ -53,8 +68,25 @@ def _as_tensors(options: Options) -> tuple[Tensor, Tensor, Tensor | None, Tensor
     return alpha, beta, None if options.prior is None else options.prior.detach(), options.weight
 
 
-def _as_options(alpha: Tensor, beta: Tensor, prior: Tensor | None, weight: Tensor | None, value: str) -> Options:
-    return Options(_number_or_rows(alpha), _number_or_rows(beta), prior, weight, value)
+def _as_options(
+    alpha: Tensor,
+    beta: Tensor,
+    prior: Tensor | None,
+    weight: Tensor | None,
+    value: str,
+    z_loss: float,
+    softcap: float,
+) -> Options:
+    """The options; a softcap of 0 is none."""
+    return Options(_number_or_rows(alpha), _number_or_rows(beta), prior, weight, value, z_loss, softcap or None)
+
+
+def _buffer(row_weights: Tensor, wanted: bool) -> dict[str, Tensor]:
+    return {"statistics": new_buffer(row_weights)} if wanted else {}
+
+
+def _statistics_or_empty(buffer: dict[str, Tensor], like: Tensor) -> Tensor:
+    return buffer.get("statistics", like.new_empty(0))
 
 
 def _number_or_rows(value: Tensor) -> float | Tensor:
@@ -76,11 +108,15 @@ def _loss(
     impl: str,
     total: bool,
     gradient: bool,
-) -> tuple[Tensor, Tensor]:
-    options = _as_options(alpha, beta, prior, weight, value)
+    z_loss: float = 0.0,
+    softcap: float = 0.0,
+    statistics: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    options = _as_options(alpha, beta, prior, weight, value, z_loss, softcap)
     solve = kernels.choose(impl, (logits,), target, options) or reference.solve
-    losses, grads = solve(logits, target, row_weights, options, gradient=gradient)
-    return (losses.sum() if total else losses), _or_empty(grads, logits)
+    buffer = _buffer(row_weights, statistics)
+    losses, grads = solve(logits, target, row_weights, options, gradient=gradient, **buffer)
+    return (losses.sum() if total else losses), _or_empty(grads, logits), _statistics_or_empty(buffer, row_weights)
 
 
 def _scaled(grads: Tensor, grad: Tensor) -> Tensor:
@@ -93,23 +129,31 @@ def _or_empty(grads: Tensor | None, like: Tensor) -> Tensor:
 
 
 @_loss.register_fake
-def _(logits, target, row_weights, alpha, beta, prior, weight, value, impl, total, gradient):
+def _(
+    logits, target, row_weights, alpha, beta, prior, weight, value, impl, total, gradient, z_loss=0.0, softcap=0.0,
+    statistics=False,
+):  # fmt: skip
     losses = row_weights.new_empty(()) if total else torch.empty_like(row_weights)
-    return losses, logits.new_empty(logits.shape if gradient else 0)
+    return losses, logits.new_empty(logits.shape if gradient else 0), _fake_statistics(row_weights, statistics)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.value, ctx.impl, ctx.total, ctx.gradient = inputs
+def _fake_statistics(row_weights: Tensor, wanted: bool) -> Tensor:
+    return row_weights.new_empty((COUNT, row_weights.shape[0]) if wanted else 0)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.value, ctx.impl, ctx.total, ctx.gradient, ctx.z_loss, ctx.softcap, _ = inputs
     ctx.save_for_backward(*tensors, output[1])
 
 
-def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     logits, target, row_weights, *options, grads = ctx.saved_tensors
     if ctx.gradient:
         grad_logits = _scaled(grads, grad)
     else:
-        grad_logits = _loss(logits, target, row_weights * grad, *options, ctx.value, ctx.impl, ctx.total, True)[1]
-    return grad_logits, *(None,) * 10
+        chosen = (ctx.value, ctx.impl, ctx.total, True, ctx.z_loss, ctx.softcap)
+        grad_logits = _loss(logits, target, row_weights * grad, *options, *chosen)[1]
+    return grad_logits, *(None,) * 13
 
 
 _loss.register_autograd(_backward, setup_context=_keep)
@@ -132,26 +176,37 @@ def _linear(
     chunk_rows: int,
     accumulate: str,
     needs: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    options = _as_options(alpha, beta, prior, weight, value)
+    z_loss: float = 0.0,
+    softcap: float = 0.0,
+    statistics: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    options = _as_options(alpha, beta, prior, weight, value, z_loss, softcap)
     solve = kernels.choose(impl, (hidden, head), target, options) or reference.solve
     wanted = (needs[0], needs[1], needs[2])
     chunks = Chunks(chunk_rows or None, accumulate)
-    losses, grads = solve_linear(solve, hidden, Head(head, bias), target, row_weights, options, wanted, chunks)
-    gradients = [_or_empty(x, hidden) for x in grads]
-    return (losses.sum() if total else losses), gradients[0], gradients[1], gradients[2]
+    buffer = _buffer(row_weights, statistics)
+    arguments = (hidden, Head(head, bias), target, row_weights, options, wanted, chunks)
+    losses, grads = solve_linear(solve, *arguments, **buffer)
+    first, second, third = (_or_empty(x, hidden) for x in grads)
+    return (losses.sum() if total else losses), first, second, third, _statistics_or_empty(buffer, row_weights)
 
 
 @_linear.register_fake
-def _(hidden, head, bias, target, row_weights, alpha, beta, prior, weight, value, impl, total, rows, accumulate, needs):
+def _(
+    hidden, head, bias, target, row_weights, alpha, beta, prior, weight, value, impl, total, rows, accumulate, needs,
+    z_loss=0.0, softcap=0.0, statistics=False,
+):  # fmt: skip
     losses = row_weights.new_empty(()) if total else torch.empty_like(row_weights)
     sources = (hidden, head, head.new_empty(head.shape[0]) if bias is None else bias)
-    return losses, *(x.new_empty(x.shape if needed else 0) for x, needed in zip(sources, needs, strict=True))
+    grads = (x.new_empty(x.shape if needed else 0) for x, needed in zip(sources, needs, strict=True))
+    return losses, *grads, _fake_statistics(row_weights, statistics)
 
 
 def _keep_linear(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.value, ctx.impl, ctx.total, ctx.rows, ctx.accumulate, ctx.needs = inputs
-    ctx.save_for_backward(*tensors, *output[1:])
+    *first, z_loss, softcap, _ = inputs
+    *tensors, ctx.value, ctx.impl, ctx.total, ctx.rows, ctx.accumulate, ctx.needs = first
+    ctx.logits_options = (z_loss, softcap)
+    ctx.save_for_backward(*tensors, *output[1:4])
 
 
 def _backward_linear(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
@@ -163,8 +218,9 @@ def _backward_linear(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None,
     else:
         hidden, head, bias, target, row_weights, *options = tensors
         chosen = (ctx.value, ctx.impl, ctx.total, ctx.rows, ctx.accumulate)
-        grads = _linear(hidden, head, bias, target, row_weights * grad, *options, *chosen, wanted)[1:]
-    return *(x if needed else None for x, needed in zip(grads, wanted, strict=True)), *(None,) * 12
+        weights = row_weights * grad
+        grads = _linear(hidden, head, bias, target, weights, *options, *chosen, wanted, *ctx.logits_options)[1:4]
+    return *(x if needed else None for x, needed in zip(grads, wanted, strict=True)), *(None,) * 15
 
 
 _linear.register_autograd(_backward_linear, setup_context=_keep_linear)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from labo.kernels.options import Options
+from labo.kernels.statistics import ENTROPY, LABEL_ENTROPY
 from labo.kernels.triton_shapes import Shape, parts_of, power_of_2, shape_of, tile_of
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -56,6 +57,7 @@ def solve(
     *,
     gradient: bool,
     out: Tensor | None = None,
+    statistics: Tensor | None = None,
     shape: Shape | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Each row's (1 - alpha) * CE(onehot(target), p) + alpha * V(logits) times its weight, and the gradient in logits.
@@ -65,14 +67,17 @@ def solve(
             are `out`.
         target: (N,) int64 class indices, valid in every row.
         row_weights: (N,) float32. A row of weight 0 is not read: loss 0, gradient 0.
-        options: alpha and beta floats, () or (N,); prior None for uniform, or probabilities (C,) that sum to 1.
+        options: alpha and beta floats, () or (N,); prior None for uniform, or probabilities (C,) that sum to 1; z_loss
+            and softcap.
         gradient: whether to compute the gradient.
         out: buffer for the gradient, of the logits' shape and dtype; may be the logits themselves.
+        statistics: buffer (5, N) in float32 for the statistics of the rows, NaN at first, see statistics.py.
         shape: launch configuration; by default from the table in triton_shapes.py.
 
     Returns:
-        The losses (N,) in float32, and None or the gradient (N, C) in the dtype of `logits`, rounded once:
-        row_weights * (p - (1 - alpha) * onehot(target) - alpha * q*), q* = softmax(logits / beta + log prior).
+        The losses (N,) in float32, and None or the gradient (N, C) in the dtype of `logits`, rounded once. Without
+        z_loss and softcap it is row_weights * (p - (1 - alpha) * onehot(target) - alpha * q*),
+        q* = softmax(logits / beta + log prior).
 
     Raises:
         TypeError: `logits` has another dtype.
@@ -87,7 +92,7 @@ def solve(
     losses = torch.empty(logits.shape[0], dtype=torch.float32, device=logits.device)
     grad_logits = _output(logits, out) if gradient else None
     if losses.numel():
-        batch = _Batch(logits.detach(), target.contiguous(), row_weights.contiguous(), losses, grad_logits)
+        batch = _Batch(logits.detach(), target.contiguous(), row_weights.contiguous(), losses, grad_logits, statistics)
         with _on(logits.device):
             _launch(batch, options, shape or shape_of(logits.shape[1], logits.element_size()))
     if grad_logits is None:
@@ -126,6 +131,7 @@ class _Batch(NamedTuple):
     row_weights: Tensor
     losses: Tensor
     grad_logits: Tensor | None
+    statistics: Tensor | None
 
 
 def _output(logits: Tensor, out: Tensor | None) -> Tensor:
@@ -173,7 +179,7 @@ def _launch(batch: _Batch, options: Options, shape: Shape) -> None:
     from labo.kernels import triton_kernels
 
     kernels: Any = triton_kernels  # Triton's types do not describe launch arguments
-    logits, target, row_weights, losses, grad_logits = batch
+    logits, target, row_weights, losses, grad_logits, statistics = batch
     rows, classes = logits.shape
     row_stride, class_stride = logits.stride() if rows > 1 else (classes, logits.stride(1))
     grad_stride = classes if grad_logits is None or rows == 1 else grad_logits.stride(0)
@@ -191,25 +197,41 @@ def _launch(batch: _Batch, options: Options, shape: Shape) -> None:
         **COMPILE_OPTIONS,
     }
     of_alpha = {"alpha_of_rows": alpha_of_rows}
-    inputs = (logits, target, row_weights, alpha, beta, prior)
+    softcap = options.softcap
+    inputs = (logits, target, row_weights, alpha, beta, prior, options.z_loss or None, softcap)
     strides = (row_stride // unit, class_stride, grad_stride // unit, alpha_stride, beta_stride)
+    strides += (0 if statistics is None else statistics.stride(0),)
+    outputs = (losses, grad_logits, statistics)
     if shape.rows:
         grid = (-(-rows // shape.rows),)
         held = {"together": shape.rows, "block": power_of_2(classes), **of_alpha, **constants}
-        kernels.short_rows[grid](*inputs, losses, grad_logits, *strides, rows, classes // unit, **held)
+        kernels.short_rows[grid](*inputs, *outputs, *strides, rows, classes // unit, **held)
         return
     groups, lanes = tile_of(shape, unit, logits.element_size())
     constants |= {"groups": groups, "lanes": lanes}
     width = parts_of(rows, classes, groups * lanes * unit)
     if not width:
-        kernels.long_rows[(rows,)](*inputs, losses, grad_logits, *strides, classes // unit, **of_alpha, **constants)
+        kernels.long_rows[(rows,)](*inputs, *outputs, *strides, classes // unit, **of_alpha, **constants)
         return
     parts = -(-classes // (width * groups * lanes * unit))
-    sums = torch.empty(SUMS, rows, parts, dtype=torch.float32, device=logits.device)
+    count = SUMS if statistics is None else SUMS + 2
+    sums = torch.empty(count, rows, parts, dtype=torch.float32, device=logits.device)
     sizes = (rows, classes // unit, width)
     kernels.sum_parts[(rows, parts)](
-        logits, row_weights, beta, prior, sums, row_stride // unit, class_stride, beta_stride, *sizes, **constants
+        logits,
+        row_weights,
+        beta,
+        prior,
+        softcap,
+        sums,
+        row_stride // unit,
+        class_stride,
+        beta_stride,
+        *sizes,
+        **constants,
     )
     kernels.write_parts[(rows, parts)](
-        *inputs, sums, losses, grad_logits, *strides, *sizes, parts, places=power_of_2(parts), **of_alpha, **constants
+        *inputs, sums, *outputs, *strides, *sizes, parts, places=power_of_2(parts), **of_alpha, **constants
     )
+    if statistics is not None:
+        statistics[ENTROPY : LABEL_ENTROPY + 1] += sums[SUMS:].sum(-1)  # NaN stays where rows are not read

@@ -17,6 +17,9 @@ Every term of the loss has one sign, and nothing cancels:
 
 Which sums are kept, and how exponentials are computed, depends on the compile-time `form` of beta: 2, 3 and 4 take p as
 a power of q; PLAIN is any beta up to 16; SERIES is free of cancellation for every beta, also one per row; LIMIT is inf.
+With z_loss * lse² in the loss, p has the factor 1 + 2 z_loss lse in the gradient. Soft-capped logits are capped where
+they are loaded, and the gradient is multiplied by the derivative where it is stored; -inf stays.
+
 Options of lanes, (N,) or (1,): alpha, beta (0 for inf), inverse = 1 / beta and scale = log2(e) / beta.
 """
 
@@ -103,6 +106,29 @@ def _scaled_log1p(mean, inverse):
 
 
 @triton.jit
+def capped(x, softcap):
+    """The soft-capped logits softcap * tanh(x / softcap); -inf stays. Without a softcap, x."""
+    if softcap is None:
+        return x
+    else:
+        by = -2.0 * LOG2E / softcap
+        e = tl.exp2(tl.abs(x) * by)
+        size = softcap * ((1 - e) / (1 + e))
+        return tl.where(x == float("-inf"), x, tl.where(x < 0, -size, size))
+
+
+@triton.jit
+def through_cap(grad, x, softcap):
+    """A gradient in soft-capped logits x as one in the logits: times 1 - (x / softcap)²."""
+    if softcap is None:
+        return grad
+    else:
+        inverse = 1 / softcap
+        ratio = x * inverse
+        return grad * tl.where(x == float("-inf"), 0.0, 1 - ratio * ratio)
+
+
+@triton.jit
 def _moved(
     total, labels, mass, pull, down, best_down, scale, inverse, beta, has_prior: tl.constexpr, form: tl.constexpr
 ):
@@ -176,7 +202,7 @@ def meet(top, total, best, labels, mass, pull, scale, inverse, beta, has_prior: 
 
 @triton.jit
 def losses_of(
-    chosen, weight, alpha, beta, inverse, top, total, best, labels, mass, pull, has_prior: tl.constexpr,
+    chosen, weight, alpha, beta, inverse, top, total, best, labels, mass, pull, z_loss, has_prior: tl.constexpr,
     form: tl.constexpr,
 ):  # fmt: skip
     """Each row's loss times its weight; `chosen` are the logits of the targets."""
@@ -195,14 +221,59 @@ def losses_of(
     value = tl.where(feasible, log_total + gap - gained, float("inf"))
     # A term of weight 0 is 0 even if it is infinite.
     loss = (1 - alpha) * tl.where(alpha < 1.0, data, 0.0) + alpha * tl.where(alpha > 0.0, value, 0.0)
+    if z_loss is not None:
+        loss += z_loss * (log_total + top) * (log_total + top)  # without a class the loss is infinite already
     return weight * tl.where(weight == 0.0, 0.0, loss)
 
 
 @triton.jit
-def factors(alpha, total, labels, mass, form: tl.constexpr):
-    """The factors that turn exponentials into p and into alpha q*."""
+def factors(alpha, top, total, labels, mass, z_loss, form: tl.constexpr):
+    """The factors that turn exponentials into p (with the z-loss's factor) and into alpha q*."""
     norm = mass if form == LIMIT else labels
-    return 1 / tl.where(total == 0.0, 1.0, total), alpha / tl.where(norm == 0.0, 1.0, norm)
+    total = tl.where(total == 0.0, 1.0, total)
+    p_factor = 1 / total
+    if z_loss is not None:
+        p_factor *= 1 + 2 * z_loss * (tl.log(total) + top)
+    return p_factor, alpha / tl.where(norm == 0.0, 1.0, norm)
+
+
+@triton.jit
+def entropy_sums(x, r, top, best, scale, has_prior: tl.constexpr, form: tl.constexpr):
+    """Of a tile (A, N, V) the sums per lane of exp(d) d, and of r exp(u) (u + log r), where u = (x - best) / beta.
+
+    The second has the factor of `labels`: LIFT with a prior, 1 at beta = inf.
+    """
+    masked = x == float("-inf")
+    d = tl.where(masked, 0.0, x - top)
+    spread = _sum(tl.where(masked, 0.0, tl.exp2(d * LOG2E) * d))
+    if has_prior:
+        inside = (masked == 0) & (r > 0)
+        u = tl.where(inside, x - best, 0.0) * scale
+        label = r if form == LIMIT else _times_exp2(r * LIFT, u)
+        log_label = u + tl.log2(tl.where(inside, r, 1.0))
+        label_spread = _sum(tl.where(inside, label * log_label, 0.0)) * (1 / LOG2E)
+    elif form == LIMIT:
+        label_spread = tl.zeros_like(spread)
+    else:
+        u = d * scale
+        label_spread = _sum(tl.where(masked, 0.0, tl.exp2(u) * u)) * (1 / LOG2E)
+    return spread, label_spread
+
+
+@triton.jit
+def entropies(
+    spread, label_spread, total, labels, mass, has_prior: tl.constexpr, form: tl.constexpr, whole: tl.constexpr
+):  # fmt: skip
+    """The entropies of p and q* from the sums of a row, (N,); of a part of a row (not `whole`), its terms alone."""
+    norm = mass if form == LIMIT else labels
+    lift = 1.0
+    if has_prior and form != LIMIT:
+        lift = LIFT
+    entropy, label_entropy = -spread / total, -label_spread / norm
+    if whole:
+        entropy, label_entropy = entropy + tl.log(total), label_entropy + tl.log(norm / lift)
+    nan = float("nan")
+    return tl.where(total == 0.0, nan, entropy), tl.where((mass == 0.0) | (norm == 0.0), nan, label_entropy)
 
 
 @triton.jit

@@ -24,11 +24,15 @@ from labo.kernels.triton_algebra import (
     LOWEST,
     SMALLEST_BETA,
     add_tile,
+    capped,
     difference,
+    entropies,
+    entropy_sums,
     factors,
     losses_of,
     meet,
     over_lane,
+    through_cap,
 )
 
 
@@ -58,11 +62,11 @@ def _scales(beta):
 
 
 @triton.jit
-def _chosen(logits, rows, target, live, classes, row_stride, class_stride):
+def _chosen(logits, rows, target, live, classes, row_stride, class_stride, softcap):
     """The logits of the targets, and which are valid; NaN for invalid ones (compiled graphs do not check them)."""
     known = live & (target >= 0) & (target < classes)
     found = tl.load(logits + rows * row_stride + target * class_stride, mask=known, other=0.0).to(tl.float32)
-    return tl.where(live & (known == 0), float("nan"), found), known
+    return tl.where(live & (known == 0), float("nan"), capped(found, softcap)), known
 
 
 @triton.jit
@@ -88,18 +92,19 @@ def _prior_at(prior, at, inside):
 
 
 @triton.jit
-def _logits_at(row, at, inside, class_stride, contiguous: tl.constexpr, eviction: tl.constexpr):
+def _logits_at(row, at, inside, class_stride, softcap, contiguous: tl.constexpr, eviction: tl.constexpr):
     at = _offsets(at, class_stride, contiguous)
     if inside is None:
-        return tl.load(row + at, eviction_policy=eviction).to(tl.float32)
+        return capped(tl.load(row + at, eviction_policy=eviction).to(tl.float32), softcap)
     else:
-        return tl.load(row + at, mask=inside, other=float("-inf"), eviction_policy=eviction).to(tl.float32)
+        x = tl.load(row + at, mask=inside, other=float("-inf"), eviction_policy=eviction).to(tl.float32)
+        return capped(x, softcap)
 
 
 @triton.jit
 def _sum_range(
-    row, prior, start, stop, class_stride, scale, inverse, beta, contiguous: tl.constexpr, form: tl.constexpr,
-    groups: tl.constexpr, lanes: tl.constexpr, unit: tl.constexpr,
+    row, prior, start, stop, class_stride, scale, inverse, beta, softcap, contiguous: tl.constexpr,
+    form: tl.constexpr, groups: tl.constexpr, lanes: tl.constexpr, unit: tl.constexpr,
 ):  # fmt: skip
     """The six sums, (1,) each, of one row over the classes from start to stop."""
     tile: tl.constexpr = groups * lanes * unit
@@ -111,14 +116,14 @@ def _sum_range(
     whole = (stop - start) // tile
     for index in range(whole):
         at = start + index * tile + columns
-        x = _logits_at(row, at, None, class_stride, contiguous, "evict_last")
+        x = _logits_at(row, at, None, class_stride, softcap, contiguous, "evict_last")
         r = _prior_at(prior, at, None)
         top, total, best, labels, mass, pull = add_tile(
             x, r, top, total, best, labels, mass, pull, scale, inverse, beta, has_prior, form
         )
     if start + whole * tile < stop:
         at = start + whole * tile + columns
-        x = _logits_at(row, at, at < stop, class_stride, contiguous, "evict_last")
+        x = _logits_at(row, at, at < stop, class_stride, softcap, contiguous, "evict_last")
         r = _prior_at(prior, at, at < stop)
         top, total, best, labels, mass, pull = add_tile(
             x, r, top, total, best, labels, mass, pull, scale, inverse, beta, has_prior, form
@@ -128,43 +133,77 @@ def _sum_range(
 
 @triton.jit
 def _write_range(
-    row, prior, grad_row, start, stop, class_stride, weight, top, best, p_factor, q_factor, scale,
-    contiguous: tl.constexpr, form: tl.constexpr, groups: tl.constexpr, lanes: tl.constexpr, unit: tl.constexpr,
+    row, prior, grad_logits, grad_start, start, stop, class_stride, weight, top, best, p_factor, q_factor, scale,
+    softcap, contiguous: tl.constexpr, form: tl.constexpr, groups: tl.constexpr, lanes: tl.constexpr,
+    unit: tl.constexpr, has_statistics: tl.constexpr,
 ):  # fmt: skip
-    """Write weight * (p - alpha q*) for the classes from start to stop, the last first: they are still in the cache."""
+    """Write weight * (p - alpha q*) for the classes from start to stop, the last first: they are still in the cache.
+
+    Returns the sums of `entropy_sums` over these classes, (1,) each, if there are statistics.
+    """
     tile: tl.constexpr = groups * lanes * unit
     has_prior: tl.constexpr = prior is not None
     columns = _columns(groups, lanes, unit)
     top, best, weight = over_lane(top), over_lane(best), over_lane(weight)
     p_factor, q_factor, scale = over_lane(p_factor), over_lane(q_factor), over_lane(scale)
+    spread = tl.zeros((lanes,), tl.float32)
+    label_spread = spread
+    grad_row = grad_logits
+    if grad_logits is not None:
+        grad_row = grad_logits + grad_start
     whole = (stop - start) // tile
     if start + whole * tile < stop:
         at = start + whole * tile + columns
         inside = at < stop
-        x = _logits_at(row, at, inside, class_stride, contiguous, "evict_first")
+        x = _logits_at(row, at, inside, class_stride, softcap, contiguous, "evict_first")
         r = _prior_at(prior, at, inside)
-        grad = weight * difference(x, r, top, best, p_factor, q_factor, scale, has_prior, form)
-        tl.store(grad_row + at, grad.to(grad_row.dtype.element_ty), mask=inside, eviction_policy="evict_first")
+        if has_statistics:
+            spread, label_spread = entropy_sums(x, r, top, best, scale, has_prior, form)
+        if grad_logits is not None:
+            grad = weight * difference(x, r, top, best, p_factor, q_factor, scale, has_prior, form)
+            grad = through_cap(grad, x, softcap)
+            tl.store(grad_row + at, grad.to(grad_row.dtype.element_ty), mask=inside, eviction_policy="evict_first")
     for index in range(whole):
         at = start + (whole - 1 - index) * tile + columns
-        x = _logits_at(row, at, None, class_stride, contiguous, "evict_first")
+        x = _logits_at(row, at, None, class_stride, softcap, contiguous, "evict_first")
         r = _prior_at(prior, at, None)
-        grad = weight * difference(x, r, top, best, p_factor, q_factor, scale, has_prior, form)
-        tl.store(grad_row + at, grad.to(grad_row.dtype.element_ty), eviction_policy="evict_first")
+        if has_statistics:
+            more, more_label = entropy_sums(x, r, top, best, scale, has_prior, form)
+            spread, label_spread = spread + more, label_spread + more_label
+        if grad_logits is not None:
+            grad = weight * difference(x, r, top, best, p_factor, q_factor, scale, has_prior, form)
+            grad = through_cap(grad, x, softcap)
+            tl.store(grad_row + at, grad.to(grad_row.dtype.element_ty), eviction_policy="evict_first")
+    if has_statistics:
+        spread, label_spread = tl.sum(spread, 0, keep_dims=True), tl.sum(label_spread, 0, keep_dims=True)
+    return spread, label_spread
 
 
 @triton.jit
 def _write_target(
     grad_logits, rows, grad_stride, target, known, chosen, prior, weight, alpha, top, best, p_factor, q_factor, scale,
-    form: tl.constexpr,
+    softcap, form: tl.constexpr,
 ):  # fmt: skip
     """Overwrite the entries of the targets, including -(1 - alpha), rounded once."""
     has_prior: tl.constexpr = prior is not None
     r = _prior_at(prior, target, known)
     grad = difference(chosen, r, top, best, p_factor, q_factor, scale, has_prior, form)
-    grad = weight * (grad - (1 - alpha))
+    grad = through_cap(weight * (grad - (1 - alpha)), chosen, softcap)
     tl.debug_barrier()  # other threads have written these entries
     tl.store(grad_logits + rows * grad_stride + target, grad.to(grad_logits.dtype.element_ty), mask=known)
+
+
+@triton.jit
+def _write_statistics(statistics, stride, rows, mask, chosen, top, total, entropy, label_entropy):
+    """Write the statistics of rows in the order of statistics.py."""
+    empty = total == 0.0
+    logsumexp = tl.where(empty, float("-inf"), top + tl.log(tl.where(empty, 1.0, total)))
+    nll = tl.where(empty, float("inf"), (top - chosen) + tl.log(tl.where(empty, 1.0, total)))
+    tl.store(statistics + rows, nll, mask=mask)
+    tl.store(statistics + stride + rows, logsumexp, mask=mask)
+    tl.store(statistics + 2 * stride + rows, entropy, mask=mask)
+    tl.store(statistics + 3 * stride + rows, label_entropy, mask=mask)
+    tl.store(statistics + 4 * stride + rows, ((chosen == top) & (empty == 0)).to(tl.float32), mask=mask)
 
 
 @triton.jit
@@ -176,9 +215,10 @@ def _write_zeros(grad_row, start, stop, block: tl.constexpr):
 
 @triton.jit(do_not_specialize=["count"])
 def short_rows(
-    logits, targets, row_weights, alpha, beta, prior, losses, grad_logits, row_units, class_stride, grad_units,
-    alpha_stride, beta_stride, count, class_units, contiguous: tl.constexpr, alpha_of_rows: tl.constexpr,
-    beta_of_rows: tl.constexpr, form: tl.constexpr, unit: tl.constexpr, together: tl.constexpr, block: tl.constexpr,
+    logits, targets, row_weights, alpha, beta, prior, z_loss, softcap, losses, grad_logits, statistics, row_units,
+    class_stride, grad_units, alpha_stride, beta_stride, statistics_stride, count, class_units,
+    contiguous: tl.constexpr, alpha_of_rows: tl.constexpr, beta_of_rows: tl.constexpr, form: tl.constexpr,
+    unit: tl.constexpr, together: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     """Losses and gradient of `together` rows per program, each held in registers."""
     row_stride, grad_stride, classes = row_units * unit, grad_units * unit, class_units * unit
@@ -190,41 +230,48 @@ def short_rows(
     scale, inverse, row_beta = _scales(_row_values(beta, rows, inside, beta_stride, beta_of_rows))
     live = inside & (weight != 0.0)
     target = tl.load(targets + rows, mask=inside, other=0)
-    chosen, known = _chosen(logits, rows, target, live, classes, row_stride, class_stride)
+    chosen, known = _chosen(logits, rows, target, live, classes, row_stride, class_stride, softcap)
     columns = tl.arange(0, block)[None, None, :]
     places = over_lane(rows) * row_stride + _offsets(columns, class_stride, contiguous)
     x = tl.load(logits + places, mask=over_lane(live) & (columns < classes), other=float("-inf")).to(tl.float32)
+    x = capped(x, softcap)
     r = _prior_at(prior, columns, columns < classes)
     lowest, zero = tl.full((together,), LOWEST, tl.float32), tl.zeros((together,), tl.float32)
     top, total, best, labels, mass, pull = add_tile(
         x, r, lowest, zero, lowest, zero, zero, zero, scale, inverse, row_beta, has_prior, form
     )
     loss = losses_of(
-        chosen, weight, row_alpha, row_beta, inverse, top, total, best, labels, mass, pull, has_prior, form
+        chosen, weight, row_alpha, row_beta, inverse, top, total, best, labels, mass, pull, z_loss, has_prior, form
     )  # fmt: skip
     tl.store(losses + rows, loss, mask=inside)
+    if statistics is not None:
+        sums = entropy_sums(x, r, over_lane(top), over_lane(best), over_lane(scale), has_prior, form)
+        entropy, label_entropy = entropies(sums[0], sums[1], total, labels, mass, has_prior, form, True)
+        _write_statistics(statistics, statistics_stride, rows, live, chosen, top, total, entropy, label_entropy)
     if grad_logits is not None:
-        p_factor, q_factor = factors(row_alpha, total, labels, mass, form)
+        p_factor, q_factor = factors(row_alpha, top, total, labels, mass, z_loss, form)
         # If all classes are masked the gradient is 0, also at the target.
         weight = tl.where(total == 0.0, 0.0, weight)
         grad = over_lane(weight) * difference(
             x, r, over_lane(top), over_lane(best), over_lane(p_factor), over_lane(q_factor), over_lane(scale),
             has_prior, form,
         )  # fmt: skip
+        grad = through_cap(grad, x, softcap)
         places = over_lane(rows) * grad_stride + columns
         written = over_lane(inside) & (columns < classes)
         tl.store(grad_logits + places, grad.to(grad_logits.dtype.element_ty), mask=written)
         _write_target(
             grad_logits, rows, grad_stride, target, known, chosen, prior, weight, row_alpha, top, best, p_factor,
-            q_factor, scale, form,
+            q_factor, scale, softcap, form,
         )  # fmt: skip
 
 
 @triton.jit
 def long_rows(
-    logits, targets, row_weights, alpha, beta, prior, losses, grad_logits, row_units, class_stride, grad_units,
-    alpha_stride, beta_stride, class_units, contiguous: tl.constexpr, alpha_of_rows: tl.constexpr,
-    beta_of_rows: tl.constexpr, form: tl.constexpr, unit: tl.constexpr, groups: tl.constexpr, lanes: tl.constexpr,
+    logits, targets, row_weights, alpha, beta, prior, z_loss, softcap, losses, grad_logits, statistics, row_units,
+    class_stride, grad_units, alpha_stride, beta_stride, statistics_stride, class_units, contiguous: tl.constexpr,
+    alpha_of_rows: tl.constexpr, beta_of_rows: tl.constexpr, form: tl.constexpr, unit: tl.constexpr,
+    groups: tl.constexpr, lanes: tl.constexpr,
 ):  # fmt: skip
     """Loss and gradient of one row per program."""
     row_stride, grad_stride, classes = row_units * unit, grad_units * unit, class_units * unit
@@ -241,35 +288,42 @@ def long_rows(
         row_alpha = _row_values(alpha, rows, inside, alpha_stride, alpha_of_rows)
         scale, inverse, row_beta = _scales(_row_values(beta, rows, inside, beta_stride, beta_of_rows))
         target = tl.load(targets + rows)
-        chosen, known = _chosen(logits, rows, target, inside, classes, row_stride, class_stride)
+        chosen, known = _chosen(logits, rows, target, inside, classes, row_stride, class_stride, softcap)
         row = logits + index * row_stride
         top, total, best, labels, mass, pull = _sum_range(
-            row, prior, 0, classes, class_stride, scale, inverse, row_beta, contiguous, form, groups, lanes, unit
-        )
+            row, prior, 0, classes, class_stride, scale, inverse, row_beta, softcap, contiguous, form, groups, lanes,
+            unit,
+        )  # fmt: skip
         loss = losses_of(
-            chosen, weight, row_alpha, row_beta, inverse, top, total, best, labels, mass, pull, has_prior, form
+            chosen, weight, row_alpha, row_beta, inverse, top, total, best, labels, mass, pull, z_loss, has_prior, form
         )  # fmt: skip
         tl.store(losses + rows, loss)
-        if grad_logits is not None:
-            p_factor, q_factor = factors(row_alpha, total, labels, mass, form)
+        if grad_logits is not None or statistics is not None:
+            p_factor, q_factor = factors(row_alpha, top, total, labels, mass, z_loss, form)
             weight = tl.where(total == 0.0, 0.0, weight)  # all classes masked: zero gradient
-            _write_range(
-                row, prior, grad_logits + index * grad_stride, 0, classes, class_stride, weight, top, best, p_factor,
-                q_factor, scale, contiguous, form, groups, lanes, unit,
+            spread, label_spread = _write_range(
+                row, prior, grad_logits, index * grad_stride, 0, classes, class_stride, weight, top, best, p_factor,
+                q_factor, scale, softcap, contiguous, form, groups, lanes, unit, statistics is not None,
             )  # fmt: skip
-            _write_target(
-                grad_logits, rows, grad_stride, target, known, chosen, prior, weight, row_alpha, top, best, p_factor,
-                q_factor, scale, form,
-            )  # fmt: skip
+            if statistics is not None:
+                entropy, label_entropy = entropies(spread, label_spread, total, labels, mass, has_prior, form, True)
+                _write_statistics(
+                    statistics, statistics_stride, rows, inside, chosen, top, total, entropy, label_entropy
+                )  # fmt: skip
+            if grad_logits is not None:
+                _write_target(
+                    grad_logits, rows, grad_stride, target, known, chosen, prior, weight, row_alpha, top, best,
+                    p_factor, q_factor, scale, softcap, form,
+                )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["count"])
 def sum_parts(
-    logits, row_weights, beta, prior, sums, row_units, class_stride, beta_stride, count, class_units, width,
+    logits, row_weights, beta, prior, softcap, sums, row_units, class_stride, beta_stride, count, class_units, width,
     contiguous: tl.constexpr, beta_of_rows: tl.constexpr, form: tl.constexpr, unit: tl.constexpr,
     groups: tl.constexpr, lanes: tl.constexpr,
 ):  # fmt: skip
-    """The sums of a part of `width` tiles of a row per program, as (6, rows, parts)."""
+    """The sums of a part of `width` tiles of a row per program, as (6, rows, parts) of `sums`."""
     classes = class_units * unit
     index, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     if tl.load(row_weights + index) != 0.0:
@@ -278,8 +332,8 @@ def sum_parts(
         start = part * (groups * lanes * unit) * width
         stop = tl.minimum(start + (groups * lanes * unit) * width, classes)
         top, total, best, labels, mass, pull = _sum_range(
-            logits + index * (row_units * unit), prior, start, stop, class_stride, scale, inverse, row_beta, contiguous,
-            form, groups, lanes, unit,
+            logits + index * (row_units * unit), prior, start, stop, class_stride, scale, inverse, row_beta, softcap,
+            contiguous, form, groups, lanes, unit,
         )  # fmt: skip
         parts = tl.num_programs(1)
         at = sums + rows * parts + part
@@ -294,15 +348,16 @@ def sum_parts(
 
 @triton.jit(do_not_specialize=["count", "parts"])
 def write_parts(
-    logits, targets, row_weights, alpha, beta, prior, sums, losses, grad_logits, row_units, class_stride, grad_units,
-    alpha_stride, beta_stride, count, class_units, width, parts, contiguous: tl.constexpr,
-    alpha_of_rows: tl.constexpr, beta_of_rows: tl.constexpr, form: tl.constexpr, unit: tl.constexpr,
-    groups: tl.constexpr, lanes: tl.constexpr, places: tl.constexpr,
+    logits, targets, row_weights, alpha, beta, prior, z_loss, softcap, sums, losses, grad_logits, statistics,
+    row_units, class_stride, grad_units, alpha_stride, beta_stride, statistics_stride, count, class_units, width, parts,
+    contiguous: tl.constexpr, alpha_of_rows: tl.constexpr, beta_of_rows: tl.constexpr, form: tl.constexpr,
+    unit: tl.constexpr, groups: tl.constexpr, lanes: tl.constexpr, places: tl.constexpr,
 ):  # fmt: skip
     """The gradient of a part of a row per program, from the sums of all parts (`places` is at least their number).
 
-    The program with the target also writes the loss of the row. It reads the target's logit before it writes, because
-    the gradient may overwrite the logits.
+    The program with the target also writes the loss of the row and its statistics, without the terms of the entropies:
+    these follow the sums, as (2, rows, parts). It reads the target's logit before it writes, because the gradient may
+    overwrite the logits.
     """
     row_stride, grad_stride, classes = row_units * unit, grad_units * unit, class_units * unit
     has_prior: tl.constexpr = prior is not None
@@ -320,7 +375,7 @@ def write_parts(
         row_alpha = _row_values(alpha, rows, inside, alpha_stride, alpha_of_rows)
         scale, inverse, row_beta = _scales(_row_values(beta, rows, inside, beta_stride, beta_of_rows))
         target = tl.load(targets + rows)
-        chosen, known = _chosen(logits, rows, target, inside, classes, row_stride, class_stride)
+        chosen, known = _chosen(logits, rows, target, inside, classes, row_stride, class_stride, softcap)
         place = tl.arange(0, places)
         at = sums + index * parts + place
         step = count.to(tl.int64) * parts
@@ -332,22 +387,33 @@ def write_parts(
             scale, inverse, row_beta, has_prior, form,
         )  # fmt: skip
         loss = losses_of(
-            chosen, weight, row_alpha, row_beta, inverse, top, total, best, labels, mass, pull, has_prior, form
+            chosen, weight, row_alpha, row_beta, inverse, top, total, best, labels, mass, pull, z_loss, has_prior, form
         )  # fmt: skip
         written = tl.where(known, target, 0)
         here = (written >= start) & (written < stop)
         tl.store(losses + rows, loss, mask=here)
-        if grad_logits is not None:
-            p_factor, q_factor = factors(row_alpha, total, labels, mass, form)
+        if grad_logits is not None or statistics is not None:
+            p_factor, q_factor = factors(row_alpha, top, total, labels, mass, z_loss, form)
             weight = tl.where(total == 0.0, 0.0, weight)
-            _write_range(
-                logits + index * row_stride, prior, grad_logits + index * grad_stride, start, stop, class_stride,
-                weight, top, best, p_factor, q_factor, scale, contiguous, form, groups, lanes, unit,
+            spread, label_spread = _write_range(
+                logits + index * row_stride, prior, grad_logits, index * grad_stride, start, stop, class_stride,
+                weight, top, best, p_factor, q_factor, scale, softcap, contiguous, form, groups, lanes, unit,
+                statistics is not None,
             )  # fmt: skip
-            _write_target(
-                grad_logits, rows, grad_stride, target, here & known, chosen, prior, weight, row_alpha, top, best,
-                p_factor, q_factor, scale, form,
-            )  # fmt: skip
+            if statistics is not None:
+                term, label_term = entropies(spread, label_spread, total, labels, mass, has_prior, form, False)
+                tl.store(sums + 6 * step + rows * parts + part, term)
+                tl.store(sums + 7 * step + rows * parts + part, label_term)
+                nothing = tl.zeros_like(total)
+                entropy, label_entropy = entropies(nothing, nothing, total, labels, mass, has_prior, form, True)
+                _write_statistics(
+                    statistics, statistics_stride, rows, here, chosen, top, total, entropy, label_entropy
+                )  # fmt: skip
+            if grad_logits is not None:
+                _write_target(
+                    grad_logits, rows, grad_stride, target, here & known, chosen, prior, weight, row_alpha, top, best,
+                    p_factor, q_factor, scale, softcap, form,
+                )  # fmt: skip
 
 
 @triton.jit

@@ -12,7 +12,7 @@ from labo import checks, inner
 from labo import reduction as _reduction
 from labo.kernels import class_shards, reference
 from labo.kernels.class_shards import RowReference, Shard
-from labo.kernels.options import check
+from labo.kernels.options import LossOptions, documented
 from labo.reduction import Rows
 
 __all__ = ["vocab_parallel_labo_cross_entropy"]
@@ -20,6 +20,11 @@ __all__ = ["vocab_parallel_labo_cross_entropy"]
 _GATHER = "gather the logits and use labo.labo_cross_entropy"
 
 
+@documented(
+    prior="None for uniform, or this rank's slice (C_local,) or (…, C_local) of probabilities that sum to 1 over the "
+    "classes of all ranks.",
+    weight="(C,) class weights, of all ranks.",
+)
 def vocab_parallel_labo_cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -40,17 +45,15 @@ def vocab_parallel_labo_cross_entropy(
     size of the classes. The backward pass computes the gradient of each rank's slice without communication, provided
     that every rank backpropagates the same loss.
 
+    Options that the ranks do not split are the same on every rank.
+
     Args:
         input: this rank's logits (C_local) or (…, C_local), floating point, classes last, as column-parallel heads
             return them; -inf masks a class. Or a DTensor that is sharded on its last dimension over a one-dimensional
             mesh.
         target: class indices (…), counted over all ranks; the same on every rank.
         group: the ranks that hold the classes; None for all ranks. With a DTensor, the group of its mesh.
-        alpha, beta: as in `labo.labo_cross_entropy`, the same on every rank.
-        prior: None for uniform, or this rank's slice (C_local,) or (…, C_local) of probabilities that sum to 1 over
-            the classes of all ranks.
-        weight: the class weights (C,) of all ranks.
-        ignore_index, reduction, value: as in `labo.labo_cross_entropy`.
+        {options}
 
     Returns:
         The loss, equal on every rank, as `labo.labo_cross_entropy` returns it. alpha, beta and prior get no gradient,
@@ -70,7 +73,8 @@ def vocab_parallel_labo_cross_entropy(
         tensor(1.3863)
         >>> dist.destroy_process_group()
     """
-    check(alpha, beta, prior, reduction, value)
+    given = LossOptions(alpha, beta, prior, weight, ignore_index, reduction, value)
+    given.check()
     class_shards.refuse_gradients(_GATHER, alpha=alpha, beta=beta, prior=prior)
     input, group = _local(input, group)
     rows = class_shards.as_rows(input, target, weight, ignore_index, gather=_GATHER)
@@ -100,7 +104,7 @@ class _RowTerms(torch.autograd.Function):
         measure = RowReference(inner.over_rows("beta", beta, wide), r, *tops, local_target)
         sums = class_shards.sum_over_ranks(Shard(wide, measure), prior_total, plugin, group)
         if prior is not None:
-            class_shards.check_prior(sums[-1], prior.dtype)
+            class_shards.check_prior(sums, prior.dtype)
         ctx.save_for_backward(logits, *class_shards.normalizers(sums, wide.dtype))
         ctx.measure = measure
         data, term = class_shards.combine(sums, measure, plugin)

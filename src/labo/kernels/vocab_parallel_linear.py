@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ from labo.errors import UserError
 from labo.kernels import class_shards, linear, reference
 from labo.kernels.class_shards import RowReference, Shard
 from labo.kernels.linear import CHUNK_ROWS, Chunks, Head
-from labo.kernels.options import VALUES, Options, check
+from labo.kernels.options import VALUES, LossOptions, Options, documented
+from labo.kernels.statistics import LossStatistics, Wanted, as_statistics
 from labo.reduction import REDUCTIONS, Rows
 
 __all__ = ["vocab_parallel_linear_labo_cross_entropy"]
@@ -44,12 +46,21 @@ _SHARED = (
     "`beta`",
     "`reduction`",
     "`value`",
+    "`z_loss`",
+    "`softcap`",
+    "`return_statistics`",
     "`chunk_rows`",
     "number of classes",
     "`target`",
+    "`row_weight`",
 )
 
 
+@documented(
+    prior="None for uniform, or this rank's slice (V_local,) or (…, V_local) of probabilities that sum to 1 over the "
+    "classes of all ranks.",
+    weight="(V,) class weights, of all ranks.",
+)
 def vocab_parallel_linear_labo_cross_entropy(
     input: Tensor,
     linear_weight: Tensor,
@@ -64,15 +75,21 @@ def vocab_parallel_linear_labo_cross_entropy(
     ignore_index: int = -100,
     reduction: str = "mean",
     value: str = "inner",
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    row_weight: Tensor | None = None,
+    denominator: float | Tensor | None = None,
+    return_statistics: bool = False,
     chunk_rows: int | None = None,
     accumulate: str = "float32",
-) -> Tensor:
+) -> Tensor | LossStatistics:
     """`labo.linear_labo_cross_entropy` with a slice of the head on each rank: the logits of a few rows at a time.
 
     Rank i of the group holds a contiguous range of classes, after those of the ranks before it; ranges may differ in
     length and may be empty. A chunk communicates by two all-reduces of a few scalars per row, the backward pass by one
     all-reduce of the gradient of the hidden states. `labo.linear_labo_cross_entropy` does the same for a
-    `linear_weight` that is a DTensor sharded on its classes.
+    `linear_weight` that is a DTensor sharded on its classes. Options that the ranks do not split are the same on every
+    rank.
 
     Args:
         input: hidden states (…, D), the same on every rank.
@@ -80,16 +97,13 @@ def vocab_parallel_linear_labo_cross_entropy(
         target: class indices (…), counted over all ranks; the same on every rank.
         linear_bias: this rank's slice (V_local,), or None.
         group: the ranks that hold the classes; None for all ranks.
-        alpha, beta, ignore_index, reduction, value: as in `labo.labo_cross_entropy`, the same on every rank.
-        prior: None for uniform, or this rank's slice (V_local,) or (…, V_local) of probabilities that sum to 1 over
-            the classes of all ranks.
-        weight: the class weights (V,) of all ranks.
+        {options}
         chunk_rows, accumulate: as in `labo.linear_labo_cross_entropy`; on a GPU a chunk has 2,048 rows by default.
 
     Returns:
-        The loss, equal on every rank. The gradient of `input` is that of the whole loss, equal on every rank; those of
-        the slices stay on their rank. alpha, beta, prior and weight get no gradient, and second derivatives are not
-        supported.
+        The loss, or `labo.LossStatistics`, equal on every rank. The gradient of `input` is that of the whole loss, the
+        same on every rank; those of the slices stay on their rank. Options get no gradient, and there are no second
+        derivatives.
 
     Raises:
         ValueError, TypeError: an argument is out of range, does not fit, or is another one on another rank; the message
@@ -108,24 +122,28 @@ def vocab_parallel_linear_labo_cross_entropy(
     class_shards.require_initialized()
     class_shards.require_member(group)
     with _agreement(group, input) as shared:
-        check(alpha, beta, prior, reduction, value)
+        given = LossOptions(
+            alpha, beta, prior, weight, ignore_index, reduction, value, "auto", z_loss, softcap, row_weight,
+            denominator, return_statistics,
+        )  # fmt: skip
+        given.check()
         linear.check_chunks(chunk_rows, accumulate)
-        class_shards.refuse_gradients(_GATHER, alpha=alpha, beta=beta, prior=prior, weight=weight)
+        class_shards.refuse_gradients(_GATHER, **given.named())
         head = Head(linear_weight, linear_bias)
         linear.check_layer(input, head)
         classes = linear_weight.shape[0]
         rows = class_shards.as_rows(
-            input.new_empty(()).expand(*input.shape[:-1], classes), target, weight, ignore_index, gather=_GATHER
-        )
+            input.new_empty(()).expand(*input.shape[:-1], classes), target, weight, ignore_index, gather=_GATHER,
+            row_weight=row_weight, signed=given.weights_signed,
+        )  # fmt: skip
         class_shards.check_prior_slice(prior, rows)
         if prior is not None and prior.dim() > 1:
             prior = prior.expand(*rows.shape, classes).reshape(rows.raw.shape[0], classes)
-        beta = inner.clamp_beta(beta)
-        options = Options(rows.per_row("alpha", alpha), rows.per_row("beta", beta), prior, None, value)
-        chunks = Chunks(chunk_rows, accumulate)
-        shared.update(_shared_values(input, head, rows, options, reduction, chunks))
+        options = replace(replace(given, prior=None).of_rows(rows), prior=prior)
+        chunks, wanted, count = Chunks(chunk_rows, accumulate), Wanted(return_statistics), given.count(rows.raw)
+        shared.update(_shared_values(input, head, rows, options, reduction, chunks, wanted))
     class_shards.check_over_ranks(rows, shared["classes of each rank"].sum())
-    return _loss(input, head, rows, options, reduction, group, shared, chunks)
+    return _loss(input, head, rows, options, reduction, group, shared, chunks, count, wanted)
 
 
 def is_sharded(linear_weight: Any) -> bool:
@@ -156,7 +174,7 @@ def local_layer(input: Tensor, head: Head) -> tuple[Tensor, Head]:
     return input, head
 
 
-def reduced(
+def solved(
     input: Tensor,
     head: Head,
     rows: Rows,
@@ -166,7 +184,8 @@ def reduced(
     impl: str,
     count: Tensor | None,
     chunks: Chunks,
-) -> Tensor:
+    wanted: Wanted,
+) -> Tensor | LossStatistics:
     """The reduced loss under a head that is a DTensor; `rows` and `options` are those of all classes."""
     mesh = _mesh(head)
     classes, group = head.weight.shape[0], mesh.get_group()
@@ -177,17 +196,18 @@ def reduced(
             raise UserError(
                 f"Expected class indices with a head that is split over ranks; for probabilities {_GATHER}."
             )
-        class_shards.refuse_gradients(
-            _GATHER, alpha=options.alpha, beta=options.beta, prior=options.prior, weight=rows.weight
-        )
+        if wanted.differentiable:
+            raise UserError(f"Expected differentiable=False with a head that is split over ranks; {_GATHER}.")
+        weights = {"weight": rows.weight, "row_weight": rows.row_weight, "denominator": count}
+        class_shards.refuse_gradients(_GATHER, **(options.named() | weights))
         hidden, slices = local_layer(input, head)
         # torch.chunk's sizes, as DTensor has them.
         first = min(mesh.get_local_rank() * -(-classes // mesh.size()), classes)
         if options.prior is not None:
             prior = options.prior[..., first : first + slices.weight.shape[0]]
-            options = Options(options.alpha, options.beta, prior, None, options.value)
-        shared.update(_shared_values(hidden, slices, rows, options, reduction, chunks, classes))
-    return _loss(hidden, slices, rows, options, reduction, group, shared, chunks, count)
+            options = replace(options, prior=prior)
+        shared.update(_shared_values(hidden, slices, rows, options, reduction, chunks, wanted, classes))
+    return _loss(hidden, slices, rows, options, reduction, group, shared, chunks, count, wanted)
 
 
 def _mesh(head: Head) -> Any:
@@ -220,7 +240,14 @@ def _local_slice(name: str, value: Any, mesh: Any) -> Tensor:
 
 
 def _shared_values(
-    hidden: Tensor, head: Head, rows: Rows, options: Options, reduction: str, chunks: Chunks, classes: int = -1
+    hidden: Tensor,
+    head: Head,
+    rows: Rows,
+    options: Options,
+    reduction: str,
+    chunks: Chunks,
+    wanted: Wanted,
+    classes: int = -1,
 ) -> dict[str, Any]:
     """The values of `_SHARED`, and "classes of each rank", which are not compared. `classes` is -1 if unknown."""
     strengths = (-1.0 if isinstance(value, Tensor) else float(value) for value in (options.alpha, options.beta))
@@ -235,18 +262,21 @@ def _shared_values(
         *strengths,
         REDUCTIONS.index(reduction),
         VALUES.index(options.value),
+        options.z_loss,
+        options.softcap or 0,
+        wanted.statistics,
         chunks.rows or 0,
         classes,
-        _checksum(rows),
+        _checksum(rows.target if rows.kept is None else torch.where(rows.kept, rows.target, -1)),
+        0 if rows.row_weight is None else _checksum((rows.row_weight != 0).long()),
     )
     return {**dict(zip(_SHARED, values, strict=True)), "classes of each rank": head.weight.shape[0]}
 
 
-def _checksum(rows: Rows) -> Tensor:
-    """A number that differs, almost surely, for other targets; exact in float64."""
-    target = rows.target if rows.kept is None else torch.where(rows.kept, rows.target, -1)
-    factors = torch.arange(len(target), device=target.device).remainder_(8191).add_(1)
-    return (target * factors).sum().remainder(2**52)
+def _checksum(values: Tensor) -> Tensor:
+    """A number that differs, almost surely, for other integers (N,); exact in float64."""
+    factors = torch.arange(len(values), device=values.device).remainder_(8191).add_(1)
+    return (values * factors).sum().remainder(2**52)
 
 
 @contextmanager
@@ -310,8 +340,9 @@ def _loss(
     group: dist.ProcessGroup | None,
     shared: Mapping[str, Any],
     chunks: Chunks,
-    count: Tensor | None = None,
-) -> Tensor:
+    count: Tensor | None,
+    wanted: Wanted,
+) -> Tensor | LossStatistics:
     dtype = checks.result_dtype(hidden)
     hidden, head = linear.under_autocast(hidden.reshape(-1, hidden.shape[-1]), head)
     row_weights = _reduction.final_row_weights(rows, reduction, reference.working_dtype(hidden), count)
@@ -321,9 +352,12 @@ def _loss(
         on_cpu = hidden.device.type == "cpu"
         step = chunks.rows_of(hidden, int(shared["classes of each rank"].max())) if on_cpu else CHUNK_ROWS
     apply = linear.rows if reduction == "none" else linear.total
-    solve = _ShardSolve(group)
-    loss = apply(solve, hidden, head, rows.target, row_weights, options, Chunks(step, chunks.accumulate))
-    return (loss.reshape(rows.shape) if reduction == "none" else loss).to(dtype)
+    arguments = (hidden, head, rows.target, row_weights, options, Chunks(step, chunks.accumulate), wanted)
+    loss, statistics = apply(_ShardSolve(group), *arguments)
+    loss = (loss.reshape(rows.shape) if reduction == "none" else loss).to(dtype)
+    if statistics is None:
+        return loss
+    return as_statistics(loss, statistics, rows, row_weights, options, reduction, wanted)
 
 
 class _SharedByRanks(torch.autograd.Function):
@@ -356,8 +390,10 @@ class _ShardSolve:
         *,
         gradient: bool,
         out: Tensor | None = None,
+        statistics: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        wide, plugin = inner.working(logits), options.value == "plugin"
+        cap, plugin = options.softcap, options.value == "plugin"
+        wide = reference.capped(inner.working(logits), cap)
         r, prior_total = wide.new_ones(wide.shape[1]), wide.new_zeros(len(wide), dtype=torch.float64)
         if options.prior is not None:
             r, prior_total = options.prior.to(wide.dtype), class_shards.prior_totals(options.prior).expand(len(wide))
@@ -365,16 +401,23 @@ class _ShardSolve:
         beta, first = inner.over_rows("beta", options.beta, wide), sizes[: dist.get_rank(self.group)].sum()
         measure = RowReference(beta, r, *tops, target - first)
         shard = Shard(wide, measure)
-        sums = class_shards.sum_over_ranks(shard, prior_total, plugin, self.group)
+        sums = class_shards.sum_over_ranks(shard, prior_total, plugin, self.group, statistics=statistics is not None)
         if options.prior is not None:
-            class_shards.check_prior(sums[-1], options.prior.dtype)
+            class_shards.check_prior(sums, options.prior.dtype)
         data, term = (part.to(wide.dtype) for part in class_shards.combine(sums, measure, plugin))
-        losses = torch.where(row_weights == 0, 0.0, row_weights * reference.mix(data, term, options.alpha))
+        logsumexp = (sums[0].log() + measure.top.squeeze(-1)).to(wide.dtype)
+        losses = reference.mix(data, term, options.alpha)
+        losses = losses + options.z_loss * logsumexp.square() if options.z_loss else losses
+        losses = torch.where(row_weights == 0, 0.0, row_weights * losses)
+        if statistics is not None:
+            statistics.copy_(torch.where(row_weights == 0, torch.nan, class_shards.row_statistics(sums, measure)))
         if not gradient:
             return losses, None
         alpha = options.alpha.to(wide.dtype) if isinstance(options.alpha, Tensor) else options.alpha
         grad_data, grad_term = ((part * row_weights).unsqueeze(-1) for part in (1 - alpha, alpha))
-        grad = shard.gradient(class_shards.normalizers(sums, wide.dtype), grad_data, grad_term)
+        grad_logsumexp = (2 * options.z_loss * row_weights * logsumexp).unsqueeze(-1) if options.z_loss else 0.0
+        grad = shard.gradient(class_shards.normalizers(sums, wide.dtype), grad_data, grad_term, grad_logsumexp)
+        grad = grad if cap is None else grad * reference.capped_slope(wide, cap)
         return losses, grad.to(logits.dtype) if out is None else out.copy_(grad)
 
     def row_losses(self, logits: Tensor, weight: Tensor | None) -> Tensor:

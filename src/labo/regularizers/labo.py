@@ -12,7 +12,7 @@ from typing_extensions import override
 from labo import checks, distributed, functional, inner
 from labo.errors import UserError, unknown
 from labo.kernels.autograd import Solve
-from labo.kernels.options import Options
+from labo.kernels.options import LossOptions, Options
 from labo.reduction import Rows
 from labo.regularizers.base import Regularizer, counts_to_prior
 from labo.regularizers.memory_prior import MemoryPrior
@@ -126,7 +126,7 @@ class LABO(Regularizer):
         distribution = None if prior is None or isinstance(prior, str) else checks.as_tensor(prior)
         if distribution is not None and not distribution.dtype.is_floating_point:
             distribution = distribution.double()
-        functional.check_options(self.alpha, self.beta, distribution, "mean", value, "auto")
+        functional.check_options(LossOptions(self.alpha, self.beta, distribution, value=value))
         self.value = value
         self._prior_name = prior if isinstance(prior, str) else None
         if isinstance(distribution, nn.Parameter):
