@@ -52,7 +52,10 @@ class Shard:
         self.distance = torch.where(finite, rows - reference.support_top, 0.0)
         self.u = self.distance / reference.beta
         self.scores = torch.where(self.support, self.u + reference.r.log(), -math.inf)
-        self.is_target = torch.arange(rows.shape[-1], device=rows.device) == reference.target.unsqueeze(-1)
+        self.exp_z = self.shifted.exp()
+        target, classes = reference.target.unsqueeze(-1), rows.shape[-1]
+        self.has_target = (target >= 0) & (target < classes)
+        self.target = target.clamp(0, max(0, classes - 1))
 
     def gradient(
         self,
@@ -63,12 +66,19 @@ class Shard:
     ) -> Tensor:
         """The slice of the gradient of rows whose terms have these gradients (N, 1), from `normalizers`."""
         exp_z_sum, log_label_sum = sums
-        p = self.shifted.exp() / exp_z_sum
-        q = torch.where(self.support, (self.scores - log_label_sum).exp(), 0.0)
-        grad = p * (grad_data + grad_term + grad_logsumexp) - q * grad_term
-        grad = torch.where(self.is_target, grad - grad_data, grad)
+        q = torch.where(self.support, (self.scores - log_label_sum).exp_(), 0.0)
+        grad = self.exp_z * ((grad_data + grad_term + grad_logsumexp) / exp_z_sum)
+        grad.sub_(q.mul_(grad_term))
+        if grad.shape[-1]:
+            grad.scatter_add_(-1, self.target, torch.where(self.has_target, -grad_data, 0.0))
         # A row whose classes are all masked has no gradient.
         return torch.where(exp_z_sum == 0, 0.0, grad)
+
+    def at_target(self) -> Tensor:
+        """The shifted logit of each row's target (N,); 0 where it belongs to another rank."""
+        if not self.shifted.shape[-1]:
+            return self.shifted.sum(-1)
+        return torch.where(self.has_target, self.shifted.gather(-1, self.target), 0.0).squeeze(-1)
 
 
 def maxima(logits: Tensor, r: Tensor, group: dist.ProcessGroup | None) -> tuple[tuple[Tensor, Tensor], Tensor]:
@@ -142,7 +152,7 @@ def _entropy_sums(shard: Shard) -> tuple[Tensor, Tensor]:
     """This rank's part of the sums of w log w for the weights w of p and of the label before they are normalised."""
     logs = torch.where(shard.shifted == -math.inf, 0.0, shard.shifted)
     label_logs = torch.where(shard.support, shard.scores, 0.0)
-    return (shard.shifted.exp() * logs).sum(-1).double(), (shard.scores.exp() * label_logs).sum(-1).double()
+    return (shard.exp_z * logs).sum(-1).double(), (shard.scores.exp() * label_logs).sum(-1).double()
 
 
 def _local_sums(shard: Shard, plugin: bool) -> tuple[Tensor, ...]:
@@ -155,11 +165,11 @@ def _local_sums(shard: Shard, plugin: bool) -> tuple[Tensor, ...]:
         terms = torch.where(torch.isinf(shard.reference.beta), shard.distance, torch.expm1(shard.u))
         pull = (shard.reference.r * torch.where(shard.support, terms, 0.0)).sum(-1).double()
     return (
-        shard.shifted.exp().sum(-1).double(),
+        shard.exp_z.sum(-1).double(),
         label_sum,
         pull,
         shard.mass.sum(-1, dtype=torch.float64),
-        torch.where(shard.is_target, shard.shifted, 0.0).sum(-1).double(),
+        shard.at_target().double(),
     )
 
 
