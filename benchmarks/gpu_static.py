@@ -55,7 +55,7 @@ def variants(capability: int = 90, *, quick: bool = False) -> Iterator[Variant]:
         if quick and (dtype == "float16" or (dtype == "bfloat16" and (prior or kernel.endswith("parts")))):
             continue
         yield Variant(kernel, dtype, form, prior, form == "series", classes, capability)
-        if dtype == "float32" and (form == "2" or (form == "plain" and prior)):
+        if dtype == "float32" and (form == "2" or (form == "plain" and prior and not quick)):
             for extra in ("all",) if quick else EXTRAS:
                 yield Variant(kernel, dtype, form, prior, False, classes, capability, extra)
     if not quick:

@@ -186,3 +186,20 @@ def test_the_list_is_the_signature_of_the_implementations():
     arguments = {argument.name for argument in operators._loss._opoverload._schema.arguments}
     flags = {"logits", "row_weights", "value", "impl", "total", "gradient"}
     assert arguments - flags == set(names)
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_a_function_of_the_loss_is_differentiated_twice(impl, linear):
+    """The gradient from above depends on the logits, too; it is a constant of the loss's own backward pass."""
+    z = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    head, target = torch.eye(4).requires_grad_(), torch.tensor([0, 2, 1])
+
+    def derivatives(impl: str) -> tuple[torch.Tensor, ...]:
+        if linear:
+            loss = labo.linear_labo_cross_entropy(z, head, target, impl=impl)
+        else:
+            loss = labo.labo_cross_entropy(z @ head.T, target, impl=impl)
+        (grad,) = torch.autograd.grad(loss**2, z, create_graph=True)
+        return grad, *torch.autograd.grad(grad.square().sum(), (z, head))
+
+    torch.testing.assert_close(derivatives(impl), derivatives("reference"))

@@ -195,6 +195,8 @@ def _differentiable(
 ) -> Tensor:
     """The gradient by the reference implementation, differentiable in the logits and in the gradients from above."""
     row_losses = getattr(solve, "row_losses", None)
+    # A view, because the gradient from above may itself depend on the logits, and is a constant here.
+    logits = logits.view_as(logits)
     total = weighted_sum(logits, target, row_weights, grad, options, row_losses, grad_statistics)
     (gradient,) = torch.autograd.grad(total, logits, create_graph=True)
     return gradient

@@ -302,6 +302,8 @@ class _LinearLoss(torch.autograd.Function):
             return *(scaled if grad_statistics is None else _with_statistics(ctx, scaled, grad_statistics)), *rest
         hidden, weight, bias, target, row_weights = ctx.saved_tensors
         if torch.is_grad_enabled():
+            # Views, because the gradient from above may itself depend on these tensors, and is a constant here.
+            hidden, weight, bias = (x if x is None else x.view_as(x) for x in (hidden, weight, bias))
             inputs = [tensor for tensor, needed in zip((hidden, weight, bias), ctx.wanted, strict=True) if needed]
             # Keeps NaN in rows of weight 0 out of the products.
             logits = linear(torch.where((row_weights != 0).unsqueeze(-1), hidden, 0.0), weight, bias)

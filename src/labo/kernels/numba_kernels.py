@@ -173,6 +173,41 @@ def _exp_z_and_label(logits, n, at, top, beta, exp_z, label):
 
 
 @_part
+def _exponentials_and_gaps(logits, n, at, top, beta, exp_z, label):
+    """Like `_exp_z_and_label`; also returns the sums of the gaps top - z, weighted by the first and by the second.
+
+    It reads the logits once; masked classes have weight 0.
+    """
+    exp_z_total = label_total = exp_z_gaps = label_gaps = ZERO
+    scale = np.float32(LOG2_E / beta)
+    power_of_label = beta == 2.0 or beta == 3.0 or beta == 4.0
+    third, fourth = beta == 3.0, beta == 4.0
+    if power_of_label:
+        for k in range(at[0], at[1]):
+            gap = _load(logits[n, k]) - top
+            q = _exp2(gap * scale)
+            square = q * q
+            p = square * (q if third else square if fourth else ONE)
+            finite_gap = gap if gap > np.float32(-np.inf) else ZERO
+            exp_z[k], label[k] = p, q
+            exp_z_total += p
+            label_total += q
+            exp_z_gaps -= p * finite_gap
+            label_gaps -= q * finite_gap
+    else:
+        for k in range(at[0], at[1]):
+            gap = _load(logits[n, k]) - top
+            p, q = _exp2(gap * LOG2_E), _exp2(gap * scale)
+            finite_gap = gap if gap > np.float32(-np.inf) else ZERO
+            exp_z[k], label[k] = p, q
+            exp_z_total += p
+            label_total += q
+            exp_z_gaps -= p * finite_gap
+            label_gaps -= q * finite_gap
+    return np.float64(exp_z_total), np.float64(label_total), np.float64(exp_z_gaps), np.float64(label_gaps)
+
+
+@_part
 def _dot(label, prior, at):
     total = ZERO
     for k in range(at[0], at[1]):
@@ -204,22 +239,22 @@ def _gaps(logits, n, at, top, prior):
 
 
 @_part
-def _gap_sums(logits, n, at, top, weights):
-    """The sum of the gaps top - z of a chunk of row n, times weights; masked classes have weight 0."""
-    total = ZERO
+def _gap_sums(logits, n, at, top, exp_z, label, prior):
+    """The sums of the gaps top - z of a chunk of row n, weighted by `exp_z` and by `label` times the prior.
+
+    Masked classes have weight 0.
+    """
+    exp_z_gaps = label_gaps = ZERO
     for k in range(at[0], at[1]):
         gap = top - _load(logits[n, k])
-        total += weights[k] * (gap if gap < np.float32(np.inf) else ZERO)
-    return np.float64(total)
-
-
-@_part
-def _prior_gap_sums(logits, n, at, top, weights, prior):
-    total = ZERO
-    for k in range(at[0], at[1]):
-        gap = top - _load(logits[n, k])
-        total += weights[k] * prior[k] * (gap if gap < np.float32(np.inf) else ZERO)
-    return np.float64(total)
+        gap = gap if gap < np.float32(np.inf) else ZERO
+        exp_z_gaps += exp_z[k] * gap
+    if prior.size:
+        for k in range(at[0], at[1]):
+            gap = top - _load(logits[n, k])
+            gap = gap if gap < np.float32(np.inf) else ZERO
+            label_gaps += label[k] * prior[k] * gap
+    return np.float64(exp_z_gaps), np.float64(label_gaps)
 
 
 @_part
@@ -270,7 +305,14 @@ def _sums(logits, n, top, alpha, beta, prior, surprise, exp_z, label, statistics
     exp_z_sum = label_sum = gaps = exp_z_gaps = label_gaps = 0.0
     for start in range(0, classes, CHUNK):
         at = (np.uint64(start), np.uint64(min(start + CHUNK, classes)))
-        if labelled and not limit:
+        if statistics and not limit and not prior.size:
+            exp_z_part, label_part, exp_z_gap, label_gap = _exponentials_and_gaps(
+                logits, n, at, top, beta, exp_z, label
+            )
+            label_sum += label_part
+            exp_z_gaps += exp_z_gap
+            label_gaps += label_gap / beta
+        elif labelled and not limit:
             exp_z_part, label_part = _exp_z_and_label(logits, n, at, top, beta, exp_z, label)
             label_sum += _dot(label, prior, at) if prior.size else label_part
         else:
@@ -278,13 +320,10 @@ def _sums(logits, n, top, alpha, beta, prior, surprise, exp_z, label, statistics
             if labelled:
                 gaps += _gaps(logits, n, at, top, prior)
         exp_z_sum += exp_z_part
-        if statistics:  # the chunk and its exponentials are still in the cache
-            exp_z_gaps += _gap_sums(logits, n, at, top, exp_z)
-            if not limit:
-                if prior.size:
-                    label_gaps += _prior_gap_sums(logits, n, at, top, label, prior) / beta
-                else:
-                    label_gaps += _gap_sums(logits, n, at, top, label) / beta
+        if statistics and (limit or prior.size):  # the chunk and its exponentials are still in the cache
+            exp_z_gap, label_gap = _gap_sums(logits, n, at, top, exp_z, label, prior)
+            exp_z_gaps += exp_z_gap
+            label_gaps += label_gap / beta  # 0 at beta = inf
             if prior.size:
                 label_gaps += _dot(label, surprise, at)
     if not labelled or limit:

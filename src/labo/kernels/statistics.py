@@ -75,8 +75,8 @@ def as_statistics(
     loss: Tensor, buffer: Tensor, rows: Rows, row_weights: Tensor, options: Options, reduction: str, wanted: Wanted
 ) -> LossStatistics:
     """The statistics for the user, from the buffer and the final weights of the rows."""
-    fixed = buffer.detach()
-    z_loss = _z_loss(loss, fixed[LOGSUMEXP], row_weights.detach(), options.z_loss, reduction == "none")
+    fixed = buffer.detach() if wanted.differentiable else buffer
+    z_loss = _z_loss(loss, fixed, row_weights.detach(), options.z_loss, reduction == "none")
     shaped = fixed if len(rows.shape) == 1 else fixed.reshape(COUNT, *rows.shape)
     nll, logsumexp, entropy, label_entropy, correct = shaped.unbind()
     if wanted.differentiable:
@@ -84,11 +84,11 @@ def as_statistics(
     return LossStatistics(loss, nll, logsumexp, entropy, correct == 1, label_entropy, z_loss)
 
 
-def _z_loss(loss: Tensor, logsumexp: Tensor, row_weights: Tensor, strength: float, per_row: bool) -> Tensor:
+def _z_loss(loss: Tensor, buffer: Tensor, row_weights: Tensor, strength: float, per_row: bool) -> Tensor:
     """The part of the loss that is the z-loss, of its shape."""
     if not strength:
         return torch.zeros_like(loss, requires_grad=False)
-    losses = torch.where(row_weights == 0, 0.0, strength * row_weights * logsumexp.square())
+    losses = torch.where(row_weights == 0, 0.0, strength * row_weights * buffer[LOGSUMEXP].square())
     return (losses.reshape(loss.shape) if per_row else losses.sum()).to(loss.dtype)
 
 
