@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import torch
 
 SECONDS = 120.0
 # For children that import test modules.
@@ -59,3 +62,27 @@ def wait_until(condition: Callable[[], bool], child: subprocess.Popen[Any]) -> N
 
 def _environment(changes: dict[str, Any]) -> dict[str, str]:
     return {name: value for name, value in {**os.environ, **changes}.items() if value is not None}
+
+
+def run_ranks(work: Callable[..., None], count: int, folder: Path, *rest: Any) -> list[dict[Any, Any]]:
+    """What `work(rank, count, folder, *rest)` saved as rank.pt in the folder, in each of `count` processes.
+
+    A rank saves the traceback of an exception as "failed".
+    """
+    context = multiprocessing.get_context("forkserver")  # imports torch once, not once a process
+    context.set_forkserver_preload(["torch", "torch.distributed.tensor"])
+    processes = [context.Process(target=work, args=(rank, count, folder, *rest)) for rank in range(count)]
+    end = time.monotonic() + SECONDS
+    for process in processes:
+        process.start()
+    try:
+        for process in processes:
+            process.join(max(0.0, end - time.monotonic()))
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+    results = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(count)]
+    for result in results:
+        assert "failed" not in result, result["failed"]
+    return results

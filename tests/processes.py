@@ -14,18 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from experiments import trial
 from labo import cli, distributed, regularizers
 from labo.errors import UserError
 from labo.experiment import run_trial
 from labo.records import trial as trials
+from labo.training import sharding
 
 SECONDS = 120.0
 COUNT = 2
 # 37 examples in batches of 16 leave 5 for the last one: an odd number, smaller than the others.
 PLAIN: dict[str, Any] = {"batch_size": 16, "optimizer": "sgd", "momentum": 0.9, "learning_rate": 0.05}
 EXAMPLES = 37
+# Twenty steps: three an epoch.
+TWENTY: dict[str, dict[str, Any]] = {
+    "sgd": {"epochs": 20 / 3},
+    "adamw": {"epochs": 20 / 3, "optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.1, "accumulation": 2},
+}
 
 
 def plain_trial(method: str, *, augmented: str = "", **options: Any) -> trials.Trial:
@@ -98,19 +105,38 @@ def train_several(folder: Path, pictures: str) -> dict[str, Any]:
         for method in ("labo", "ls_plus", "cs_kd"):
             found[method] = run_trial.run(plain_trial(method), folder / method)
         found["parts"] = run_trial.run(plain_trial("labo", set={"accumulation": 2}), folder / "parts")
+        for name, given in TWENTY.items():
+            for fsdp in (False, True):
+                at = f"{name}{' fsdp' * fsdp}"
+                found[at] = run_trial.run(plain_trial("labo", set=given, fsdp=fsdp), folder / at)
+        found["elements"] = split_elements()
         diverging = plain_trial("none", set={"learning_rate": 1e30})
         found["diverging"] = run_trial.run(diverging, folder / "diverging")
         options = {"augmented": pictures, "set": {"ema": 0.9, "dropout": 0.2, "accumulation": 2, "batch_size": 12}}
-        for name in ("whole", "cut"):
-            os.environ["LABO_TEST_STOP"] = "0 1" if name == "cut" else ""
-            seconds = 0.0 if name == "cut" else 60.0
-            asked = plain_trial("processes:Stopping", checkpoint="best", save_seconds=seconds, **options)
-            with contextlib.suppress(UserError):
-                found[name] = run_trial.run(asked, folder / name)
-        found["left"] = sorted(path.name for path in (folder / "cut" / "checkpoints").iterdir())
-        os.environ["LABO_TEST_STOP"] = ""
-        found["cut"] = run_trial.run(asked, folder / "cut")
+        split: dict[str, Any] = {"fsdp": True, "set": {**TWENTY["adamw"], "epochs": 3}}
+        for kind, given in (("", {"checkpoint": "best", **options}), ("fsdp ", split)):
+            for name in (f"{kind}whole", f"{kind}cut"):
+                os.environ["LABO_TEST_STOP"] = "0 1" if "cut" in name else ""
+                seconds = 0.0 if "cut" in name else 60.0
+                asked = plain_trial("processes:Stopping", save_seconds=seconds, **given)
+                with contextlib.suppress(UserError):
+                    found[name] = run_trial.run(asked, folder / name)
+            found[f"{kind}left"] = sorted(path.name for path in (folder / f"{kind}cut" / "checkpoints").iterdir())
+            os.environ["LABO_TEST_STOP"] = ""
+            found[f"{kind}cut"] = run_trial.run(asked, folder / f"{kind}cut")
+        for name, settings in (("cs_kd", {}), ("labo", {"ema": 0.9})):
+            try:
+                run_trial.run(plain_trial(name, fsdp=True, set=settings), folder / f"refused {name}")
+            except UserError as error:
+                found[f"refused {name}"] = str(error)
     return found
+
+
+def split_elements() -> list[int]:
+    """The elements of each parameter that this process holds of a network with 6 x 4 weights in a block."""
+    network = nn.Sequential(nn.ModuleList([nn.Linear(4, 6, bias=False)]), nn.Linear(6, 2))
+    parameters: Any = sharding.shard(network).parameters()
+    return [parameter.to_local().numel() for parameter in parameters]
 
 
 def run_command(folder: Path, environment: dict[str, str], *arguments: str) -> tuple[int, str, str]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-import multiprocessing
 import pickle
-import time
 from typing import Any
 
 import pytest
@@ -15,6 +13,7 @@ import torch
 from family_ranks import CLASSES, EXAMPLES, PARTS, REMEMBER, Course, data, work
 from labo import LabelRegularizedLoss, regularizers
 from labo.errors import UserError
+from launch import run_ranks
 
 # What all of them remember.
 
@@ -53,23 +52,7 @@ def test_evaluation_changes_nothing_that_is_remembered(name):
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes found, one with four rows of each batch, one with two."""
     folder = tmp_path_factory.mktemp("ranks")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch.distributed"])
-    processes = [context.Process(target=work, args=(rank, 2, folder)) for rank in range(2)]
-    end = time.monotonic() + 60
-    for process in processes:
-        process.start()
-    try:
-        for process in processes:
-            process.join(max(0.0, end - time.monotonic()))
-    finally:
-        for process in processes:
-            process.kill()
-            process.join()
-    results = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
-    for result in results:
-        assert "failed" not in result, result["failed"]
-    return results
+    return run_ranks(work, 2, folder)
 
 
 @pytest.mark.parametrize("name", REMEMBER)

@@ -12,13 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from labo import distributed, tasks
+from labo import cli, distributed, tasks
 from labo.errors import UserError
 from labo.experiment import run_trial
 from labo.records import trial as trials
 from labo.training import data_loading
 from launch import TESTS_IMPORTABLE, run_python
-from processes import COUNT, EXAMPLES, plain_trial, run_command, together, train_several
+from processes import COUNT, EXAMPLES, TWENTY, plain_trial, run_command, together, train_several
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +39,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory, pictures: str) -> tuple[Pa
     return folder, found
 
 
-def close(mine: Path, theirs: Path) -> None:
+def close(mine: Path, theirs: Path, tolerance: float = 1e-6) -> None:
     first, second = (load_file(folder / trials.WEIGHTS) for folder in (mine, theirs))
     for name, value in second.items():
-        torch.testing.assert_close(first[name], value, atol=1e-6, rtol=0)
+        torch.testing.assert_close(first[name], value, atol=tolerance, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["labo", "ls_plus", "cs_kd", "parts"])
@@ -57,6 +57,34 @@ def test_two_processes_learn_what_one_does(tmp_path, trained, name):
         assert json.loads(mine) == pytest.approx(json.loads(theirs), abs=1e-5)
 
 
+@pytest.mark.parametrize("name", TWENTY)
+def test_twenty_steps_of_two_processes_are_those_of_one(tmp_path, trained, name):
+    """Whether each holds the network (DistributedDataParallel), or a part of it (FSDP2)."""
+    folder, found = trained
+    alone = run_trial.run(plain_trial("labo", set=TWENTY[name]), tmp_path / "alone")
+    assert alone["step"] == 20
+    for at in (name, f"{name} fsdp"):
+        close(folder / at, tmp_path / "alone", 1e-5)
+        for each in found:
+            assert each[at]["step"] == 20
+            assert each[at]["metrics"] == pytest.approx(alone["metrics"], abs=1e-4)
+    assert '"fsdp": true' in (folder / f"{name} fsdp" / "run.json").read_text()
+    assert "fsdp" not in (folder / name / "run.json").read_text()
+
+
+def test_processes_hold_a_part_of_a_network(trained):
+    _, (first, second) = trained
+    assert [sum(elements) for elements in zip(first["elements"], second["elements"], strict=True)] == [24, 12, 2]
+    assert first["elements"] == [12, 6, 1]
+
+
+def test_what_reads_whole_weights_at_every_step_is_refused_with_fsdp(trained):
+    _, found = trained
+    for each in found:
+        assert "Method 'cs_kd' calls the network itself" in each["refused cs_kd"]
+        assert "Setting `ema` averages whole weights" in each["refused labo"]
+
+
 @pytest.mark.parametrize("parts", [2, 4, 16])
 @pytest.mark.parametrize("method", ["labo", "label_smoothing"])
 def test_parts_of_a_batch_teach_what_the_batch_does(tmp_path, method, parts):
@@ -69,7 +97,7 @@ def test_parts_of_a_batch_teach_what_the_batch_does(tmp_path, method, parts):
 
 def test_processes_have_the_same_record_and_one_of_them_writes(trained):
     folder, (first, second) = trained
-    for name in ("labo", "whole", "cut", "diverging"):
+    for name in ("labo", "whole", "cut", "fsdp cut", "diverging"):
         assert first[name] == second[name]
     assert first["diverging"]["failed"]["step"] > 1
     kept = {"run.json", "record.json", "model.safetensors", "curve.jsonl", "figures.json"}
@@ -77,14 +105,16 @@ def test_processes_have_the_same_record_and_one_of_them_writes(trained):
     assert '"processes": 2' in (folder / "labo" / "run.json").read_text()
 
 
-def test_a_stopped_run_of_two_processes_goes_on_exactly(trained):
-    """With what each process draws for itself: crops, flips and dropout."""
+@pytest.mark.parametrize("kind", ["", "fsdp "])
+def test_a_stopped_run_of_two_processes_goes_on_exactly(trained, kind):
+    """With what each process draws for itself: crops, flips and dropout; with the state of a split optimizer."""
     folder, (first, _) = trained
-    assert first["left"] == ["checkpoint-5"]
-    mine, theirs = (load_file(folder / name / trials.WEIGHTS) for name in ("cut", "whole"))
+    cut, whole = f"{kind}cut", f"{kind}whole"
+    assert first[f"{kind}left"] == ["checkpoint-5"]
+    mine, theirs = (load_file(folder / name / trials.WEIGHTS) for name in (cut, whole))
     assert all(torch.equal(mine[name], value) for name, value in theirs.items())
-    assert first["cut"]["metrics"] == first["whole"]["metrics"]
-    assert (folder / "cut" / "curve.jsonl").read_text() == (folder / "whole" / "curve.jsonl").read_text()
+    assert first[cut]["metrics"] == first[whole]["metrics"]
+    assert (folder / cut / "curve.jsonl").read_text() == (folder / whole / "curve.jsonl").read_text()
 
 
 @pytest.mark.parametrize("guilty", ["0", "1", "0 1"])
@@ -172,3 +202,26 @@ def test_torchrun(tmp_path, guilty):
     assert done.returncode == (1 if guilty else 0)
     assert done.stdout.count("Accuracy") == (0 if guilty else 1)
     assert done.stderr.count("labo: Stopped at step 5.") == (1 if guilty else 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("split", [[], ["--use_fsdp", "--fsdp_version", "2"]], ids=["ddp", "fsdp"])
+def test_accelerate_launch(tmp_path, split):
+    pytest.importorskip("accelerate")
+    launch = ["-m", "accelerate.commands.launch", "--num_processes", 2, "--num_machines", 1, "--mixed_precision", "no"]
+    launch += ["--dynamo_backend", "no", "--main_process_port", 0, *(split or ["--multi_gpu"]), "-m"]
+    command = ["labo", "train", "digits", "--method", "labo", "--epochs", 1]
+    done = run_python(*launch, *command, "--output", tmp_path / "run", check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Accuracy") == 1
+    description = json.loads((tmp_path / "run" / trials.RUN).read_text())
+    assert description["processes"] == 2
+    assert description.get("fsdp", False) == bool(split)
+
+
+def test_fsdp_needs_processes_and_its_second_version(monkeypatch, capsys):
+    assert cli.main(["train", "digits", "--fsdp"]) == 2
+    assert "--fsdp splits a network over several processes, but this is one: use torchrun" in capsys.readouterr().err
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert cli.main(["train", "digits"]) == 2
+    assert "accelerate launch --fsdp_version 2" in capsys.readouterr().err

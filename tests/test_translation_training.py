@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -118,18 +119,22 @@ def test_half_precision_trains_too(tmp_path, files):
 
 def train_both(folder: Path, files: dict[str, str]) -> dict[str, Any]:
     with distributed.process_group():
-        return run_trial.run(plain(files), folder / "both")
+        return {
+            name: run_trial.run(replace(plain(files), fsdp=name == "fsdp"), folder / name) for name in ("ddp", "fsdp")
+        }
 
 
 @pytest.mark.slow
 def test_two_processes_learn_what_one_does(tmp_path, files):
+    """Also where the weights are split over them, the output embedding's among them."""
     found = together(train_both, tmp_path, files)
     assert len(found) == COUNT
     alone = run_trial.run(plain(files), tmp_path / "alone")
-    for each in found:
-        assert isinstance(each, dict), each
-        assert each["metrics"]["nll"] == pytest.approx(alone["metrics"]["nll"], abs=1e-4)
-    close(tmp_path / "both", tmp_path / "alone")
+    for name in ("ddp", "fsdp"):
+        for each in found:
+            assert isinstance(each, dict), each
+            assert each[name]["metrics"]["nll"] == pytest.approx(alone["metrics"]["nll"], abs=1e-4)
+        close(tmp_path / name, tmp_path / "alone")
 
 
 def test_a_regularizer_may_begin_later(tmp_path, files, monkeypatch):

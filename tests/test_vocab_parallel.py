@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import re
-import time
 from typing import Any
 
 import pytest
@@ -12,32 +10,15 @@ import torch
 
 import labo
 from labo.kernels.vocab_parallel import vocab_parallel_labo_cross_entropy
+from launch import run_ranks
 from vocab_ranks import BAD, CASES, INF, problem, work
-
-SECONDS = 60
 
 
 @pytest.fixture(scope="module", params=(2, 4))
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
     """What each process of two, and of four, found."""
     folder = tmp_path_factory.mktemp(f"ranks{request.param}")
-    context = multiprocessing.get_context("forkserver")  # imports torch once, not once a process
-    context.set_forkserver_preload(["torch", "torch.distributed.tensor"])
-    processes = [context.Process(target=work, args=(rank, request.param, folder)) for rank in range(request.param)]
-    end = time.monotonic() + SECONDS
-    for process in processes:
-        process.start()
-    try:
-        for process in processes:
-            process.join(max(0.0, end - time.monotonic()))
-    finally:
-        for process in processes:
-            process.kill()
-            process.join()
-    results = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(request.param)]
-    for result in results:
-        assert "failed" not in result, result["failed"]
-    return results
+    return run_ranks(work, request.param, folder)
 
 
 def expected(name: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from labo.kernels import implementations
     from labo.kernels.statistics import LossStatistics
     from labo.kernels.vocab_parallel import vocab_parallel_labo_cross_entropy
+    from labo.kernels.vocab_parallel_linear import vocab_parallel_linear_labo_cross_entropy
     from labo.modules import LabelRegularizedLoss, LABOLoss, LinearLABOLoss
     from labo.outer.cross_fit import cross_fit
     from labo.outer.learn import learn_labels
@@ -31,6 +32,7 @@ _LAZY_ATTRIBUTES = {
     "implementations": "kernels",
     "LossStatistics": "kernels.statistics",
     "vocab_parallel_labo_cross_entropy": "kernels.vocab_parallel",
+    "vocab_parallel_linear_labo_cross_entropy": "kernels.vocab_parallel_linear",
     "IndexedDataset": "indexed",
     "cross_fit": "outer.cross_fit",
     "learn_labels": "outer.learn",
@@ -56,6 +58,7 @@ __all__ = [
     "optimal_labels",
     "regularizers",
     "vocab_parallel_labo_cross_entropy",
+    "vocab_parallel_linear_labo_cross_entropy",
 ]
 
 

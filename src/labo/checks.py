@@ -40,10 +40,10 @@ def traced(*tensors: Tensor) -> bool:
     """Whether a graph is being traced or transformed, so that values are not available."""
     if torch.compiler.is_compiling():
         return True
-    return any(
-        _functorch.is_functorch_wrapped_tensor(t) or t.device.type == "meta" or isinstance(t, FakeTensor)
-        for t in tensors
-    )
+    for tensor in tensors:  # a loop, because small batches wait for it
+        if _functorch.is_functorch_wrapped_tensor(tensor) or tensor.is_meta or isinstance(tensor, FakeTensor):
+            return True
+    return False
 
 
 def plain(tensor: Tensor) -> bool:

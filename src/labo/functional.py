@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, overload
+from functools import lru_cache
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from labo import checks, kernels, last_layer
+from labo import checks, inner, kernels, last_layer
 from labo import reduction as _reduction
-from labo.errors import UserError, unknown
+from labo.errors import UserError
 from labo.inner import inner_value, optimal_labels
 from labo.kernels import autograd, operators, reference
-from labo.kernels.linear import ACCUMULATE, Chunks, Head
+from labo.kernels.linear import Chunks, Head, check_chunks
 from labo.kernels.options import LossArguments, LossOptions, Options, documented
 from labo.kernels.statistics import NOTHING, LossStatistics, Wanted, as_statistics
 from labo.reduction import Rows
@@ -26,6 +27,9 @@ __all__ = [
     "linear_labo_cross_entropy",
     "optimal_labels",
 ]
+
+# The types of options that are no tensors.
+_CONSTANTS = {bool, int, float, str, type(None)}
 
 
 @overload
@@ -100,13 +104,13 @@ def labo_cross_entropy(
         >>> labo_cross_entropy(logits, target, alpha=0.1, beta=2.0)
         tensor(1.3863)
     """
-    given = LossOptions(
+    values = (
         alpha, beta, prior, weight, ignore_index, reduction, value, impl, z_loss, softcap, row_weight, denominator,
         return_statistics, differentiable,
     )  # fmt: skip
-    check_options(given)
+    given, options = _checked_options(*values)
     rows = _reduction.as_rows(input, target, weight, ignore_index, row_weight=row_weight, signed=given.weights_signed)
-    options = given.of_rows(rows)
+    options = given.of_rows(rows) if options is None else options
     if inplace_backward:
         if differentiable:
             raise UserError(
@@ -173,9 +177,11 @@ def linear_labo_cross_entropy(
 
     Args:
         input: hidden states (…, D).
-        linear_weight: (V, D).
+        linear_weight: (V, D). A DTensor with Shard(0) on a one-dimensional mesh is a head of which every rank holds a
+            slice, as in `labo.vocab_parallel_linear_labo_cross_entropy`: `input` and `target` are then the same on
+            every rank; `prior` and `weight` are those of all classes.
         target: class indices (…), or probabilities (…, V).
-        linear_bias: (V,) or None.
+        linear_bias: (V,) or None; with a DTensor as `linear_weight`, sharded as that is.
         {options}
         chunk_rows: number of rows per chunk of logits; by default as many as fit in the caches of a CPU, or as make
             efficient products on a GPU, within its free memory.
@@ -209,14 +215,6 @@ def linear_labo_cross_entropy(
     return last_layer.solved(
         input, head, rows, options, reduction, impl=impl, count=count, chunks=chunks, wanted=wanted
     )
-
-
-def check_chunks(chunk_rows: int | None, accumulate: str) -> None:
-    """Check the options that only the linear form has."""
-    if chunk_rows is not None:
-        checks.integer("chunk_rows", chunk_rows)
-    if accumulate not in ACCUMULATE:
-        raise unknown("accumulate", accumulate, ACCUMULATE)
 
 
 def label_regularized_cross_entropy(
@@ -350,6 +348,29 @@ def reduced_by(
     if reduction == "none":
         return autograd.rows(solve, rows.raw, rows.target, row_weights, options)[0].reshape(rows.shape).to(dtype)
     return autograd.total(solve, rows.raw, rows.target, row_weights, options)[0].to(dtype)
+
+
+def _checked_options(*values: Any) -> tuple[LossOptions, Options | None]:
+    """The options of a call, checked, and those of its rows if they are the same for any batch.
+
+    Numbers and strings are checked once: for small batches that costs as much as the loss.
+    """
+    if torch.compiler.is_compiling() or not _CONSTANTS.issuperset(map(type, values)):
+        given = LossOptions(*values)
+        check_options(given)
+        return given, None
+    given, options = _checked_constants(*values)
+    kernels.check(given.impl)
+    return given, options
+
+
+@lru_cache(maxsize=64, typed=True)
+def _checked_constants(*values: Any) -> tuple[LossOptions, Options]:
+    given = LossOptions(*values)
+    given.check()
+    cap = None if given.softcap is None else float(given.softcap)
+    beta = inner.clamp_beta(given.beta)
+    return given, Options(given.alpha, beta, value=given.value, z_loss=float(given.z_loss), softcap=cap)
 
 
 def check_options(options: LossOptions) -> None:

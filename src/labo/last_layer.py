@@ -15,6 +15,7 @@ from labo import reduction as _reduction
 from labo.errors import UserError
 from labo.kernels import linear as fused
 from labo.kernels import operators, reference
+from labo.kernels import vocab_parallel_linear as sharded
 from labo.kernels.autograd import Solve
 from labo.kernels.linear import DEFAULT_CHUNKS, Chunks, Head
 from labo.kernels.options import Options
@@ -36,10 +37,11 @@ def rows_of(
     signed: bool = False,
 ) -> Rows:
     """The rows of hidden states (…, D) under `head`, as of `reduction.as_rows`; their logits need no memory."""
-    _check(input, head.weight, head.bias)
+    if not sharded.is_sharded(head.weight):  # else the ranks check their slices together, in `solved`
+        fused.check_layer(input, head)
     # An expanded view has the right shape for the checks, and needs no memory.
     shape = (*input.shape[:-1], head.weight.shape[0])
-    logits = input.new_empty(()).expand(shape)
+    logits = torch.empty((), dtype=input.dtype, device=input.device).expand(shape)
     given: dict[str, Any] = {"row_weight": row_weight, "signed": signed}
     return _reduction.as_rows(logits, target, weight, ignore_index, class_dim=-1, **given)
 
@@ -74,6 +76,10 @@ def solved(
     wanted: Wanted = NOTHING,
 ) -> Tensor | LossStatistics:
     """Like `reduced`, with statistics where they are wanted."""
+    if sharded.is_sharded(head.weight):
+        return sharded.solved(
+            input, head, rows, options, reduction, impl=impl, count=count, chunks=chunks, wanted=wanted
+        )
     hidden = input.reshape(-1, input.shape[-1])
     dtype = checks.result_dtype(input)
     row_weights = _reduction.final_row_weights(rows, reduction, reference.working_dtype(hidden), count)
@@ -86,7 +92,7 @@ def solved(
         if statistics is not None:
             statistics = torch.where(row_weights == 0, math.nan, statistics)
     else:
-        hidden, head = _under_autocast(hidden, head.weight, head.bias)
+        hidden, head = fused.under_autocast(hidden, head)
         row_weights = row_weights.to(reference.working_dtype(hidden))
         total = reduction != "none"
         arguments = (hidden, head, rows.target, row_weights, options.normalised())
@@ -104,7 +110,11 @@ def reduced_by(
     solve: Solve, input: Tensor, head: Head, rows: Rows, reduction: str, *, count: Tensor | None = None
 ) -> Tensor:
     """Like `reduced`, with the given implementation."""
-    hidden, head = _under_autocast(input.reshape(-1, input.shape[-1]), head.weight, head.bias)
+    if sharded.is_sharded(head.weight):
+        raise UserError(
+            "Expected a whole head for the loss of this method, but got a DTensor: compute the logits (linear=False)."
+        )
+    hidden, head = fused.under_autocast(input.reshape(-1, input.shape[-1]), head)
     row_weights = _reduction.final_row_weights(rows, reduction, reference.working_dtype(hidden), count)
     options = Options(1.0, math.inf, weight=rows.weight if rows.has_probabilities else None)
     sources = _reduction.weight_sources(rows, count)
@@ -118,15 +128,6 @@ def reduced_by(
 
 def _tensors(input: Tensor, head: Head) -> tuple[Tensor, ...]:
     return (input, head.weight) if head.bias is None else (input, head.weight, head.bias)
-
-
-def _under_autocast(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Head]:
-    """Hidden states and head in the precision of autocast."""
-    kind = hidden.device.type
-    if not torch.is_autocast_enabled(kind):
-        return hidden, Head(weight, bias)
-    dtype = torch.get_autocast_dtype(kind)
-    return hidden.to(dtype), Head(weight.to(dtype), None if bias is None else bias.to(dtype))
 
 
 def _chunked(
@@ -167,32 +168,3 @@ def _chunk(
 def _keeps_graph(tensor: Tensor) -> bool:
     """Whether recomputation is useless, or impossible (saved-tensor hooks do not work under torch.func)."""
     return not torch.is_grad_enabled() or checks.transformed()
-
-
-def _check(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> None:
-    checks.floating("input", input)
-    checks.floating("linear_weight", linear_weight)
-    if linear_weight.dim() != 2 or linear_weight.shape[1] != input.shape[-1]:
-        raise ValueError(
-            f"Expected argument `linear_weight` of shape (V, {input.shape[-1]}) for an input of width "
-            f"{input.shape[-1]}, but got {tuple(linear_weight.shape)}."
-        )
-    _check_like("linear_weight", linear_weight, input)
-    if linear_bias is None:
-        return
-    checks.floating("linear_bias", linear_bias)
-    if linear_bias.shape != linear_weight.shape[:1]:
-        raise ValueError(
-            f"Expected argument `linear_bias` of shape ({linear_weight.shape[0]},), but got {tuple(linear_bias.shape)}."
-        )
-    _check_like("linear_bias", linear_bias, input)
-
-
-def _check_like(name: str, value: Tensor, input: Tensor) -> None:
-    """Check that a part of the layer is on the device of its input, and of its dtype without autocast."""
-    checks.same_device(name, value, input)
-    if value.dtype != input.dtype and not torch.is_autocast_enabled(input.device.type):
-        raise TypeError(
-            f"Expected argument `{name}` of `input`'s dtype {input.dtype}, but got {value.dtype}; convert one of them, "
-            "or call the loss under torch.autocast."
-        )

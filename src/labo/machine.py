@@ -70,6 +70,13 @@ def launched() -> int:
     return int(world_size) if "RANK" in os.environ and world_size.isdigit() else 1
 
 
+def fsdp_version() -> int | None:
+    """The version of FSDP that `accelerate launch` was configured with; None without."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() != "true":
+        return None
+    return int(os.environ.get("FSDP_VERSION", "1"))
+
+
 def cores() -> int:
     """The number of cores that this process may use, within the limit of its container."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -102,7 +102,8 @@ def _flatten(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index:
     if classes < 2:
         cure = "; torch.stack([torch.zeros_like(z), z], 1) are two of one logit z for each example" if classes else ""
         raise ValueError(f"Expected logits of at least 2 classes, but got shape {tuple(input.shape)}{cure}.")
-    shape = torch.Size(size for i, size in enumerate(input.shape) if i != dim % input.dim())
+    sizes = input.shape
+    shape = sizes[: dim % len(sizes)] + sizes[dim % len(sizes) + 1 :]
     _check_target(input, target, shape)
     checks.same_device("target", target, input)
     if weight is not None:
@@ -112,7 +113,8 @@ def _flatten(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index:
     if target.dtype.is_floating_point:
         checks.distribution("target", target, dim)
         return Rows(logits, target.movedim(dim, -1).reshape(-1, classes), None, weight, shape)
-    target = checks.as_targets(target).reshape(-1)
+    if target.dtype != torch.int64 or target.dim() != 1:
+        target = checks.as_targets(target).reshape(-1)
     some_ignored = checks.class_indices("target", target, classes, ignore_index)
     if checks.batched_in_graph(target):
         fits = checks.are_classes(target, classes, ignore_index)

@@ -56,11 +56,20 @@ def train(
     budget: Annotated[
         float | None, typer.Option(help="What labo_auto may cost in plain runs: 1.5, 3 or 6.", show_default="3")
     ] = None,
+    fsdp: Annotated[
+        bool | None,
+        typer.Option(
+            "--fsdp/--no-fsdp",
+            help="With several processes, split weights, gradients and optimizer state over them (FSDP2); by default "
+            "as `accelerate launch` is configured.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> int:
     """Train one method on one seed.
 
     The same command with the same --output resumes an interrupted run. For several processes, use
-    `torchrun --nproc-per-node N -m labo train …`.
+    `torchrun --nproc-per-node N -m labo train …` or `accelerate launch … -m labo train …`.
     """
     from labo import distributed
     from labo.records import lock
@@ -78,7 +87,7 @@ def train(
     if jobs < 1:
         raise UserError(f"Expected --jobs of at least 1, but got {jobs}.")
     trial_options = {"checkpoint": options.known_checkpoint(checkpoint), "curves": curves, "save_seconds": save_every}
-    trial_options |= {"threads": threads}
+    trial_options |= {"threads": threads, "fsdp": _split_over_processes(fsdp)}
     with distributed.process_group():
         # The main process first, because it may download the data.
         trial, notes = distributed.main_process_first(
@@ -102,6 +111,25 @@ def _budget(method: str, budget: float) -> float:
         raise UserError(f"Method '{method}' has no budget: --budget is for labo_auto.")
     check_budget(budget)
     return budget
+
+
+def _split_over_processes(fsdp: bool | None) -> bool:
+    """Whether to split the network over the processes, by the option or the configuration of `accelerate launch`."""
+    from labo import machine
+
+    if fsdp is None:
+        version = machine.fsdp_version()
+        if version == 1:
+            raise UserError(
+                "labo train splits networks by FSDP2: use accelerate launch --fsdp_version 2, or --no-fsdp."
+            )
+        return version is not None and machine.launched() > 1
+    if fsdp and machine.launched() == 1:
+        raise UserError(
+            "--fsdp splits a network over several processes, but this is one: use torchrun --nproc-per-node N -m labo "
+            "train …, or leave it out."
+        )
+    return fsdp
 
 
 def _trial(

@@ -138,6 +138,7 @@ def _run(trial: Trial, folder: Path, progress: Progress, runner: StageRunner) ->
             keep_best=best,
             save_seconds=trial.save_seconds,
             augment=task.augmentation(splits, settings),
+            fsdp=trial.fsdp,
             progress=progress,
         )
         step = loop.run()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -82,7 +82,12 @@ def choose(
         if name == "triton":
             _warn_of_reference(reason)
         return None
-    return import_module(f"labo.kernels.{fallback if reason else name}").solve
+    return _module(fallback if reason else name).solve
+
+
+@cache
+def _module(name: str) -> Any:
+    return import_module(f"labo.kernels.{name}")
 
 
 def as_operator(impl: str, target: Tensor, options: Options, weights: Sources, wanted: Wanted = NOTHING) -> bool:
@@ -92,7 +97,7 @@ def as_operator(impl: str, target: Tensor, options: Options, weights: Sources, w
         and impl != "reference"
         and not wanted.differentiable
         and not checks.transformed()
-        and not _needs_other_gradient(target, options, weights)
+        and not _first_with_gradient(_constants(target, options, weights))
     )
 
 
@@ -114,28 +119,30 @@ def unsupported_by_all(
     inputs: tuple[Tensor, ...], target: Tensor, options: Options, weights: Sources = _NO_SOURCES
 ) -> str:
     """Why no fused implementation supports these inputs and options; empty if one may."""
-    if name := _needs_other_gradient(target, options, weights):
+    constants = _constants(target, options, weights)
+    if name := _first_with_gradient(constants):
         return f"gives no gradient in `{name}`"
-    tensors = (*inputs, *(tensor for _, tensor in _constants(target, options, weights)))
+    tensors = (*inputs, *constants.values())
     if torch.compiler.is_compiling() or checks.transformed() or checks.traced(*tensors):
         return "cannot be traced"
     return "has no forward-mode derivative" if checks.forward_mode(*tensors) else ""
 
 
-def _constants(target: Tensor, options: Options, weights: Sources) -> Iterator[tuple[str, Tensor]]:
+def _constants(target: Tensor, options: Options, weights: Sources) -> dict[str, Tensor]:
     """All tensors in which a fused implementation gives no gradient, with their names as arguments of the loss.
 
     These are the arguments of an implementation (`labo.kernels.autograd.Solve`) beside the logits.
     """
-    for name, value in (*options.named().items(), ("target", target), *weights.items()):
-        if isinstance(value, Tensor):
-            yield name, value
+    named = {**options.named(), "target": target}
+    for name, source in weights.items():  # the option `weight` and the source are one tensor, if both are there
+        named[name] = named.get(name) if source is None else source
+    return {name: value for name, value in named.items() if isinstance(value, Tensor)}
 
 
-def _needs_other_gradient(target: Tensor, options: Options, weights: Sources) -> str:
+def _first_with_gradient(constants: dict[str, Tensor]) -> str:
     """The name of the first of these inputs that requires a gradient; empty if none does."""
     if torch.is_grad_enabled():
-        for name, value in _constants(target, options, weights):
+        for name, value in constants.items():
             if value.requires_grad:
                 return name
     return ""

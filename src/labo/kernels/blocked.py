@@ -168,7 +168,7 @@ def _solve_small(
 ) -> tuple[Tensor, Tensor | None] | None:
     """Like `solve`, for a small batch of finite logits, in few operations, whose overhead dominates.
 
-    beta * log q_k - log p_k is the same for every class k, so the loss is beta * alpha * (log q_y + log C) - log p_y.
+    With s = sum p^(1 / beta), the loss is (alpha - 1) * log p_y - alpha * beta * log(s / C), and q = p^(1 / beta) / s.
     Returns None if a logit is not finite or a row has weight 0.
     """
     if not math.isfinite(z.sum().item()) or not row_weights.all().item():
@@ -176,18 +176,19 @@ def _solve_small(
     alpha, beta, classes = float(options.alpha), float(options.beta), z.shape[-1]
     index = target.unsqueeze(-1)
     log_p = z.log_softmax(-1)
-    losses = log_p.gather(-1, index)
-    logsumexp = z.gather(-1, index) - losses if options.z_loss or statistics is not None else None
+    log_p_target = log_p.gather(-1, index)
+    logsumexp = z.gather(-1, index) - log_p_target if options.z_loss or statistics is not None else None
     if statistics is not None and logsumexp is not None:
-        _write_statistics_of_small(statistics, log_p, losses, logsumexp, beta)
-    log_q = None
+        _write_statistics_of_small(statistics, log_p, log_p_target, logsumexp, beta)
+    label = label_sum = None
     if alpha and beta < math.inf:
-        log_q = (log_p / beta).log_softmax(-1)
-        losses = torch.sub(log_q.gather(-1, index).add_(math.log(classes)).mul_(alpha * beta), losses)
+        label = torch.mul(log_p, 1 / beta).exp_()
+        label_sum = label.sum(-1, keepdim=True)
+        losses = (label_sum / classes).log_().mul_(-alpha * beta).add_(log_p_target, alpha=alpha - 1)
     elif alpha:
-        losses = losses.mul_(alpha - 1).sub_(log_p.mean(-1, keepdim=True), alpha=alpha)
+        losses = log_p_target.mul_(alpha - 1).sub_(log_p.mean(-1, keepdim=True), alpha=alpha)
     else:
-        losses = losses.neg()
+        losses = log_p_target.neg()
     grad_logits = None
     weights = row_weights.unsqueeze(-1)
     if options.z_loss and logsumexp is not None:
@@ -196,8 +197,8 @@ def _solve_small(
         grad_logits = log_p.exp_()
         if options.z_loss and logsumexp is not None:
             grad_logits.mul_(1 + 2 * options.z_loss * logsumexp)
-        if log_q is not None:
-            grad_logits.sub_(log_q.exp_(), alpha=alpha)
+        if label is not None and label_sum is not None:
+            grad_logits.addcdiv_(label, label_sum, value=-alpha)
         elif alpha:
             grad_logits.sub_(alpha / classes)
         grad_logits.scatter_(-1, index, alpha - 1, reduce="add").mul_(weights)

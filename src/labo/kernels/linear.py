@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from labo import checks
+from labo.errors import unknown
 from labo.kernels.autograd import Solve, buffers_for, defer_gradient, scale_gradient, weighted_sum
 from labo.kernels.options import Options
 from labo.kernels.statistics import NOTHING, StatisticsGradient, Wanted, row_gradients
@@ -62,6 +64,55 @@ class Chunks:
 
 
 DEFAULT_CHUNKS = Chunks()
+
+
+def check_chunks(chunk_rows: int | None, accumulate: str) -> None:
+    """Check the options that only the linear form has."""
+    if chunk_rows is not None:
+        checks.integer("chunk_rows", chunk_rows)
+    if accumulate not in ACCUMULATE:
+        raise unknown("accumulate", accumulate, ACCUMULATE)
+
+
+def check_layer(input: Tensor, head: Head) -> None:
+    """Check hidden states (…, D) and the head that they meet, whose parts are `linear_weight` and `linear_bias`."""
+    linear_weight, linear_bias = head.weight, head.bias
+    checks.floating("input", input)
+    checks.floating("linear_weight", linear_weight)
+    if linear_weight.dim() != 2 or linear_weight.shape[1] != input.shape[-1]:
+        raise ValueError(
+            f"Expected argument `linear_weight` of shape (V, {input.shape[-1]}) for an input of width "
+            f"{input.shape[-1]}, but got {tuple(linear_weight.shape)}."
+        )
+    _check_like("linear_weight", linear_weight, input)
+    if linear_bias is None:
+        return
+    checks.floating("linear_bias", linear_bias)
+    if linear_bias.shape != linear_weight.shape[:1]:
+        raise ValueError(
+            f"Expected argument `linear_bias` of shape ({linear_weight.shape[0]},), but got {tuple(linear_bias.shape)}."
+        )
+    _check_like("linear_bias", linear_bias, input)
+
+
+def _check_like(name: str, value: Tensor, input: Tensor) -> None:
+    """Check that a part of the layer is on the device of its input, and of its dtype without autocast."""
+    checks.same_device(name, value, input)
+    if value.dtype != input.dtype and not torch.is_autocast_enabled(input.device.type):
+        raise TypeError(
+            f"Expected argument `{name}` of `input`'s dtype {input.dtype}, but got {value.dtype}; convert one of them, "
+            "or call the loss under torch.autocast."
+        )
+
+
+def under_autocast(hidden: Tensor, head: Head) -> tuple[Tensor, Head]:
+    """Hidden states and head in the precision of autocast."""
+    kind = hidden.device.type
+    if not torch.is_autocast_enabled(kind):
+        return hidden, head
+    dtype = torch.get_autocast_dtype(kind)
+    return hidden.to(dtype), Head(head.weight.to(dtype), None if head.bias is None else head.bias.to(dtype))
+
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 

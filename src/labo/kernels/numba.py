@@ -115,15 +115,16 @@ def _sweep(
     rows_statistics = kernels.NO_STATISTICS if statistics is None else statistics.numpy()
     threads = min(torch.get_num_threads(), logits.numel() // MIN_LOGITS_PER_THREAD, len(logits))
 
+    if threads < 2:
+        extras = (kernels.scratch_of(logits.shape[1]), options.z_loss, rows_statistics)
+        return kernels.sweep(*arrays, strengths, prior, out is not None, *results, *extras)
+
     def part(at: slice) -> int:
         row_strengths = strengths if strengths.shape[1] == 1 else strengths[:, at]
         inputs, outputs = (x[at] for x in arrays), (x[at] for x in results)
-        scratch = kernels.scratch_of(logits.shape[1])
-        extras = (scratch, options.z_loss, rows_statistics[:, at])
+        extras = (kernels.scratch_of(logits.shape[1]), options.z_loss, rows_statistics[:, at])
         return kernels.sweep(*inputs, row_strengths, prior, out is not None, *outputs, *extras)
 
-    if threads < 2:
-        return part(slice(None))
     step = -(-len(logits) // threads)
     with ThreadPoolExecutor(threads) as pool:
         return sum(pool.map(part, (slice(start, start + step) for start in range(0, len(logits), step))))

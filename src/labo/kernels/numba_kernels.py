@@ -8,6 +8,7 @@ LLVM vectorizes each.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -409,8 +410,9 @@ def scratch_of(classes: int) -> np.ndarray:
     return np.empty(4 * (classes + GAP) + GAP, np.float32)
 
 
+@lru_cache(maxsize=64)
 def pair(alpha: float, beta: float) -> np.ndarray:
-    """The pair (alpha, beta) as a (2, 1) array."""
+    """The pair (alpha, beta) as a (2, 1) array, which is not to be written."""
     return np.array(((alpha,), (beta,)), np.float64)
 
 

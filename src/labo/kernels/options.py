@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypedDict, TypeVar
 
 import torch
@@ -105,7 +105,7 @@ class LossOptions:
 
     def named(self) -> dict[str, Any]:
         """The options by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return dict(vars(self))
 
     def check(self) -> None:
         """Check the options, before any tensor of the batch; `impl` is checked by `labo.kernels.check`."""
@@ -177,7 +177,7 @@ class Options:
 
     def named(self) -> dict[str, Any]:
         """The options as keyword arguments."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return dict(vars(self))
 
     def normalised(self) -> Options:
         """Options whose prior sums to 1 in float64: in lower precision, beta would amplify the error of the sum."""

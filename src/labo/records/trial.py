@@ -37,7 +37,7 @@ CHECKPOINTS, BEST_WEIGHTS, AUTO, CROSS_FIT = "checkpoints", "best.safetensors", 
 # What must be the same for a trial to be continued.
 IDENTITY = ("task", "task_options", "data", "method", "seed", "settings", "checkpoint")
 # So must these, which run.json has only where they are not the default.
-_OPTIONAL = {"teacher": "", "fold": "", "threads": 1}
+_OPTIONAL = {"teacher": "", "fold": "", "threads": 1, "fsdp": False}
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +59,7 @@ class Trial:
         fold: "2/5" trains without the second of five parts of the training split and keeps that part's logits;
             "only 2/5" trains on that part alone and keeps the logits of the others.
         threads: of the CPU; another number adds up in another order, and gives other last digits.
+        fsdp: whether the processes that train together split the network; it gives other last digits too.
     """
 
     task: str
@@ -75,6 +76,7 @@ class Trial:
     teacher_folder: str = ""
     fold: str = ""
     threads: int = 1
+    fsdp: bool = False
 
     @property
     def name(self) -> str:

@@ -6,7 +6,7 @@ import math
 import random
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
@@ -25,7 +25,7 @@ from labo.modules import LabelRegularizedLoss
 from labo.records.trial import BEST_WEIGHTS, CHECKPOINTS
 from labo.settings import TrainingSettings
 from labo.tasks.base import Splits
-from labo.training import checkpoints, data_loading, optimizers, weight_averaging
+from labo.training import checkpoints, data_loading, optimizers, sharding, weight_averaging
 from labo.training.curve import Curve, DivergedError, Validate
 from labo.training.objective import Augment, Objective, bfloat16_forward, has_linear_form
 
@@ -44,6 +44,8 @@ class TrainingLoop:
         keep_best: whether the weights of the epoch with the lowest value of `validate` are kept, not the last ones.
         save_seconds: a checkpoint is written when so many seconds have passed since the last one.
         augment: applied to each part of a batch; it draws from torch's global generator.
+        fsdp: whether to split the network that is trained over the processes; the one given gets its weights after
+            each epoch.
         progress: called with the fraction of the steps that are done, in the main process.
 
     Raises:
@@ -63,15 +65,22 @@ class TrainingLoop:
         keep_best: bool = False,
         save_seconds: float = 60.0,
         augment: Augment | None = None,
+        fsdp: bool = False,
         progress: Callable[[float], None] = lambda done: None,
     ) -> None:
         self.settings, self.folder, self.progress = settings, folder, progress
-        self.keep_best, self.save_seconds = keep_best, save_seconds
+        self.keep_best, self.save_seconds, self.fsdp = keep_best, save_seconds, fsdp
         self.curve = Curve(folder, validate, keep_best=keep_best)
         self.device, self.world_size = distributed.device(), distributed.world_size()
         linear = splits.sequences and has_linear_form(model, splits.train, loss)
         seed_all(seed)
         self.model, self.loss = model.to(self.device), loss.to(self.device)
+        self.trained = self.model  # or a copy whose weights are split over the processes
+        if fsdp:
+            sharding.check(loss.regularizer, settings)
+            self.trained = sharding.shard(self.model)
+            if not distributed.is_main_process():
+                self.model.cpu()
 
         batches, self.parts = data_loading.divide(splits.train, settings, seed)
         self.steps_per_epoch = len(batches)
@@ -87,8 +96,8 @@ class TrainingLoop:
         workers = data_loading.worker_count(examples, self.device)
         self.loader = data_loading.make_loader(inputs.dataset, self.parts, self.device, workers)
         kind = {"sequences": splits.sequences, "linear": linear}
-        self.objective = Objective(model, loss, settings, inputs, augment=augment, device=self.device, **kind)
-        self.optimizer = optimizers.make_optimizer(model, loss.regularizer, settings)
+        self.objective = Objective(self.trained, loss, settings, inputs, augment=augment, device=self.device, **kind)
+        self.optimizer = optimizers.make_optimizer(self.trained, loss.regularizer, settings)
         self.schedule = optimizers.make_schedule(settings, self.optimizer, self.steps)
         self.average = weight_averaging.MovingAverage(model, settings.ema) if settings.ema else None
         if not distributed.is_main_process():  # each process draws its own dropout and augmentation
@@ -112,9 +121,12 @@ class TrainingLoop:
             UserError: the checkpoint is damaged or of another run, or an example cannot be read.
         """
         self.resume()
-        with bfloat16_forward(self.model) if self.settings.precision == "bfloat16" else nullcontext():
-            self.network: Any = self.model
-            if self.world_size > 1:
+        with ExitStack() as stack:
+            if self.settings.precision == "bfloat16":
+                for network in {self.model, self.trained}:
+                    stack.enter_context(bfloat16_forward(network))
+            self.network: Any = self.trained
+            if self.world_size > 1 and not self.fsdp:
                 devices = None if self.device.type == "cpu" else [self.device]
                 self.network = DistributedDataParallel(self.model, device_ids=devices)
             while self.step < self.steps and not self.out_of_patience():
@@ -126,7 +138,7 @@ class TrainingLoop:
         epoch, done = divmod(self.step, self.steps_per_epoch)
         last_step = min((epoch + 1) * self.steps_per_epoch, self.steps)
         read_every = steps_between_reads(self.device)
-        self.model.train()
+        self.trained.train()
         self.loss.train()
         self.parts.start_epoch(epoch, skip=done)
         if not done:
@@ -155,7 +167,9 @@ class TrainingLoop:
         count = distributed.all_reduce_sum(rows).float()
         losses = []
         for place, part in enumerate(parts):
-            accumulate = self.world_size > 1 and place < len(parts) - 1  # processes exchange gradients once a step
+            accumulate = (
+                self.network is not self.trained and place < len(parts) - 1
+            )  # processes exchange gradients once a step
             with self.network.no_sync() if accumulate else nullcontext():
                 with_nll = self.settings.tokens is not None and (not self.nlls or self.step % NLL_EVERY == 0)
                 counters = {"epoch": epoch, "step": self.step, "steps": self.steps}
@@ -193,6 +207,8 @@ class TrainingLoop:
 
     def end_epoch(self) -> None:
         """Evaluate the network and write a line of the curve, in the main process."""
+        if self.fsdp:
+            sharding.gather(self.trained, self.model)
         line: dict[str, Any] = {"epoch": round(self.step / self.steps_per_epoch, 4), "step": self.step}
         line |= {"loss": fmean(self.losses), "learning_rate": self.optimizer.param_groups[0]["lr"]}
         if self.nlls:
@@ -229,6 +245,10 @@ class TrainingLoop:
 
     def save(self) -> None:
         """Write a checkpoint, in the main process."""
+        optimizer = self.optimizer.state_dict()
+        if self.fsdp:
+            sharding.gather(self.trained, self.model)
+            optimizer = sharding.whole_state(optimizer)
         random_states = distributed.all_gather_objects(checkpoints.random_state(self.device))
         nlls = torch.stack(self.nlls).tolist() if self.nlls else []
         updates = 0 if self.average is None else self.average.updates
@@ -240,7 +260,7 @@ class TrainingLoop:
                 model=self.model,
                 average=None if self.average is None else self.average.model,
                 regularizer=self.loss.regularizer,
-                optimizer={"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()},
+                optimizer={"optimizer": optimizer, "schedule": self.schedule.state_dict()},
                 random_states=random_states,
             ),
             errors=(UserError,),
@@ -260,6 +280,9 @@ class TrainingLoop:
                 checkpoints.load_average(self.average.model, start)
                 self.average.updates = state["average_updates"]
             checkpoint_files.load_regularizer(self.loss.regularizer, start, self.device)
+            if self.fsdp:
+                sharding.scatter(self.model, self.trained)
+                optimizer["optimizer"] = sharding.split_state(optimizer["optimizer"], self.optimizer)
             self.optimizer.load_state_dict(optimizer["optimizer"])
             self.schedule.load_state_dict(optimizer["schedule"])
         self.resumed_from = start

@@ -71,7 +71,7 @@ class Objective:
         """(the sum of the loss over the rows of a part, divided by `count`; the plain NLL of the part, or None).
 
         Args:
-            network: what is called: the model, or its DistributedDataParallel.
+            network: what is called: the model, which may be split over the processes, or its DistributedDataParallel.
             inputs: a part of a batch, with its labels.
             count: (), the rows of the whole batch in all processes.
             epoch, step, steps: the number of the epoch, and how many steps were taken, of how many.
@@ -85,6 +85,8 @@ class Objective:
         batch = self.inputs.of(indices, inputs, epoch=epoch, step=step, steps=steps, partners=self._partner_inputs)
         labels = inputs.pop("labels")
         loss, nll = self.loss if step >= self.settings.start_after else self.first_loss, None
+        if self.linear and (unshard := getattr(network, "unshard", None)) is not None:
+            unshard()  # of FSDP: the loss uses the head's weights outside the forward pass
         with heads.hidden_states(self.model) if self.linear else nullcontext() as head:
             outputs = network(**inputs)
             if "dense_logits" in self.inputs.needs:
