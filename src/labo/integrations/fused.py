@@ -87,8 +87,8 @@ def fuse(
         shift_labels = targets.predicts_next_token(network)
     if shift_labels is None:
         raise UserError(
-            f"Cannot tell whether {type(network).__name__} predicts the label at the same position or at the next: pass "
-            "shift_labels=False or, for a causal language model, shift_labels=True."
+            f"Cannot tell whether {type(network).__name__} predicts the label at the same position or at the next: "
+            "pass shift_labels=False or, for a causal language model, shift_labels=True."
         )
     loss = criterion(method, weight=weight, **options)
     if linear:
@@ -159,14 +159,12 @@ class Fused:
     gives_logits: bool = False
     # The auxiliary loss of a mixture of experts is divided by this number.
     auxiliary_parts: int = 1
-    # Of each batch: correct tokens, the sum of entropies, tokens.
-    _sums: list[Tensor] = field(default_factory=list)
+    # By whether the network was training: correct tokens, the sum of entropies, tokens.
+    _sums: dict[bool, Tensor] = field(default_factory=dict)
 
-    def take_statistics(self) -> Tensor | None:
+    def take_statistics(self, *, training: bool) -> Tensor | None:
         """Correct tokens, the sum of their entropies in nats and their number, (3,), since the last call, if any."""
-        sums = torch.stack(self._sums).sum(0) if self._sums else None
-        self._sums = []
-        return sums
+        return self._sums.pop(training, None)
 
     def plain_forward(self, network: nn.Module, inputs: dict[str, Any]) -> Any:
         """The outputs of the network as it was before."""
@@ -200,7 +198,8 @@ class Fused:
             compute.shift_labels = False
         if self.statistics:
             predicting = outputs[..., :-1, :] if compute.shift_labels else outputs
-            self._sums.append(token_statistics(predicting, head, compute.targets(batch.labels)))
+            found = token_statistics(predicting, head, compute.targets(batch.labels))
+            self._sums[training] = found + self._sums.get(training, 0.0)
         compute.loss.train(training)
         value = compute if training else compute.nll
         half = outputs.dtype in (torch.bfloat16, torch.float16)

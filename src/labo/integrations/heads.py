@@ -88,8 +88,8 @@ def hidden_states(model: nn.Module, *, gathered: bool = False) -> Iterator[Head]
 def loss_at_head(model: nn.Module, loss: Callable[[Tensor, Head], Tensor]) -> Iterator[None]:
     """Within this context, the model returns a loss () of its last hidden states and its head instead of its logits.
 
-    The loss is computed in the call of the last layer, so that what gathers the layer's weights for it (FSDP, DeepSpeed)
-    gathers them for the loss. It has one entry in as many dimensions as the hidden states.
+    The loss is computed in the call of the last layer, so that what gathers the layer's weights for it (FSDP,
+    DeepSpeed) gathers them for the loss. It has one entry in as many dimensions as the hidden states.
 
     Args:
         model: a network that passes `require_plain_head`.

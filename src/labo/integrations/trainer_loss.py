@@ -143,9 +143,6 @@ class TrainerLoss:
         if self.shift_labels:
             logits = logits[..., :-1, :]
         batch = self._batch_inputs(outputs)
-        indices = batch.get("indices")
-        if indices is not None and indices.dim() > 1:  # one index per label
-            batch["indices"] = (indices[..., 1:] if self.shift_labels else indices).reshape(-1)
         logits, labels = self._flat(logits, labels) if self.head is None else _tokens(logits, labels)
         self.loss.to(logits.device)
         items = None
@@ -226,8 +223,11 @@ class TrainerLoss:
         if missing and missing != ("dense_logits",):
             raise UserError(
                 f"Method '{self.loss.regularizer.name}' needs {missing[0]}, which LabelRegularizedTrainer passes but "
-                "compute_loss_func alone cannot."
+                "compute_loss_func alone cannot, nor can fuse alone (for TRL: LabelRegularizedSFTTrainer)."
             )
+        indices = batch.get("indices")
+        if indices is not None and indices.dim() > 1:  # one index per label
+            batch["indices"] = (indices[..., 1:] if self.shift_labels else indices).reshape(-1)
         return batch
 
     def _check_single_batch(self, labels: Tensor, items: Tensor) -> None:
