@@ -174,12 +174,13 @@ class Fused:
         """The outputs of the network with the loss of a batch."""
         inputs = heads.with_decoder_inputs(network, {**inputs, "labels": batch.labels})
         del inputs["labels"]
-        as_tuple = not inputs.pop("return_dict", getattr(network.config, "return_dict", True))
+        named = inputs.get("return_dict")
+        as_tuple = not (network.config.return_dict if named is None else named)
         inputs["return_dict"] = True
         if self.linear and (network.training or not self.gives_logits):
             with heads.loss_at_head(network, lambda hidden, head: self._loss(network.training, hidden, head, batch)):
                 outputs = self.plain_forward(network, inputs)
-            loss, outputs["logits"] = outputs["logits"].reshape(()), None
+            loss, outputs["logits"] = outputs["logits"].sum(), None
         else:
             outputs = self.plain_forward(network, inputs)
             loss = self._loss(network.training, outputs["logits"], None, batch)
@@ -205,7 +206,7 @@ class Fused:
         half = outputs.dtype in (torch.bfloat16, torch.float16)
         # In half precision the products are the same, but the loss is float32.
         with torch.autocast(outputs.device.type, outputs.dtype) if half else nullcontext():
-            return value(outputs, batch.labels, batch.count, weights=batch.weights)
+            return value({"logits": outputs}, batch.labels, batch.count, weights=batch.weights)
 
 
 def _published(plain: Callable[..., Any]) -> Callable[..., Any]:

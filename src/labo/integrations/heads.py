@@ -101,7 +101,8 @@ def loss_at_head(model: nn.Module, loss: Callable[[Tensor, Head], Tensor]) -> It
     layer, final = _layer(model, gathered=True), _final_bias(model)
 
     def forward(hidden: Tensor, *_: Any, **__: Any) -> Tensor:
-        value = loss(_whole(hidden), _head(layer, final)).reshape((1,) * hidden.dim())
+        value = loss(_whole(hidden), _head(layer, final))
+        value = value.reshape((1,) * hidden.dim()).clone()  # FSDP's hooks want no view
         return _replicated(value, hidden) if hasattr(hidden, "device_mesh") else value
 
     with _forward(layer, forward), _without_bias(_owner_of_bias(model)):
@@ -270,7 +271,7 @@ def _probe(model: nn.Module, layer: Any, inputs: dict[str, Any]) -> tuple[bool, 
         probe = torch.arange(outputs.shape[-1], device=outputs.device) * 7 % (2 * _MAX_PROBE + 1) - _MAX_PROBE
         is_linear = _same(outputs, product) and _trained(outputs) == _trained(product)
         calls.append((is_linear, probe.to(outputs.dtype), _trained(head.weight, head.bias)))
-        value = _HiddenWithHead.apply(calls[-1][1].expand(*hidden.shape[:-1], -1), outputs)
+        value = _HiddenWithHead.apply(calls[-1][1].expand(*hidden.shape[:-1], -1), outputs).clone()
         return _replicated(value, hidden) if hasattr(hidden, "device_mesh") else value
 
     with torch.enable_grad(), _forward(layer, probe_forward):

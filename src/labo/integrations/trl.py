@@ -49,25 +49,25 @@ class LabelRegularizedSFT(RegularizedTraining):
             _require_only_loss(given["args"])
         super().__init__(*args, **kwargs)
         loss = criterion(loss, weight=None)
+        weighted = TOKEN_WEIGHTS in (getattr(given.get("train_dataset"), "column_names", None) or ())
+        if weighted:
+            self._require_positions(f"`{TOKEN_WEIGHTS}` of the dataset belong to")
         fuse(self.model, loss, linear=linear, statistics=True)
         self.model_accepts_loss_kwargs = True
         remembers = {"indices", "partners"} & set(loss.regularizer.needs)
         if remembers:
-            self._require_fixed_positions(loss)
+            self._require_positions(f"Method '{loss.regularizer.name}' remembers")
         self._use_loss(loss)
-        if remembers or self._has_weights():
+        if remembers or weighted:
             self.data_collator = _KeepingCollator(self.data_collator)
 
-    def _require_fixed_positions(self, loss: LabelRegularizedLoss) -> None:
+    def _require_positions(self, told: str) -> None:
         args: Any = self.args
-        if args.packing or getattr(self, "padding_free", args.padding_free):
+        if args.packing or args.padding_free:
             raise UserError(
-                f"Method '{loss.regularizer.name}' remembers each example and position, which packing and padding_free "
-                "do not keep: use packing=False and padding_free=False, or a method without a memory."
+                f"{told} each example and position, which packing and padding_free do not keep: use packing=False and "
+                "padding_free=False."
             )
-
-    def _has_weights(self) -> bool:
-        return TOKEN_WEIGHTS in (getattr(self.train_dataset, "column_names", None) or ())
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -134,9 +134,9 @@ class LabelRegularizedSFTTrainer(LabelRegularizedSFT, SFTTrainer):
     """TRL's `SFTTrainer` whose loss is a regularizer, computed from hidden states: no logits in training.
 
     Evaluation reports the negative log-likelihood. Packing, completion-only and assistant-only masks, LoRA and gradient
-    checkpointing are as TRL has them; accuracy and entropy of tokens are logged as by TRL. Methods with a memory, such as
-    labo[prior=memory], remember each token of each example, and need sequences that are not packed. A column
-    `token_weights` of the dataset, as long as its tokens, multiplies the losses of the tokens.
+    checkpointing are as TRL has them; accuracy and entropy of tokens are logged as by TRL. Methods with a memory, such
+    as labo[prior=memory], remember each token of each example, and need sequences that are not packed. A column
+    `token_weights` of a tokenized dataset, as long as its tokens, multiplies the losses of the tokens.
 
     Args:
         loss: a method's name, or `LabelRegularizedLoss(labo.regularizers.create(name, …))`.
@@ -174,10 +174,10 @@ class _KeepingCollator:
         weights = torch.zeros(labels.shape)
         for row, example in enumerate(examples):
             given = torch.as_tensor(example[TOKEN_WEIGHTS], dtype=torch.float32)
-            if len(given) != len(example["input_ids"]) or len(labels) != len(examples):
+            if len(given) != len(example["input_ids"]):
                 raise UserError(
-                    f"Expected `{TOKEN_WEIGHTS}` as long as the tokens of each example, which are neither truncated nor "
-                    f"packed, but got {len(given)} for {len(example['input_ids'])} tokens."
+                    f"Expected `{TOKEN_WEIGHTS}` as long as the tokens of each example, which are not truncated, but "
+                    f"got {len(given)} for {len(example['input_ids'])} tokens."
                 )
             weights[row, : len(given)] = given
         return weights
