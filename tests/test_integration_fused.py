@@ -97,7 +97,7 @@ def test_adapters_of_peft(fuse_first):
 def test_an_adapter_of_the_head_is_refused_with_the_option_that_uses_logits():
     peft = pytest.importorskip("peft")
     model = peft.get_peft_model(llama(), peft.LoraConfig(target_modules=["lm_head"], r=2, init_lora_weights=False))
-    with pytest.raises(UserError, match="also trains 'lora_A.*use linear=False"):
+    with pytest.raises(UserError, match=r"also trains 'lora_A.*use linear=False"):
         fuse(model, **OPTIONS)
     expected = by_logits(model)
     model.train()
@@ -109,7 +109,7 @@ def test_an_adapter_of_the_head_is_refused_with_the_option_that_uses_logits():
 def test_transformed_logits_and_missing_heads_are_refused():
     config = transformers.Gemma2Config(**SMALL, head_dim=4, num_key_value_heads=2, final_logit_softcapping=2.0)
     capped = transformers.Gemma2ForCausalLM(config)
-    with pytest.raises(UserError, match="Gemma2ForCausalLM transforms them .* use linear=False"):
+    with pytest.raises(UserError, match=r"Gemma2ForCausalLM transforms them .* use linear=False"):
         fuse(capped)
     capped.train()
     expected = by_logits(capped)

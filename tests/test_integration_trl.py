@@ -146,7 +146,7 @@ def test_a_memory_remembers_every_token_of_every_example(tmp_path, tokenizer):
 
 
 def test_elr_from_logits(tmp_path, tokenizer):
-    with pytest.raises(UserError, match="'elr' .*use linear=False"):
+    with pytest.raises(UserError, match=r"'elr' .*use linear=False"):
         trainer_of(tmp_path, tokenizer, loss="elr")
     trainer = trainer_of(tmp_path, tokenizer, loss="elr", linear=False, max_steps=-1, num_train_epochs=2)
     trainer.train()
@@ -189,7 +189,7 @@ def test_two_losses_are_an_error(tmp_path, tokenizer, options, told):
 
 def test_a_fused_model_and_a_second_loss_are_told_to_trl(tmp_path, tokenizer):
     given: dict[str, Any] = {"args": config(tmp_path), "train_dataset": TEXTS, "processing_class": tokenizer}
-    with pytest.raises(UserError, match="use labo.integrations.trl.LabelRegularizedSFTTrainer"):
+    with pytest.raises(UserError, match=r"use labo\.integrations\.trl\.LabelRegularizedSFTTrainer"):
         trl.SFTTrainer(model=fuse(llama()), **given)
     with pytest.raises(UserError, match="leave compute_loss_func out"):
         sft.LabelRegularizedSFTTrainer(model=llama(), **given, compute_loss_func=labo_loss())
