@@ -19,7 +19,7 @@ from head_ranks import network
 from labo import LabelRegularizedLoss, regularizers
 from labo.errors import UserError
 from labo.integrations.fused import fused_of, token_statistics
-from labo.integrations.transformers import LabelRegularizedTrainer, fuse, labo_loss, with_logits
+from labo.integrations.transformers import LabelRegularizedTrainer, fuse, labo_loss, unfuse, with_logits
 from labo.kernels.linear import Head
 
 V, ALPHA, BETA = 50, 0.3, 4.0
@@ -178,6 +178,9 @@ def test_a_deep_copy_has_weights_of_its_own_and_names_stay():
         twin.lm_head.weight.mul_(2)
     assert twin(TOKENS, labels=LABELS).loss != model(TOKENS, labels=LABELS).loss
     assert set(model.state_dict()) == set(llama().state_dict())
+    assert unfuse(twin)(TOKENS, labels=LABELS).logits.shape == (4, 6, V)
+    assert "forward" not in vars(twin)
+    assert fused_of(unfuse(llama())) is None
     again = fuse(model, alpha=0.0).train()
     assert again(TOKENS, labels=LABELS).loss.item() == pytest.approx(nll(llama()), abs=1e-5)
 

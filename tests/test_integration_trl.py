@@ -191,6 +191,13 @@ def test_a_fused_model_and_a_second_loss_are_told_to_trl(tmp_path, tokenizer):
     given: dict[str, Any] = {"args": config(tmp_path), "train_dataset": TEXTS, "processing_class": tokenizer}
     with pytest.raises(UserError, match=r"use labo\.integrations\.trl\.LabelRegularizedSFTTrainer"):
         trl.SFTTrainer(model=fuse(llama()), **given)
+    for _ in range(2):  # a model that was trained before
+        trained = trainer_of(tmp_path, tokenizer, model=given.get("model"))
+        given["model"] = trained.model
+        trained.train()
+    _, _, value = by_logits(trained, llama())
+    assert logged(trained) == pytest.approx(value.item(), abs=1e-4)
+    given.pop("model")
     with pytest.raises(UserError, match="leave compute_loss_func out"):
         sft.LabelRegularizedSFTTrainer(model=llama(), **given, compute_loss_func=labo_loss())
 

@@ -53,7 +53,7 @@ def attach(trainer: Any) -> None:
         )
         if hasattr(network, "prepare_decoder_input_ids_from_labels"):
             _give_decoder_inputs(trainer, network)
-    if model is not None:
+    if model is not None and not getattr(trainer, "fuses_model", False):
         _attach_fused(trainer, model)
 
 
@@ -101,7 +101,7 @@ def _attach_fused(trainer: Any, model: Fused) -> None:
     if any(kind.__module__.startswith("trl.") for kind in type(trainer).__mro__):
         raise UserError(
             f"Expected a model that is not fused, because {type(trainer).__name__} computes its own loss: use "
-            "labo.integrations.trl.LabelRegularizedSFTTrainer, which fuses the model itself."
+            "labo.integrations.trl.LabelRegularizedSFTTrainer, which fuses the model itself, or pass unfuse(model)."
         )
     trainer.model_accepts_loss_kwargs = True
     asked = trainer.prediction_step

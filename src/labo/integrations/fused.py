@@ -104,6 +104,18 @@ def fuse(
     return model
 
 
+def unfuse(model: Any) -> Any:
+    """Give a model that was passed to `fuse` its own forward and loss back; returns the model."""
+    network = targets.unwrapped(model)
+    fused: Fused | None = getattr(network, FUSED, None)
+    if fused is not None:
+        delattr(network, FUSED)
+        del network.forward
+        if fused.forward is not None:
+            network.forward = fused.forward
+    return model
+
+
 def criterion(method: str | LabelRegularizedLoss, *, weight: Tensor | None, **options: Any) -> LabelRegularizedLoss:
     """The loss of a method's name and options, or a loss as it is.
 

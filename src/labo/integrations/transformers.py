@@ -22,14 +22,14 @@ from labo.errors import UserError
 from labo.integrations import attached, heads, targets
 from labo.integrations.batch_inputs import INDEX
 from labo.integrations.checkpoint_files import REGULARIZER as REGULARIZER
-from labo.integrations.fused import criterion, fuse, with_logits
+from labo.integrations.fused import criterion, fuse, unfuse, with_logits
 from labo.integrations.regularized import RegularizedTraining
 from labo.integrations.trainer_loss import TrainerLoss
 from labo.modules import LabelRegularizedLoss
 from labo.networks import logits_of
 from labo.regularizers.base import Regularizer
 
-__all__ = ["LabelRegularizedTrainer", "TrainerLoss", "fuse", "labo_loss", "with_logits"]
+__all__ = ["LabelRegularizedTrainer", "TrainerLoss", "fuse", "labo_loss", "unfuse", "with_logits"]
 
 targets.own_the_denominator()
 attached.attach_to_trainers()

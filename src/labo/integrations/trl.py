@@ -39,6 +39,9 @@ class LabelRegularizedSFT(RegularizedTraining):
     Arguments are as in `LabelRegularizedSFTTrainer`.
     """
 
+    # A model that another training has fused is fused anew.
+    fuses_model = True
+
     def __init__(
         self, *args: Any, loss: str | LabelRegularizedLoss = "labo", linear: bool = True, **kwargs: Any
     ) -> None:
