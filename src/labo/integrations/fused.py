@@ -232,7 +232,8 @@ def _published(plain: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(plain)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         inputs = dict(zip(names, args, strict=False)) | kwargs
-        labels, shifted = inputs.pop("labels", None), inputs.pop("shift_labels", None)
+        labels: Any = inputs.pop("labels", None)
+        shifted: Any = inputs.pop("shift_labels", None)
         count, token_weights = inputs.pop("num_items_in_batch", None), inputs.pop(TOKEN_WEIGHTS, None)
         fused = getattr(self, FUSED)
         if labels is None and shifted is None:
@@ -268,7 +269,7 @@ def token_statistics(outputs: Tensor, head: Head | None, target: Tensor) -> Tens
     if rows.device.type == "cpu":  # elsewhere, finding them would require synchronization
         rows, target, kept = rows[kept], target[kept], kept[kept]
     classes = rows.shape[-1] if head is None else len(head.weight)
-    step, sums = DEFAULT_CHUNKS.rows_of(rows, classes), torch.zeros(3, device=rows.device)
+    step, sums = DEFAULT_CHUNKS.rows_of(rows, classes), torch.zeros(3, device=outputs.device)
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
         logits = (rows[part] if head is None else linear(rows[part], head.weight, head.bias)).float()

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]  # exported lazily
 
 from labo.errors import UserError
 from labo.integrations import attached, targets
@@ -82,7 +82,8 @@ class LabelRegularizedSFT(RegularizedTraining):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The loss of a batch, and with `return_outputs` the outputs, in evaluation with logits."""
-        fused, training = self._fused, self.model.training
+        network: Any = self.model
+        fused, training = self._fused, network.training
         inputs = {**inputs, "use_cache": False}
         indices = inputs.pop(INDEX, None)
         fused.compute.batch = self._batch_inputs(indices, inputs) if training else {}
@@ -109,7 +110,7 @@ class LabelRegularizedSFT(RegularizedTraining):
 
     def _record(self, fused: Fused, inputs: dict[str, Any], training: bool) -> None:
         """Add what TRL logs: accuracy and entropy of tokens, and their number so far."""
-        metrics: Any = self._metrics["train" if training else "eval"]  # type: ignore[attr-defined]
+        metrics: Any = self._metrics["train" if training else "eval"]  # pyright: ignore[reportAttributeAccessIssue]
         sums = fused.take_statistics(training=training)
         assert sums is not None
         for name, value in attached.named_statistics(sums).items():
@@ -117,9 +118,10 @@ class LabelRegularizedSFT(RegularizedTraining):
         if training:
             mask = inputs.get("attention_mask")
             tokens = inputs["input_ids"].new_tensor(inputs["input_ids"].numel()) if mask is None else mask.sum()
-            total = self.accelerator.gather_for_metrics(tokens).sum().item()
-            self._total_train_tokens += total // self.get_tp_size()  # type: ignore[attr-defined]
-        metrics["num_tokens"] = [self._total_train_tokens]  # type: ignore[attr-defined]
+            gathered: Any = self.accelerator.gather_for_metrics(tokens)
+            total = gathered.sum().item()
+            self._total_train_tokens += total // self.get_tp_size()  # pyright: ignore[reportAttributeAccessIssue]
+        metrics["num_tokens"] = [self._total_train_tokens]  # pyright: ignore[reportAttributeAccessIssue]
 
     def prediction_step(
         self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
