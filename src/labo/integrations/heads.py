@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,8 +22,12 @@ _BIAS = "final_logits_bias"
 _MAX_PROBE = 96
 
 
-def head_of(model: nn.Module) -> Head:
+def head_of(model: nn.Module, *, gathered: bool = False) -> Head:
     """The last layer of a network: its output embedding (V, D), and the bias (V,) that is added to its logits.
+
+    Args:
+        model: a Transformers network.
+        gathered: gather a sharded embedding, instead of refusing it.
 
     Raises:
         UserError: the network has no output embedding, it is sharded, quantized or offloaded, or more than its weight
@@ -35,20 +39,33 @@ def head_of(model: nn.Module) -> Head:
         >>> head_of(model).weight.shape
         torch.Size([11, 4])
     """
-    layer, owner = _layer(model), _owner_of_bias(model)
-    bias = getattr(layer, "bias", None)
-    if owner is not None:
-        final = getattr(owner, _BIAS).reshape(-1)
-        bias = final if bias is None else bias + final
-    return Head(layer.weight, bias)
+    return _head(_layer(model, gathered=gathered), _final_bias(model))
+
+
+def _head(layer: Any, final: Tensor | None) -> Head:
+    weight, bias = _whole(layer.weight), _whole(getattr(layer, "bias", None))
+    if final is not None:
+        bias = final.reshape(-1) if bias is None else bias + final.reshape(-1)
+    return Head(weight, bias)
+
+
+def _whole(tensor: Any) -> Any:
+    """A tensor, gathered if it is sharded (a DTensor, as in tensor parallelism); its gradient is sharded again.
+
+    A loss that is itself parallel over the vocabulary would keep the shards here.
+    """
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 @contextmanager
-def hidden_states(model: nn.Module) -> Iterator[Head]:
+def hidden_states(model: nn.Module, *, gathered: bool = False) -> Iterator[Head]:
     """Within this context, the model returns its last hidden states (…, D) instead of its logits (…, V).
 
     The loss is then `LabelRegularizedLoss.linear(hidden, head.weight, target, head.bias)`. This is correct for networks
     that pass `require_plain_head`. It is for training only: the model cannot generate within the context.
+
+    Args:
+        model, gathered: as in `head_of`.
 
     Yields:
         The head, as `head_of` returns it.
@@ -56,22 +73,63 @@ def hidden_states(model: nn.Module) -> Iterator[Head]:
     Raises:
         UserError: as in `head_of`.
     """
-    head, layer, owner = head_of(model), _layer(model), _owner_of_bias(model)
+    head, layer = head_of(model, gathered=gathered), _layer(model, gathered=gathered)
     # Keep the parameters of the head in the graph, because DistributedDataParallel looks for unused ones.
-    with _forward(
-        layer, lambda hidden, *_, **__: _HiddenWithHead.apply(hidden, layer.weight, getattr(layer, "bias", None))
+    with (
+        _forward(
+            layer, lambda hidden, *_, **__: _HiddenWithHead.apply(hidden, layer.weight, getattr(layer, "bias", None))
+        ),
+        _without_bias(_owner_of_bias(model)),
     ):
-        bias = None if owner is None else getattr(owner, _BIAS)
-        if owner is not None and bias is not None:
-            setattr(owner, _BIAS, bias.new_zeros(1))
-        try:
-            yield head
-        finally:
-            if owner is not None:
-                setattr(owner, _BIAS, bias)
+        yield head
 
 
-def require_plain_head(model: nn.Module, inputs: Mapping[str, Any]) -> None:
+@contextmanager
+def loss_at_head(model: nn.Module, loss: Callable[[Tensor, Head], Tensor]) -> Iterator[None]:
+    """Within this context, the model returns a loss () of its last hidden states and its head instead of its logits.
+
+    The loss is computed in the call of the last layer, so that what gathers the layer's weights for it (FSDP,
+    DeepSpeed) gathers them for the loss. It has one entry in as many dimensions as the hidden states.
+
+    Args:
+        model: a network that passes `require_plain_head`.
+        loss: is called with the last hidden states (…, D) and the head.
+
+    Raises:
+        UserError: as in `head_of`, but a sharded embedding is gathered.
+    """
+    layer, final = _layer(model, gathered=True), _final_bias(model)
+
+    def forward(hidden: Tensor, *_: Any, **__: Any) -> Tensor:
+        value = loss(_whole(hidden), _head(layer, final))
+        value = value.reshape((1,) * hidden.dim()).clone()  # FSDP's hooks want no view
+        return _replicated(value, hidden) if hasattr(hidden, "device_mesh") else value
+
+    with _forward(layer, forward), _without_bias(_owner_of_bias(model)):
+        yield
+
+
+def _replicated(value: Tensor, like: Any) -> Tensor:
+    """A tensor that all processes have, as a DTensor on the devices of another."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    return DTensor.from_local(value, like.device_mesh, [Replicate()] * like.device_mesh.ndim, run_check=False)
+
+
+@contextmanager
+def _without_bias(owner: nn.Module | None) -> Iterator[None]:
+    """Temporarily set the bias that a network adds to the outputs of its last layer to zero."""
+    bias = None if owner is None else getattr(owner, _BIAS)
+    if owner is not None and bias is not None:
+        setattr(owner, _BIAS, bias.new_zeros(1))
+    try:
+        yield
+    finally:
+        if owner is not None:
+            setattr(owner, _BIAS, bias)
+
+
+def require_plain_head(model: nn.Module, inputs: Mapping[str, Any], *, gathered: bool = False) -> None:
     """Raise an error if the network transforms its logits: soft-capping, scaling, or an adapter of the head.
 
     Runs two forward passes of the first example, in evaluation mode. Both the values and the trained parameters must be
@@ -80,15 +138,16 @@ def require_plain_head(model: nn.Module, inputs: Mapping[str, Any]) -> None:
     Args:
         model: the network, not wrapped.
         inputs: the inputs of the network for a batch, without labels.
+        gathered: as in `head_of`.
 
     Raises:
         UserError: it transforms its logits, or `head_of` does not find its last layer.
     """
     first = _first(inputs)
-    head, layer = head_of(model), _layer(model)
+    layer = _layer(model, gathered=gathered)
     with torch.no_grad(), torch.random.fork_rng(), _evaluating(model):
-        is_linear, passes_through = _probe(model, layer, head, first)
-        if not (is_linear and passes_through and _returns_hidden(model, first)):
+        is_linear, passes_through = _probe(model, layer, first)
+        if not (is_linear and passes_through and _returns_hidden(model, layer, first, gathered)):
             raise UserError(
                 "Expected a network whose logits are its last hidden states times its output embedding, but "
                 f"{type(model).__name__} transforms them (such as by soft-capping or scaling): use linear=False."
@@ -119,7 +178,7 @@ def with_decoder_inputs(model: nn.Module, inputs: dict[str, Any]) -> dict[str, A
     return {**inputs, "decoder_input_ids": shift(labels=labels)}
 
 
-def _layer(model: nn.Module) -> Any:
+def _layer(model: nn.Module, *, gathered: bool = False) -> Any:
     find = getattr(model, "get_output_embeddings", None)
     layer: Any = None if find is None else find()
     weight = getattr(layer, "weight", None)
@@ -130,7 +189,8 @@ def _layer(model: nn.Module) -> Any:
         )
     parameters = dict(layer.named_parameters())
     for parameter in (weight, *parameters.values()):
-        if hasattr(parameter, "device_mesh") or parameter.is_meta or not parameter.is_floating_point():  # a DTensor
+        sharded = hasattr(parameter, "device_mesh") and not gathered  # a DTensor
+        if sharded or parameter.is_meta or not parameter.is_floating_point():
             raise UserError(
                 "Expected an output embedding that is not sharded, offloaded or quantized for linear=True: use "
                 "linear=False."
@@ -166,6 +226,11 @@ def _owner_of_bias(model: nn.Module) -> nn.Module | None:
     return next((module for module in model.modules() if module._buffers.get(_BIAS) is not None), None)
 
 
+def _final_bias(model: nn.Module) -> Tensor | None:
+    owner = _owner_of_bias(model)
+    return None if owner is None else getattr(owner, _BIAS)
+
+
 @contextmanager
 def _forward(layer: nn.Module, forward: Any) -> Iterator[None]:
     """Temporarily replace the forward of a layer; its hooks still run, and an earlier replacement is restored."""
@@ -193,38 +258,39 @@ class _HiddenWithHead(torch.autograd.Function):
         return grads[0], *(None,) * ctx.others
 
 
-def _probe(model: nn.Module, layer: Any, head: Head, inputs: dict[str, Any]) -> tuple[bool, bool]:
+def _probe(model: nn.Module, layer: Any, inputs: dict[str, Any]) -> tuple[bool, bool]:
     """Whether the layer is a plain product, and whether the network returns probe values of the layer as logits."""
-    original, bias = layer.forward, getattr(layer, "bias", None)
-    calls: list[tuple[bool, Tensor]] = []
+    original = layer.forward
+    calls: list[tuple[bool, Tensor, set[Tensor]]] = []
 
     def probe_forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):  # whose rounding would hide a factor near 1
             rows = hidden.detach().reshape(-1, hidden.shape[-1])[:8].to(layer.weight.dtype)
-            outputs, product = original(rows), linear(rows, layer.weight, bias)
+            head = _head(layer, None)
+            outputs, product = _whole(original(rows)), linear(_whole(rows), head.weight, head.bias)
         probe = torch.arange(outputs.shape[-1], device=outputs.device) * 7 % (2 * _MAX_PROBE + 1) - _MAX_PROBE
         is_linear = _same(outputs, product) and _trained(outputs) == _trained(product)
-        calls.append((is_linear, probe.to(outputs.dtype)))
-        return _HiddenWithHead.apply(calls[-1][1].expand(*hidden.shape[:-1], -1), outputs)
+        calls.append((is_linear, probe.to(outputs.dtype), _trained(head.weight, head.bias)))
+        value = _HiddenWithHead.apply(calls[-1][1].expand(*hidden.shape[:-1], -1), outputs).clone()
+        return _replicated(value, hidden) if hasattr(hidden, "device_mesh") else value
 
     with torch.enable_grad(), _forward(layer, probe_forward):
         logits = logits_of(model(**inputs))
     if len(calls) != 1:
         return False, False
-    is_linear, probe = calls[0]
-    owner = _owner_of_bias(model)
-    expected = probe if owner is None else probe + getattr(owner, _BIAS).reshape(-1)
+    is_linear, probe, trained = calls[0]
+    final = _final_bias(model)
+    expected = probe if final is None else probe + final.reshape(-1)
     passes_through = _same(logits, expected.expand(logits.shape[:-1] + expected.shape))
-    return is_linear, passes_through and _trained(logits) <= _trained(head.weight, head.bias)
+    return is_linear, passes_through and _trained(logits) <= trained
 
 
-def _returns_hidden(model: nn.Module, inputs: dict[str, Any]) -> bool:
+def _returns_hidden(model: nn.Module, layer: nn.Module, inputs: dict[str, Any], gathered: bool) -> bool:
     """Whether the network returns the inputs of its last layer unchanged under `hidden_states`."""
-    layer = _layer(model)
     seen: list[Tensor] = []
     hook = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     try:
-        with hidden_states(model):
+        with hidden_states(model, gathered=gathered):
             outputs = logits_of(model(**inputs))
     except (RuntimeError, ValueError, IndexError):  # the network expects logits of V classes
         return False

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.models.auto import modeling_auto
 
+from labo.checks import IGNORE_INDEX
 from labo.errors import UserError
 from labo.integrations.trainer_loss import TrainerLoss
 
@@ -27,6 +28,10 @@ def _classes(*heads: str, but: bool = False) -> frozenset[str]:
     return frozenset(names)
 
 
+# The weights of single tokens in a batch, of the shape of its labels.
+TOKEN_WEIGHTS = "token_weights"
+# The attribute of a network whose forward gives the loss (`labo.integrations.fused`).
+FUSED = "_labo_fused"
 _LANGUAGE = ("CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM")
 _NEXT_TOKEN = _classes(*_LANGUAGE)
 _SAME_POSITION = _classes(*_LANGUAGE, "PRETRAINING", but=True) - _NEXT_TOKEN
@@ -88,14 +93,43 @@ _count_labels = inspect.unwrap(Trainer._get_num_items_in_batch)
 @functools.wraps(_count_labels)
 def _count_targets(self: Any, batch_samples: list[Any], device: torch.device) -> Any:
     """The number of targets in batches and, as the Trainer sums it, in those of all processes."""
-    loss = self.compute_loss_func
+    fused = getattr(unwrapped(self.model), FUSED, None)
+    loss = self.compute_loss_func if fused is None else fused.compute
     if isinstance(loss, TrainerLoss):
         require_one_device(self.args)
         if all(isinstance(batch.get("labels"), Tensor) for batch in batch_samples):
-            targets = (loss.targets(batch["labels"]) for batch in batch_samples)
+            # A compute_loss_func is given the labels alone.
+            given = [{"labels": batch["labels"]} if fused is None else batch for batch in batch_samples]
+            targets = [_counted(loss, batch) for batch in given]
             # Versions that would leave out first labels do not if the batch has `shift_labels`; others count `labels`.
             batch_samples = [{"labels": target, "shift_labels": target} for target in targets]
     return _count_labels(self, batch_samples, device)
+
+
+def _counted(loss: TrainerLoss, batch: Any) -> Any:
+    """The targets of a batch, or the sum of their weights as if it counted them."""
+    shifted = batch.get("shift_labels")  # by whoever made the batch
+    targets = loss.targets(batch["labels"]) if shifted is None else shifted
+    weights = batch.get(TOKEN_WEIGHTS)
+    if weights is None:
+        return targets
+    weights = loss.token_weights(weights) if shifted is None else weights
+    return _Weight(torch.where(targets == IGNORE_INDEX, 0.0, weights.float()).sum())
+
+
+class _Weight:
+    """Stands in for targets whose number is a sum of weights."""
+
+    def __init__(self, total: Tensor) -> None:
+        self.total = total
+
+    def ne(self, ignored: int) -> _Weight:
+        """All targets that count."""
+        return self
+
+    def sum(self) -> Tensor:
+        """Their weight."""
+        return self.total
 
 
 def own_the_denominator() -> None:

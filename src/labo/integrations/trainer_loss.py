@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from labo import checks
+from labo import checks, regularizers
 from labo.checks import IGNORE_INDEX
 from labo.errors import UserError
 from labo.kernels.linear import Head
@@ -38,6 +39,8 @@ class TrainerLoss:
             logits of sequences (B, T, C).
         class_dim: the dimension of classes in logits of sequences or images, 1 or -1. If None, the first batch whose
             labels fit only one of them decides.
+        nll_in_evaluation: without gradients, as in an evaluation of the Trainer, the loss is the negative
+            log-likelihood of the labels, without class weights.
 
     Raises:
         TypeError: `loss` is another kind of loss.
@@ -52,7 +55,12 @@ class TrainerLoss:
     """
 
     def __init__(
-        self, loss: LabelRegularizedLoss, *, shift_labels: bool | None = False, class_dim: int | None = None
+        self,
+        loss: LabelRegularizedLoss,
+        *,
+        shift_labels: bool | None = False,
+        class_dim: int | None = None,
+        nll_in_evaluation: bool = False,
     ) -> None:
         if not isinstance(loss, LabelRegularizedLoss):
             raise TypeError(
@@ -71,6 +79,7 @@ class TrainerLoss:
             raise ValueError(f"Expected argument `class_dim` to be 1, -1 or None, but got {class_dim!r}.")
         self.shift_labels = shift_labels
         self.class_dim = class_dim
+        self.nll_in_evaluation = nll_in_evaluation
         # Whether the network is of Transformers, whose logits of sequences have classes last.
         self.of_transformers = False
         # The inputs of the next batch, set by `LabelRegularizedTrainer`.
@@ -78,11 +87,48 @@ class TrainerLoss:
         # The last layer, while the model returns hidden states (`LabelRegularizedTrainer(linear=True)`).
         self.head: Head | None = None
 
-    def __call__(self, outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    def bound_to(self, *, predicts_next_token: bool | None, of_transformers: bool) -> TrainerLoss:
+        """A copy for a network whose class tells whether labels are shifted, if `shift_labels` is None."""
+        bound = copy.copy(self)
+        if self.shift_labels is None:
+            bound.shift_labels = predicts_next_token
+        bound.of_transformers = of_transformers
+        return bound
+
+    def __call__(
+        self,
+        outputs: Any,
+        labels: Tensor | None,
+        num_items_in_batch: Tensor | int | None = None,
+        *,
+        weights: Tensor | None = None,
+    ) -> Tensor:
         """The loss of a model's outputs: logits (…, C) and labels (…), or (N, C, d1, …) and (N, d1, …).
 
-        With probabilities as labels, classes are last.
+        With probabilities as labels, classes are last. `weights` of the shape of class indices multiply the losses of
+        sequences; then the mean, and `num_items_in_batch`, are over the sum of the targets' weights.
         """
+        if self.nll_in_evaluation and not torch.is_grad_enabled():
+            return self.nll(outputs, labels, num_items_in_batch, weights=weights)
+        return self._value(outputs, labels, num_items_in_batch, weights)
+
+    def nll(
+        self,
+        outputs: Any,
+        labels: Tensor | None,
+        num_items_in_batch: Tensor | int | None = None,
+        *,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """The mean negative log-likelihood of the labels; arguments as of the loss."""
+        plain = copy.copy(self)
+        plain.loss = LabelRegularizedLoss(regularizers.create("none"))
+        plain.batch = {}
+        return plain._value(outputs, labels, num_items_in_batch, weights)
+
+    def _value(
+        self, outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor | int | None, weights: Tensor | None
+    ) -> Tensor:
         if labels is None:
             raise ValueError("Expected the batch to have `labels`, but it has none.")
         logits = logits_of(outputs)
@@ -97,14 +143,15 @@ class TrainerLoss:
         if self.shift_labels:
             logits = logits[..., :-1, :]
         batch = self._batch_inputs(outputs)
-        indices = batch.get("indices")
-        if indices is not None and indices.dim() > 1:  # one index per label
-            batch["indices"] = (indices[..., 1:] if self.shift_labels else indices).reshape(-1)
         logits, labels = self._flat(logits, labels) if self.head is None else _tokens(logits, labels)
         self.loss.to(logits.device)
-        if num_items_in_batch is None:
+        items = None
+        if num_items_in_batch is not None:
+            items = torch.as_tensor(num_items_in_batch, device=logits.device, dtype=torch.float32)
+        if weights is not None:
+            return self._weighted(logits, labels, self.token_weights(weights).reshape(-1), items, batch)
+        if items is None:
             return self._loss(logits, labels, None, batch)
-        items = torch.as_tensor(num_items_in_batch, device=logits.device, dtype=torch.float32)
         if labels.dtype.is_floating_point:  # the Trainer counts every entry of probability targets
             items = items / labels.shape[1]
         if self.loss.weight is not None:
@@ -138,6 +185,29 @@ class TrainerLoss:
         labels = checks.as_targets(labels)
         return labels[..., 1:] if self.shift_labels else labels
 
+    def token_weights(self, weights: Tensor) -> Tensor:
+        """The weights (…) of the targets, of weights of the labels (…)."""
+        return weights[..., 1:] if self.shift_labels else weights
+
+    def _weighted(
+        self, logits: Tensor, labels: Tensor, weights: Tensor, items: Tensor | None, batch: dict[str, Any]
+    ) -> Tensor:
+        """The mean over tokens (N,) with weights of their own."""
+        if self.loss.weight is not None or self.loss.regularizer.prediction_memory is not None:
+            raise UserError("Expected no class weights and no memory of predictions with weights of single tokens.")
+        if labels.shape != weights.shape:
+            raise ValueError(
+                f"Expected weights of {len(labels)} class indices, but got {len(weights)} for labels of shape "
+                f"{tuple(labels.shape)}."
+            )
+        per_token = copy.copy(self)
+        per_token.loss = copy.copy(self.loss)
+        per_token.loss.reduction = "none"
+        weights = torch.where(labels == self.loss.ignore_index, 0.0, weights.float())
+        total = (per_token._loss(logits, labels, None, batch) * weights).sum()
+        count = weights.sum() if items is None else items
+        return torch.where(count == 0, 0.0, total / torch.where(count == 0, 1.0, count))
+
     def _loss(self, logits: Tensor, labels: Tensor, items: Tensor | None, batch: dict[str, Any]) -> Tensor:
         if self.head is not None:
             return self.loss.linear(logits, self.head.weight, labels, self.head.bias, count=items, **batch)
@@ -153,8 +223,11 @@ class TrainerLoss:
         if missing and missing != ("dense_logits",):
             raise UserError(
                 f"Method '{self.loss.regularizer.name}' needs {missing[0]}, which LabelRegularizedTrainer passes but "
-                "compute_loss_func alone cannot."
+                "compute_loss_func alone cannot, nor can fuse alone (for TRL: LabelRegularizedSFTTrainer)."
             )
+        indices = batch.get("indices")
+        if indices is not None and indices.dim() > 1:  # one index per label
+            batch["indices"] = (indices[..., 1:] if self.shift_labels else indices).reshape(-1)
         return batch
 
     def _check_single_batch(self, labels: Tensor, items: Tensor) -> None:

@@ -1,41 +1,77 @@
 """Transformers' Trainer with a regularizer as its loss.
 
-    Trainer(…, compute_loss_func=TrainerLoss(LabelRegularizedLoss(regularizer)))
+    Trainer(model=fuse(model), …)                      # language models: from hidden states, without logits
+    Trainer(…, compute_loss_func=labo_loss())          # any network: from logits
 
-is enough for regularizers without batch inputs and without state. `LabelRegularizedTrainer` also provides their inputs,
-saves their state in checkpoints, and writes checkpoints atomically.
+are enough for regularizers without batch inputs and without state. `LabelRegularizedTrainer` also provides their
+inputs, saves their state in checkpoints, and writes checkpoints atomically.
 
-Importing this module lets every Trainer with a `TrainerLoss` count the targets of that loss (see `targets.py`).
+Importing this module lets every Trainer with one of these losses count its targets (see `targets.py`), and check that
+it is the only loss (see `attached.py`).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel, TrainerCallback
 
 from labo.errors import UserError
-from labo.indexed import IndexedDataset
-from labo.integrations import checkpoint_files, heads, targets
-from labo.integrations.batch_inputs import INDEX, BatchInputs
+from labo.integrations import attached, heads, targets
+from labo.integrations.batch_inputs import INDEX
 from labo.integrations.checkpoint_files import REGULARIZER as REGULARIZER
-from labo.integrations.saving import WholeCheckpoints
+from labo.integrations.fused import criterion, fuse, unfuse, with_logits
+from labo.integrations.regularized import RegularizedTraining
 from labo.integrations.trainer_loss import TrainerLoss
 from labo.modules import LabelRegularizedLoss
 from labo.networks import logits_of
 from labo.regularizers.base import Regularizer
 
-__all__ = ["LabelRegularizedTrainer", "TrainerLoss"]
+__all__ = ["LabelRegularizedTrainer", "TrainerLoss", "fuse", "labo_loss", "unfuse", "with_logits"]
 
 targets.own_the_denominator()
+attached.attach_to_trainers()
 
 
-class LabelRegularizedTrainer(WholeCheckpoints):
+def labo_loss(
+    method: str | LabelRegularizedLoss = "labo",
+    *,
+    shift_labels: bool | None = None,
+    class_dim: int | None = None,
+    weight: Tensor | None = None,
+    **options: Any,
+) -> TrainerLoss:
+    """LABO as the `compute_loss_func` of Transformers' Trainer, where `label_smoothing_factor` would stand.
+
+        Trainer(…, compute_loss_func=labo_loss(alpha=0.1, beta=2.0))
+
+    The mean is over the targets of the whole accumulated batch on all devices. The loss of an evaluation is the
+    negative log-likelihood. Causal language models predict the next label; `decoder_input_ids` that the batch of an
+    encoder-decoder network lacks are computed from its labels.
+
+    Args:
+        method: a method, such as "labo" or "label_smoothing", or a loss.
+        shift_labels: as in `TrainerLoss`; by default known from the class of the network.
+        class_dim: as in `TrainerLoss`.
+        weight: (C,) class weights, as in `LabelRegularizedLoss`.
+        options: options of the method, as in `labo.regularizers.create`.
+
+    Raises:
+        UserError: an option is unknown; when the Trainer is made, it was also given `label_smoothing_factor` or
+            `use_liger_kernel`.
+
+    Example:
+        >>> import torch
+        >>> labo_loss()({"logits": torch.zeros(2, 4)}, torch.tensor([0, 3]))
+        tensor(1.3863)
+    """
+    loss = criterion(method, weight=weight, **options)
+    return TrainerLoss(loss, shift_labels=shift_labels, class_dim=class_dim, nll_in_evaluation=True)
+
+
+class LabelRegularizedTrainer(RegularizedTraining):
     """`transformers.Trainer` whose loss is a regularizer.
 
     The regularizer receives the model, the numbers of examples and epochs, the optimizer, and with every batch the
@@ -74,66 +110,15 @@ class LabelRegularizedTrainer(WholeCheckpoints):
     ) -> None:
         compute = TrainerLoss(loss, shift_labels=shift_labels, class_dim=class_dim)
         super().__init__(*args, compute_loss_func=compute, **kwargs)
+        self._compute: Any = self.compute_loss_func  # the one that is bound to the network
         targets.require_one_device(self.args)
-        if shift_labels is None:
-            compute.shift_labels = targets.predicts_next_token(self.model)
-        compute.of_transformers = isinstance(targets.unwrapped(self.model), PreTrainedModel)
         if self.args.label_names is None or not self.label_names:  # this loss takes labels, whatever the network takes
             self.label_names = ["labels"]
-        self._compute = compute
-        self._inputs = self._provide(loss.regularizer)
+        self._use_loss(loss)
         self.linear = linear
         self._checked_network: nn.Module | None = None
         if linear:
             self._check_linear(loss.regularizer)
-        self.loss = loss.to(self.args.device)
-        self.add_callback(_ZeroGradients(loss))
-
-    def _provide(self, regularizer: Regularizer) -> BatchInputs:
-        needs = regularizer.needs
-        by_epochs = next((need for need in ("epochs", "epoch") if need in needs), None)
-        if by_epochs and self.args.max_steps > 0:
-            raise UserError(
-                f"Method '{regularizer.name}' needs epochs, but the length of this run is set in steps (max_steps="
-                f"{self.args.max_steps}): use num_train_epochs."
-            )
-        if "model" in needs:
-            self._check_same_network(regularizer)
-        # A partial epoch counts as one.
-        epochs = math.ceil(self.args.num_train_epochs)
-        model: Any = self.model
-        inputs = BatchInputs(regularizer, self.train_dataset, model=model, epochs=epochs, seed=self.args.seed)
-        self.train_dataset = inputs.dataset
-        return inputs
-
-    def _check_same_network(self, regularizer: Regularizer) -> None:
-        if self.model_init is not None:  # which creates a new network when training starts
-            raise UserError(f"Method '{regularizer.name}' needs the network: pass `model`, not `model_init`.")
-        if "model" not in regularizer.missing and regularizer.provided("model") is not self.model:
-            raise UserError(
-                f"Method '{regularizer.name}' was provided with another network before: create one per network."
-            )
-
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """The optimizer of the Trainer, with an additional group for the parameters of the regularizer."""
-        existing = self.optimizer
-        optimizer = super().create_optimizer(*args, **kwargs)
-        regularizer = self.loss.regularizer
-        if existing is None and regularizer.learnt():
-            optimizer.add_param_group({"params": regularizer.learnt(), "weight_decay": 0.0})
-        if "optimizer" in regularizer.missing:
-            regularizer.provide(optimizer=optimizer)
-        return optimizer
-
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        # Labels too, because the loss needs them even if the network does not.
-        columns = [
-            *(self._signature_columns or []),
-            "labels",
-            *([INDEX] if isinstance(self._inputs.dataset, IndexedDataset) else []),
-        ]
-        self._signature_columns = list(dict.fromkeys(columns))
 
     def _check_linear(self, regularizer: Regularizer) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -186,23 +171,6 @@ class LabelRegularizedTrainer(WholeCheckpoints):
             finally:
                 self._compute.head = None
 
-    def _batch_inputs(self, indices: Tensor | None, inputs: dict[str, Any]) -> dict[str, Any]:
-        epoch = int((self.state.epoch or 0.0) + 1e-9)
-        counts = {"epoch": epoch, "step": self.state.global_step, "steps": self.state.max_steps}
-        return self._inputs.of(indices, inputs, **counts, partners=self._partners)
-
-    def _partners(self, dataset: IndexedDataset, indices: list[int]) -> dict[str, Any]:
-        collate = self._get_collator_with_removed_columns(self.data_collator)
-        return self._prepare_inputs(dataset.inputs(indices, collate))
-
-    def _write_extra(self, folder: Path) -> None:
-        super()._write_extra(folder)
-        checkpoint_files.save_regularizer(self.loss.regularizer, folder)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        checkpoint_files.load_regularizer(self.loss.regularizer, Path(resume_from_checkpoint), self.args.device)
-
 
 def _named(outputs: Any) -> dict[str, Any]:
     """The outputs of a network by name, in their order."""
@@ -213,13 +181,3 @@ def _named(outputs: Any) -> dict[str, Any]:
     if hasattr(outputs, "logits") or not isinstance(outputs, tuple):
         return {"logits": logits_of(outputs)}
     return {"logits": logits_of(outputs)} | {f"output_{index}": value for index, value in enumerate(outputs) if index}
-
-
-class _ZeroGradients(TrainerCallback):
-    """Clears the gradients of the regularizer's parameters; the Trainer clears only those of the model."""
-
-    def __init__(self, loss: LabelRegularizedLoss) -> None:
-        self.loss = loss
-
-    def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        self.loss.zero_grad()
