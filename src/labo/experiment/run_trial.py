@@ -99,6 +99,7 @@ def _run(trial: Trial, folder: Path, progress: Progress) -> Record:
     def validate(network: Any) -> tuple[dict[str, float], float]:
         return evaluator.validate(network, splits.validation, best=best)
 
+    _reset_peak_memory()
     try:
         step = TrainingLoop(
             model,
@@ -116,11 +117,26 @@ def _run(trial: Trial, folder: Path, progress: Progress) -> Record:
     except DivergedError as failure:
         record |= _failed(failure.step, failure.reason)
     else:
+        memory = _peak_memory()
         record |= distributed.broadcast_from_main(
             lambda: _measure(trial, evaluator, model, loss, splits, held_out, step, folder)
         )
+        record |= {} if memory is None else {"peak_memory": memory}
     seconds = round(time.monotonic() - start + earlier_seconds, 3)  # a teacher or a decision is part of the cost
     return record | {"seconds": seconds, "versions": machine.versions()}
+
+
+def _reset_peak_memory() -> None:
+    machine.reset_peak_memory()
+    if distributed.device().type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _peak_memory() -> int | None:
+    """The most bytes of the training: allocated on the GPU, else of the process."""
+    if distributed.device().type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return machine.peak_memory()
 
 
 def _splits(trial: Trial, task: Any) -> tuple[Any, Any]:
