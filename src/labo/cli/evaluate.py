@@ -42,8 +42,8 @@ def evaluate(
 
     Classification: accuracy, top-5 accuracy with more than five classes, NLL, Brier score and expected calibration
     error, before and after temperature scaling; adaptive and class-wise calibration error; selective prediction (AURC,
-    AUROC of being right, coverage at a risk) with and without normalized logits. Translation: BLEU, chrF, and NLL and calibration of the target tokens.
-    The temperature is fitted on the unmodified validation split.
+    AUROC of being right, coverage at a risk) with and without normalized logits. Translation: BLEU, chrF, and NLL and
+    calibration of the target tokens. Temperature and norm are fitted on the unmodified validation split.
     """
     from labo.experiment import post_hoc, saved_run
     from labo.report.measures import present

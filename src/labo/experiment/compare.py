@@ -36,7 +36,8 @@ TEACHER = "none"
 class ComparisonConfig:
     """The configuration of a comparison; see the options of `labo compare`.
 
-    `set` has the settings that the user fixed for every method that has them; `jobs` is 0 for the default.
+    `set` has the settings that the user fixed for every method that has them; `jobs` is 0 for the default. `margin` is
+    for the report: the points within which a difference is practically none, None for its default.
     """
 
     methods: Sequence[str]
@@ -54,6 +55,7 @@ class ComparisonConfig:
     jobs: int = 0
     first_seed: int = 0
     command: Sequence[str] = ()
+    margin: float | None = None
 
 
 def run(config: ComparisonConfig, reporter: ProgressReporter) -> int:
@@ -199,6 +201,7 @@ class Plan:
             "tuning_seeds": config.tuning_seeds if config.settings_per_method > 1 else 0,
             "set": dict(config.set),
             "checkpoint": config.checkpoint,
+            **({} if config.margin is None else {"margin": config.margin}),
             "candidates": self.candidates,
             "versions": machine.versions(),
         }

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from labo.records.comparison import Recorded
-from labo.report import gallery, label_issues, post_hoc, protocol, token_labels
+from labo.report import cost, figures, further, gallery, label_issues, post_hoc, protocol, sensitivity, token_labels
+from labo.report import leaderboard as leaderboard_over_tasks
 from labo.report.measures import Measure, p_text
-from labo.report.model import Block, Cell, Report, Section, Table, Text, Verdicts
+from labo.report.model import Block, Cell, Figures, Report, Section, Table, Text, Verdicts
 from labo.report.verdict import Difference, MethodSummary, Summary, TaskSummary, finding
 from labo.wording import counted
 
@@ -21,7 +22,7 @@ _SHORT_LABELS = {"accuracy_shifted": "Acc., shifted"}
 def report(recorded: Recorded, summary: Summary, *, samples: bool = True) -> Report:
     """The whole report, with all figures drawn; `samples=False` leaves out images and sentences of the data."""
     several = len(summary.tasks) > 1
-    sections = [Section("Over all tasks", (_overall(summary),))] if summary.overall else []
+    sections = [Section("Over all tasks", leaderboard_over_tasks.blocks(summary, "over-"))] if several else []
     for index, task in enumerate(summary.tasks):
         prefix = f"{index}-{gallery.slug(task.task)}-" if several else ""
         blocks = _task(recorded, task, prefix, samples=samples)
@@ -43,8 +44,12 @@ def brief(summary: Summary) -> Report:
     return Report("", "", tuple(sections))
 
 
-def leaderboard(task: TaskSummary, measures: Sequence[Measure]) -> Table:
-    """The mean of each method and measure ± half of the 95% interval; the best means are emphasized."""
+def leaderboard(task: TaskSummary, measures: Sequence[Measure], *, costs: bool = False) -> Table:
+    """The mean of each method and measure ± half of the 95% interval; the best means are emphasized.
+
+    With `costs` the time and the memory of a trial stand beside them.
+    """
+    headings, cost_cells, cost_caption = cost.columns(task) if costs else ((), {}, "")
     best = {measure.key: _best(measure, task) for measure in measures}
     rows = []
     for summary in task.ranked():
@@ -53,13 +58,14 @@ def leaderboard(task: TaskSummary, measures: Sequence[Measure]) -> Table:
             measure.cell(estimate.mean, estimate.half_width, emphasized=summary.method in best[measure.key])
             for measure, estimate in estimates
         ]
+        cells += cost_cells.get(summary.method, ())
         rows.append((Cell(summary.method, mark=summary.verdict), Cell(_seeds(summary)), *cells))
     caption = (
         "Mean over seeds ± half of the 95% interval; the best mean is bold, which alone says nothing of "
         "significance. “Scaled” is after temperature scaling on the validation split."
     )
-    columns = ("Method", "Seeds", *(measure.label for measure in measures))
-    return Table("Leaderboard", columns, tuple(rows), caption)
+    columns = ("Method", "Seeds", *(measure.label for measure in measures), *headings)
+    return Table("Leaderboard", columns, tuple(rows), f"{caption} {cost_caption}".strip())
 
 
 def _lead(recorded: Recorded, summary: Summary) -> str:
@@ -73,22 +79,39 @@ def _lead(recorded: Recorded, summary: Summary) -> str:
 
 
 def _task(recorded: Recorded, task: TaskSummary, prefix: str, *, samples: bool) -> tuple[Block, ...]:
-    figures = gallery.sections(recorded, task, prefix)
+    drawn = gallery.sections(recorded, task, prefix)
     blocks = [
         Text(finding(task), "finding"),
         _verdicts(task),
-        Section("Leaderboard", (leaderboard(task, task.measures),)),
+        Section("Leaderboard", (leaderboard(task, task.measures, costs=True),)),
         _differences(task),
+        *further.sections(task),
+        _cost(task, prefix),
+        sensitivity.section(recorded, task, prefix),
         post_hoc.shifts(recorded, task),
         post_hoc.bootstrap(recorded, task),
         post_hoc.beams(recorded, task),
-        figures[0],
+        drawn[0],
         token_labels.section(recorded, task) if samples else None,
-        *figures[1:],
+        *drawn[1:],
         label_issues.section(recorded, task.task, samples=samples),
         protocol.settings(recorded, task.task),
     ]
     return tuple(block for block in blocks if block is not None)
+
+
+def _cost(task: TaskSummary, prefix: str) -> Section | None:
+    """The main measure over the time of a trial; None where fewer than two methods have both."""
+    seconds = {summary.method: summary.cost.seconds for summary in task.methods}
+    estimates = {summary.method: summary.estimates[task.main.key] for summary in task.methods}
+    ratios = {name: cost.relative(value, seconds.get(task.baseline)) for name, value in seconds.items()}
+    known = {name: ratio for name, ratio in ratios.items() if ratio is not None and estimates[name].values}
+    if len(known) < 2:
+        return None
+    figure = figures.score_over_cost(task.main, estimates, known, list(estimates), task.baseline)
+    drawn = gallery.drawn_figure(figure, f"{prefix}cost", f"{task.main.label} of each method over the time of a trial")
+    caption = f"{cost.CAPTION} Up and to the left is better. The lines are 95% intervals over seeds."
+    return Section("Score over cost", (Figures((drawn,), caption),))
 
 
 def _overall(summary: Summary) -> Verdicts:
