@@ -14,7 +14,7 @@ from typing import Any
 
 from labo import machine, tasks
 from labo.errors import UserError, unknown
-from labo.experiment import run_trial, tuning
+from labo.experiment import outlook, run_trial, tuning
 from labo.experiment import settings as flat
 from labo.experiment.executor import TrialExecutor, WorkerDied, default_processes
 from labo.experiment.progress import ProgressReporter
@@ -79,7 +79,10 @@ def run(config: ComparisonConfig, reporter: ProgressReporter) -> int:
         records.begin(plan.as_json())
         reporter.message(plan.power(records))
         teachers, tuning_jobs = plan.teacher_jobs(records), plan.tuning_jobs(records)
-        reporter.begin(plan.total, plan.total - len(teachers) - len(tuning_jobs) - plan.missing(records))
+        left = len(teachers) + len(tuning_jobs) + plan.missing(records)
+        if left:
+            reporter.message(plan.first_estimate(left, processes))
+        reporter.begin(plan.total, plan.total - left)
         if teachers:
             reporter.phase("training teachers")
             if died := _run_teachers(executor, teachers, reporter):
@@ -183,7 +186,8 @@ class Plan:
         self.teacher_settings = flat.resolve(defaults, TEACHER, config.set)
         everything = [settings for candidates in self.candidates.values() for settings in candidates]
         notes = dict.fromkeys(note for settings in everything for note in self.task.notes(splits, settings))
-        self.notes = [*notes, *_majority_note(splits)]
+        self.notes = [outlook.data_sentence(splits), *notes, *_majority_note(splits)]
+        self._splits = splits
 
     def as_json(self) -> dict[str, Any]:
         """The plan as it is recorded."""
@@ -219,6 +223,11 @@ class Plan:
         if min(1.0, max(comparisons, 1) * smallest) > 0.05:
             sentence += "; with so few seeds no difference can be significant at 0.05"
         return sentence + "."
+
+    def first_estimate(self, trials: int, processes: int) -> str:
+        """A first estimate of the time of so many trials, in a sentence."""
+        trial = self._trial(TEACHER, 0, self.teacher_settings)
+        return outlook.time_sentence(trial, self.task, self._splits, trials, processes)
 
     @property
     def seeds(self) -> range:

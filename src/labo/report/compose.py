@@ -40,7 +40,7 @@ def brief(summary: Summary) -> Report:
         finding_ = Text(finding(task), "finding")
         sections.append(Section(task.task, (_narrow_leaderboard(task), _verdicts(task), finding_)))
     if summary.overall:
-        sections.append(Section("Over all tasks", (_overall(summary),)))
+        sections.append(Section("Over all tasks", (leaderboard_over_tasks.overall(summary),)))
     return Report("", "", tuple(sections))
 
 
@@ -101,21 +101,21 @@ def _task(recorded: Recorded, task: TaskSummary, prefix: str, *, samples: bool) 
 
 
 def _cost(task: TaskSummary, prefix: str) -> Section | None:
-    """The main measure over the time of a trial; None where fewer than two methods have both."""
-    seconds = {summary.method: summary.cost.seconds for summary in task.methods}
+    """The main measure over time and memory of a trial; None where fewer than two methods have either."""
     estimates = {summary.method: summary.estimates[task.main.key] for summary in task.methods}
-    ratios = {name: cost.relative(value, seconds.get(task.baseline)) for name, value in seconds.items()}
-    known = {name: ratio for name, ratio in ratios.items() if ratio is not None and estimates[name].values}
-    if len(known) < 2:
+    drawn = []
+    for kind, what in (("time", "time of a trial"), ("memory", "peak memory of a trial")):
+        ratios = {name: ratio for name, ratio in cost.ratios(task, kind).items() if estimates[name].values}
+        if len(ratios) > 1:
+            x_label = f"{what} in multiples of {task.baseline}'s"
+            figure = figures.score_over_cost(task.main, f"over {kind}", x_label, estimates, ratios)
+            drawn.append(gallery.drawn_figure(figure, f"{prefix}cost-{kind}", f"{task.main.label} over the {what}"))
+    if not drawn:
         return None
-    figure = figures.score_over_cost(task.main, estimates, known, list(estimates), task.baseline)
-    drawn = gallery.drawn_figure(figure, f"{prefix}cost", f"{task.main.label} of each method over the time of a trial")
-    caption = f"{cost.CAPTION} Up and to the left is better. The lines are 95% intervals over seeds."
-    return Section("Score over cost", (Figures((drawn,), caption),))
-
-
-def _overall(summary: Summary) -> Verdicts:
-    return Verdicts(tuple((overall.verdict, overall.sentence) for overall in summary.overall))
+    caption = (
+        "Up and to the left is better. The lines are 95% intervals over seeds. The numbers are in the leaderboard."
+    )
+    return Section("Score over cost", (Figures(tuple(drawn), caption),))
 
 
 def _verdicts(task: TaskSummary) -> Verdicts:

@@ -29,7 +29,7 @@ class Cost:
         return cls(_mean(records, "seconds"), _mean(records, "peak_memory"))
 
 
-CAPTION = (
+_TIME_CAPTION = (
     "Time is the mean seconds of a trial, evaluation and any teacher included, and its multiple of the baseline's. "
     "Trials that run side by side slow each other down, so small differences in time say little."
 )
@@ -42,7 +42,7 @@ def columns(task: TaskSummary) -> tuple[tuple[str, ...], dict[str, tuple[Cell, .
     """(the headings, the cells of each method, what a caption says of them); empty where nothing is recorded."""
     costs = {summary.method: summary.cost for summary in task.methods}
     kinds = [
-        ("Time", {name: cost.seconds for name, cost in costs.items()}, lambda value: f"{value:.3g} s", CAPTION),
+        ("Time", {name: cost.seconds for name, cost in costs.items()}, lambda value: f"{value:.3g} s", _TIME_CAPTION),
         ("Memory", {name: cost.memory for name, cost in costs.items()}, byte_size, _MEMORY_CAPTION),
     ]
     headings, cells, caption = [], {name: () for name in costs}, ""
@@ -56,6 +56,15 @@ def columns(task: TaskSummary) -> tuple[tuple[str, ...], dict[str, tuple[Cell, .
             note = "" if ratio is None or name == task.baseline else f"× {ratio:.2f}"
             cells[name] += (Cell("–" if value is None else text(value), note=note),)
     return tuple(headings), cells, caption
+
+
+def ratios(task: TaskSummary, kind: str) -> dict[str, float]:
+    """The "time" or "memory" of the methods in multiples of the baseline's, where both are recorded."""
+    values = {
+        summary.method: summary.cost.seconds if kind == "time" else summary.cost.memory for summary in task.methods
+    }
+    found = {name: relative(value, values.get(task.baseline)) for name, value in values.items()}
+    return {name: ratio for name, ratio in found.items() if ratio is not None}
 
 
 def relative(value: float | None, baseline: float | None) -> float | None:

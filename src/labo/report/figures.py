@@ -91,10 +91,11 @@ def curves(
     *,
     x_label: str = "epoch",
     whole: bool = False,
+    unit: str = "",
 ) -> Figure:
     """Epochs across, one line per method: `lines` maps it to (epochs, mean over seeds).
 
-    `whole` shows all values, not those after the first fifth of the epochs.
+    `whole` shows all values, not those after the first fifth of the epochs; `unit` is of the values.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -111,6 +112,8 @@ def curves(
     axes.set_ylim(*_limits(list(lines.values()), 0.0 if whole else 0.2))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.locator_params(axis="y", nbins=5)
+    if unit:
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}{unit}")
     axes.set_xlabel(x_label, size=8, color=MUTED, loc="right", labelpad=1)
     figure.legend(
         loc="lower left", ncols=2, frameon=False, fontsize=8, labelcolor=INK, handlelength=2.4, borderaxespad=0.2,
@@ -129,7 +132,7 @@ def _limits(lines: Sequence[tuple[list, list]], start: float) -> tuple[float, fl
 
 
 def sensitivity(
-    method: str, subtitle: str, points: Sequence[tuple[float, Sequence[float]]], colour_index: int
+    method: str, subtitle: str, points: Sequence[tuple[float, Sequence[float]]], colour_index: int, unit: str
 ) -> Figure:
     """Scores over the strength of a method: `points` are (strength, scores by tuning seed) of each candidate."""
     figure, axes = _panel(shorten(method), 2.3, subtitle, below=0.31)
@@ -146,17 +149,20 @@ def sensitivity(
     axes.margins(x=0.06, y=0.1)
     axes.locator_params(axis="x", nbins=5)
     axes.locator_params(axis="y", nbins=4)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}{unit}")
     return figure
 
 
 def score_over_cost(
-    measure: Measure, estimates: dict[str, Estimate], costs: dict[str, float], order: Sequence[str], baseline: str
+    measure: Measure, title: str, subtitle: str, estimates: dict[str, Estimate], costs: dict[str, float]
 ) -> Figure:
-    """The mean of a measure with its 95% interval over the cost relative to the baseline's, a marker per method."""
-    rows = (len(costs) + 1) // 2
+    """The mean of a measure with its 95% interval over the cost relative to the baseline's, a marker per method.
+
+    The order of `estimates` decides the colours; `costs` are of some of these methods.
+    """
+    rows, order = (len(costs) + 1) // 2, list(estimates)
     figure, axes = _panel(
-        f"{measure.label} over time", 2.9 + 0.2 * rows, f"time of a trial in multiples of {baseline}'s",
-        below=0.3 + 0.2 * rows,
+        f"{measure.label} {title}", 2.9 + 0.2 * rows, subtitle, below=0.3 + 0.2 * rows,
     )  # fmt: skip
     for name, ratio in costs.items():
         estimate, index = estimates[name], order.index(name)
@@ -169,6 +175,7 @@ def score_over_cost(
     axes.locator_params(axis="x", nbins=6)
     axes.locator_params(axis="y", nbins=5)
     axes.xaxis.set_major_formatter(lambda value, _: f"×{value:g}")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}{measure.unit}")
     figure.legend(
         loc="lower left", ncols=2, frameon=False, fontsize=8, labelcolor=INK, handlelength=1.2, borderaxespad=0.2,
         columnspacing=1.2, handletextpad=0.4,

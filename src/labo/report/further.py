@@ -17,8 +17,8 @@ _CAPTIONS = {
         "shares answered (lower is better). AUROC is the probability that a right prediction is more confident than a "
         "wrong one. Coverage at 1% or 5% is the largest share answered with at most that error. Confidence is the "
         "largest softmax probability; “normalized”, it is the largest logit after centring and division by the p-norm, "
-        "p fitted on the validation split (Cattelan and Silva, UAI 2024). Label smoothing harms this ranking, and "
-        "normalization mends it (Xia et al., ICLR 2025)."
+        "p fitted on the validation split (Cattelan and Silva, UAI 2024). Label smoothing can harm this ranking, and "
+        "normalization can mend it (Xia et al., ICLR 2025)."
     ),
 }
 

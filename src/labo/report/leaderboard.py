@@ -56,7 +56,7 @@ def standings(summary: Summary) -> list[Standing]:
 
 def blocks(summary: Summary, prefix: str = "") -> tuple[Block, ...]:
     """The verdicts over all tasks, the leaderboard and the diagram; `prefix` begins the name of the figure."""
-    verdicts = Verdicts(tuple((overall.verdict, overall.sentence) for overall in summary.overall))
+    verdicts = overall(summary)
     ordered = standings(summary)
     if not ordered:
         missing = Text("No leaderboard: fewer than two methods have a score on every task.", "missing")
@@ -66,12 +66,17 @@ def blocks(summary: Summary, prefix: str = "") -> tuple[Block, ...]:
     return ((verdicts,) if summary.overall else ()) + tuple(shown)
 
 
+def overall(summary: Summary) -> Verdicts:
+    """The verdict on each method over all tasks."""
+    return Verdicts(tuple((found.verdict, found.sentence) for found in summary.overall))
+
+
 def brief(summary: Summary) -> Report:
     """What a terminal shows of several comparisons: the findings, the verdicts over all tasks and the leaderboard."""
     findings = tuple(Text(finding(task), "finding") for task in summary.tasks)
-    overall, ordered = Verdicts(tuple((each.verdict, each.sentence) for each in summary.overall)), standings(summary)
+    ordered = standings(summary)
     shown = (replace(_table(summary, ordered), optional=_optional(summary)),) if ordered else ()
-    return Report("", "", (Section("Over all tasks", (*shown, overall, *findings)),))
+    return Report("", "", (Section("Over all tasks", (*shown, overall(summary), *findings)),))
 
 
 def report(summary: Summary) -> Report:

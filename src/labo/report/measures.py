@@ -32,6 +32,11 @@ class Measure:
         """Whether it scores translations."""
         return self.key in OF_TEXT
 
+    @property
+    def noun(self) -> str:
+        """Its name within a sentence: accuracy, BLEU."""
+        return self.label if self.label.isupper() or self.key == "chrf" else self.label.lower()
+
     def value(self, value: float | None) -> str:
         """The value in its unit, such as `97.32%`; an en dash where there is none; −0.0 is 0."""
         return "–" if value is None else f"{value * self.factor + 0.0:.{self.digits}f}{self.unit}"

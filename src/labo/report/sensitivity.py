@@ -94,11 +94,12 @@ def section(recorded: Recorded, task: TaskSummary, prefix: str) -> Section | Non
     lines = {method: _tries(task.main, tried) for method, tried in tuned.items()}
     figure = figures.curves(
         "Expected best of n tries",
-        f"validation {task.main.label}",
+        f"validation {task.main.noun}",
         lines,
         order,
         x_label="candidates tried",
         whole=True,
+        unit=task.main.unit,
     )
     drawn.append(drawn_figure(figure, f"{prefix}tries", "Expected best validation score by number of candidates tried"))
     for method, tried in tuned.items():
@@ -108,9 +109,11 @@ def section(recorded: Recorded, task: TaskSummary, prefix: str) -> Section | Non
         known = [
             (value, [score * task.main.factor for score in scores]) for value, scores in points if value is not None
         ]
-        figure = figures.sensitivity(method, f"validation {task.main.label} by {option}", known, order.index(method))
+        figure = figures.sensitivity(
+            method, f"validation {task.main.noun} by {option}", known, order.index(method), task.main.unit
+        )
         name = f"{prefix}strength-{order.index(method)}-{slug(method)}"
-        panels.append(drawn_figure(figure, name, f"Validation {task.main.label} of {method} by {option}"))
+        panels.append(drawn_figure(figure, name, f"Validation {task.main.noun} of {method} by {option}"))
     caption = (
         "The expected best of n tries is the mean of the best validation score over all orders in which the candidates "
         "could have been tried (after Dodge et al., EMNLP 2019). A flat line needs no tuning."

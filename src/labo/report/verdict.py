@@ -303,7 +303,7 @@ def _baseline_sentence(summary: MethodSummary, main: Measure) -> str:
         return f"{summary.method} is the baseline, and has no finished trial."
     interval = f" ± {main.spread(own.half_width)}" if own.half_width is not None else ""
     value = f"{main.value(own.mean)}{interval}"
-    return f"{summary.method} is the baseline: {_noun(main)} {value} over {counted(len(own.values), 'seed')}."
+    return f"{summary.method} is the baseline: {main.noun} {value} over {counted(len(own.values), 'seed')}."
 
 
 def _sentence(method: str, baseline: str, main: Measure, difference: Difference) -> str:
@@ -314,7 +314,7 @@ def _sentence(method: str, baseline: str, main: Measure, difference: Difference)
         EQUIVALENT: f"{method} is practically the same as {baseline}",
         UNDECIDED: f"Undecided between {method} and {baseline}",
     }.get(difference.verdict, f"{method} is {difference.verdict} than {baseline}")
-    numbers = f"{_noun(main)} {main.value(difference.method_mean)} against {main.value(difference.baseline_mean)}"
+    numbers = f"{main.noun} {main.value(difference.method_mean)} against {main.value(difference.baseline_mean)}"
     size = f"a paired difference of {main.signed(difference.mean)}{main.difference_unit}"
     if difference.half_width == 0:
         size += " (the same on every seed, so that no interval can be given)"
@@ -370,7 +370,3 @@ def _overall_of(method: str, baseline: str, gains: dict[str, list[float]], p: fl
 def p_phrase(p: float) -> str:
     """`p = 0.016` or `p < 0.001`."""
     return "p < 0.001" if p < 0.001 else f"p = {p_text(p)}"
-
-
-def _noun(measure: Measure) -> str:
-    return measure.label if measure.label.isupper() or measure.key == "chrf" else measure.label.lower()
