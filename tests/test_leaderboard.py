@@ -226,7 +226,8 @@ def test_the_signature_names_what_the_numbers_depend_on() -> None:
         each["versions"] = {"labo": "0.1.0", "torch": "2.13.0"}
     config = {
         "task": "table", "task_options": {"data": "/home/someone/iris.csv", "label_noise": "0.2,pair"},
-        "set": {"epochs": 3}, "data": "0123456789abcdef", "settings_per_method": 3, "tuning_seeds": 2, "checkpoint": "last",
+        "set": {"epochs": 3}, "data": "0123456789abcdef", "settings_per_method": 3, "tuning_seeds": 2,
+        "checkpoint": "last",
     }  # fmt: skip
     recorded = Recorded(Path("."), [each for each in records if each["seed"] != 1], comparison=config)
     assert provenance.signature(recorded) == (

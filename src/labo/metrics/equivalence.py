@@ -40,8 +40,8 @@ def tost(differences: Sequence[float], margin: float) -> float:
         return 0.0 if abs(mean) < margin else 1.0
     from scipy.stats import ttest_1samp
 
-    lower = ttest_1samp(differences, -margin, alternative="greater").pvalue
-    upper = ttest_1samp(differences, margin, alternative="less").pvalue
+    _, lower = ttest_1samp(differences, -margin, alternative="greater")
+    _, upper = ttest_1samp(differences, margin, alternative="less")
     return float(max(lower, upper))
 
 

@@ -49,7 +49,7 @@ def leaderboard(task: TaskSummary, measures: Sequence[Measure], *, costs: bool =
 
     With `costs` the time and the memory of a trial stand beside them.
     """
-    headings, cost_cells, cost_caption = cost.columns(task) if costs else ((), {}, "")
+    headings, cost_cells, cost_caption = cost.columns(task.costs, task.baseline) if costs else ((), {}, "")
     best = {measure.key: _best(measure, task) for measure in measures}
     rows = []
     for summary in task.ranked():
@@ -105,7 +105,11 @@ def _cost(task: TaskSummary, prefix: str) -> Section | None:
     estimates = {summary.method: summary.estimates[task.main.key] for summary in task.methods}
     drawn = []
     for kind, what in (("time", "time of a trial"), ("memory", "peak memory of a trial")):
-        ratios = {name: ratio for name, ratio in cost.ratios(task, kind).items() if estimates[name].values}
+        ratios = {
+            name: ratio
+            for name, ratio in cost.ratios(task.costs, task.baseline, kind).items()
+            if estimates[name].values
+        }
         if len(ratios) > 1:
             x_label = f"{what} in multiples of {task.baseline}'s"
             figure = figures.score_over_cost(task.main, f"over {kind}", x_label, estimates, ratios)

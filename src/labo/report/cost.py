@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from labo.report.measures import number
 from labo.report.model import Cell
 from labo.wording import byte_size
-
-if TYPE_CHECKING:
-    from labo.report.verdict import TaskSummary
 
 
 @dataclass(frozen=True)
@@ -38,32 +35,31 @@ _MEMORY_CAPTION = (
 )
 
 
-def columns(task: TaskSummary) -> tuple[tuple[str, ...], dict[str, tuple[Cell, ...]], str]:
+def columns(costs: Mapping[str, Cost], baseline: str) -> tuple[tuple[str, ...], dict[str, tuple[Cell, ...]], str]:
     """(the headings, the cells of each method, what a caption says of them); empty where nothing is recorded."""
-    costs = {summary.method: summary.cost for summary in task.methods}
     kinds = [
         ("Time", {name: cost.seconds for name, cost in costs.items()}, lambda value: f"{value:.3g} s", _TIME_CAPTION),
         ("Memory", {name: cost.memory for name, cost in costs.items()}, byte_size, _MEMORY_CAPTION),
     ]
-    headings, cells, caption = [], {name: () for name in costs}, ""
+    headings: list[str] = []
+    cells: dict[str, tuple[Cell, ...]] = {name: () for name in costs}
+    caption = ""
     for heading, values, text, sentence in kinds:
         if all(value is None for value in values.values()):
             continue
         headings.append(heading)
         caption += sentence
         for name, value in values.items():
-            ratio = relative(value, values.get(task.baseline))
-            note = "" if ratio is None or name == task.baseline else f"× {ratio:.2f}"
+            ratio = relative(value, values.get(baseline))
+            note = "" if ratio is None or name == baseline else f"× {ratio:.2f}"
             cells[name] += (Cell("–" if value is None else text(value), note=note),)
     return tuple(headings), cells, caption
 
 
-def ratios(task: TaskSummary, kind: str) -> dict[str, float]:
+def ratios(costs: Mapping[str, Cost], baseline: str, kind: str) -> dict[str, float]:
     """The "time" or "memory" of the methods in multiples of the baseline's, where both are recorded."""
-    values = {
-        summary.method: summary.cost.seconds if kind == "time" else summary.cost.memory for summary in task.methods
-    }
-    found = {name: relative(value, values.get(task.baseline)) for name, value in values.items()}
+    values = {name: cost.seconds if kind == "time" else cost.memory for name, cost in costs.items()}
+    found = {name: relative(value, values.get(baseline)) for name, value in values.items()}
     return {name: ratio for name, ratio in found.items() if ratio is not None}
 
 

@@ -84,6 +84,11 @@ class TaskSummary:
     methods: tuple[MethodSummary, ...]
     further: tuple[Measure, ...] = ()
 
+    @property
+    def costs(self) -> dict[str, Cost]:
+        """The cost of each method."""
+        return {method.method: method.cost for method in self.methods}
+
     def ranked(self) -> list[MethodSummary]:
         """The methods by their mean of the main measure, the best first; those without a value last."""
         sign = -1.0 if self.main.higher_is_better else 1.0
