@@ -52,6 +52,11 @@ def test_slow_steps_are_not_all_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert next(clock) == 20
 
 
+def test_steps_that_diverge_are_no_estimate() -> None:
+    task = tasks.create("digits")
+    assert outlook.time_sentence(trial("none", set={"learning_rate": 1e30}), task, task.splits(0), 8, 1) is None
+
+
 def test_a_comparison_says_both_before_it_trains(tmp_path: Path) -> None:
     watcher = Watcher()
     fixed = {"epochs": 1, "average_epochs": 1}

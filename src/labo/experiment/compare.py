@@ -80,8 +80,8 @@ def run(config: ComparisonConfig, reporter: ProgressReporter) -> int:
         reporter.message(plan.power(records))
         teachers, tuning_jobs = plan.teacher_jobs(records), plan.tuning_jobs(records)
         left = len(teachers) + len(tuning_jobs) + plan.missing(records)
-        if left:
-            reporter.message(plan.first_estimate(left, processes))
+        if left and (estimate := plan.first_estimate(left, processes)):
+            reporter.message(estimate)
         reporter.begin(plan.total, plan.total - left)
         if teachers:
             reporter.phase("training teachers")
@@ -224,8 +224,8 @@ class Plan:
             sentence += "; with so few seeds no difference can be significant at 0.05"
         return sentence + "."
 
-    def first_estimate(self, trials: int, processes: int) -> str:
-        """A first estimate of the time of so many trials, in a sentence."""
+    def first_estimate(self, trials: int, processes: int) -> str | None:
+        """A first estimate of the time of so many trials, in a sentence; None where its steps diverge."""
         trial = self._trial(TEACHER, 0, self.teacher_settings)
         return outlook.time_sentence(trial, self.task, self._splits, trials, processes)
 

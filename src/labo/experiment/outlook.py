@@ -17,6 +17,7 @@ from labo.experiment import settings as flat
 from labo.records.trial import Trial
 from labo.settings import TrainingSettings
 from labo.tasks.base import Splits
+from labo.training.curve import DivergedError
 from labo.training.loop import TrainingLoop
 from labo.wording import counted
 
@@ -46,8 +47,10 @@ def data_sentence(splits: Splits) -> str:
     return f"{sizes} examples of {counted(splits.size, 'class', 'classes')}; {listed}."
 
 
-def time_sentence(trial: Trial, task: Any, splits: Splits, trials: int, processes: int) -> str:
+def time_sentence(trial: Trial, task: Any, splits: Splits, trials: int, processes: int) -> str | None:
     """A first estimate of the time of some trials, by a few steps of plain cross-entropy with their settings.
+
+    None where these diverge before they can be timed.
 
     Args:
         trial: one of them, whose method is `METHOD`.
@@ -58,7 +61,10 @@ def time_sentence(trial: Trial, task: Any, splits: Splits, trials: int, processe
     Raises:
         UserError: as the training of the trial raises it.
     """
-    seconds = trial_seconds(trial, task, splits) * math.ceil(trials / processes)
+    pace = trial_seconds(trial, task, splits)
+    if pace is None:
+        return None
+    seconds = pace * math.ceil(trials / processes)
     side_by_side = f", {processes} side by side" if processes > 1 else ""
     return (
         f"First estimate, from a few steps of plain cross-entropy: about {duration(seconds)} for "
@@ -66,8 +72,8 @@ def time_sentence(trial: Trial, task: Any, splits: Splits, trials: int, processe
     )
 
 
-def trial_seconds(trial: Trial, task: Any, splits: Splits) -> float:
-    """The seconds that the steps of a trial take on one thread, by the pace of a few."""
+def trial_seconds(trial: Trial, task: Any, splits: Splits) -> float | None:
+    """The seconds that the steps of a trial take on one thread, by the pace of a few; None where these diverge."""
     threads, times = torch.get_num_threads(), []
 
     def note(fraction: float) -> None:
@@ -81,14 +87,14 @@ def trial_seconds(trial: Trial, task: Any, splits: Splits) -> float:
     try:
         with tempfile.TemporaryDirectory() as folder:
             loop = _loop(trial, task, splits, Path(folder), note)
-            with contextlib.suppress(_EnoughError):
+            with contextlib.suppress(_EnoughError, DivergedError):  # the trial itself will say that it diverges
                 loop.run()
             steps = _total_steps(trial.settings, loop.steps_per_epoch)
     finally:
         torch.set_num_threads(threads)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    return (times[-1] - times[0]) / max(1, len(times) - 1) * steps
+    return (times[-1] - times[0]) / (len(times) - 1) * steps if len(times) > 1 else None
 
 
 def duration(seconds: float) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.text import Text as TerminalText
 
 _MARKS = {BETTER: "▲", WORSE: "▼", EQUIVALENT: "≈", BASELINE: "·"}
-_UNKNOWN = "?"
+_UNKNOWN = "±"  # it may be either
 _COLOURS = {BETTER: "green", WORSE: "red"}
 # The width that a column of names is not folded below.
 _MIN_NAME = 8
