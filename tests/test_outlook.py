@@ -40,6 +40,7 @@ def test_the_seconds_are_those_of_the_steps(monkeypatch: pytest.MonkeyPatch) -> 
     assert outlook.trial_seconds(trial("none"), own, splits) == pytest.approx(1.4)
     assert torch.get_num_threads() == before
     sentence = outlook.time_sentence(trial("none"), own, splits, 100, 4)
+    assert sentence is not None
     assert "about 35 s for 100 trials, 4 side by side" in sentence
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from statistics import fmean, stdev
+from typing import Any
 
 # The power that a number of seeds is for, and the largest number that is searched.
 POWER, MAX_SEEDS = 0.8, 1000
@@ -40,9 +41,11 @@ def tost(differences: Sequence[float], margin: float) -> float:
         return 0.0 if abs(mean) < margin else 1.0
     from scipy.stats import ttest_1samp
 
-    _, lower = ttest_1samp(differences, -margin, alternative="greater")
-    _, upper = ttest_1samp(differences, margin, alternative="less")
-    return float(max(lower, upper))
+    tests: list[Any] = [
+        ttest_1samp(differences, -margin, alternative="greater"),
+        ttest_1samp(differences, margin, alternative="less"),
+    ]
+    return max(float(test.pvalue) for test in tests)
 
 
 def seeds_to_tell(effect: float, level: float) -> int | None:
