@@ -69,8 +69,9 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def stable(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Records without what a clock says, in a fixed order."""
-    kept = [{key: value for key, value in line.items() if key not in ("seconds", "versions")} for line in found]
+    """Records without what a clock or the operating system says, in a fixed order."""
+    volatile = ("seconds", "peak_memory", "versions")
+    kept = [{key: value for key, value in line.items() if key not in volatile} for line in found]
     return sorted(kept, key=lambda line: json.dumps(line, sort_keys=True))
 
 

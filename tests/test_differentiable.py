@@ -181,7 +181,7 @@ def test_a_denominator_that_requires_a_gradient_gets_one():
 def test_the_list_is_the_signature_of_the_implementations():
     """All tensors that reach an implementation beside the logits are looked at, whatever options it may get."""
     options = Options(*(torch.ones(()) for _ in range(4)), value="inner")
-    names = [name for name, _ in kernels._constants(INDICES, options, {"weight": WEIGHT})]
+    names = list(kernels._constants(INDICES, options, {"weight": WEIGHT}))
     assert names == [name for name in options.named() if name != "value"] + ["target", "weight"]
     arguments = {argument.name for argument in operators._loss._opoverload._schema.arguments}
     flags = {"logits", "row_weights", "value", "impl", "total", "gradient"}

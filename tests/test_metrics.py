@@ -164,7 +164,9 @@ def test_scaling_mends_confidence_and_leaves_accuracy(batch):
     assert found["nll_scaled"] < found["nll"]
     assert found["ece_scaled"] < found["ece"]
     assert set(found) == {
-        "accuracy", "nll", "nll_scaled", "brier", "brier_scaled", "ece", "ece_scaled", "temperature"
+        "accuracy", "nll", "nll_scaled", "brier", "brier_scaled", "ece", "ece_scaled", "temperature", "ece_adaptive",
+        "ece_adaptive_scaled", "ece_classwise", "ece_classwise_scaled", "aurc", "auroc", "coverage_1", "coverage_5",
+        "aurc_normalized", "auroc_normalized", "coverage_1_normalized", "coverage_5_normalized", "norm_exponent",
     }  # fmt: skip
     assert all(math.isfinite(value) for value in found.values())
     assert np.isclose(found["accuracy"], classification_scores(logits[250:], target[250:])["accuracy"])

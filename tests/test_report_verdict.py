@@ -19,8 +19,9 @@ from labo.report.model import Report, Section
 from labo.report.verdict import (
     BASELINE,
     BETTER,
+    EQUIVALENT,
     NOT_COMPARED,
-    NOT_SIGNIFICANT,
+    UNDECIDED,
     WORSE,
     MethodSummary,
     Summary,
@@ -84,8 +85,8 @@ def test_lower_is_better_for_nll() -> None:
     found = of(summarize_records(records), "labo")
     assert found.differences["nll"].verdict == BETTER
     assert found.differences["nll"].mean < 0
-    assert found.verdict == NOT_SIGNIFICANT
-    assert "no significant difference from label_smoothing (8 seeds)" in found.sentence
+    assert found.verdict == EQUIVALENT  # the accuracy is the same on every seed
+    assert "labo is practically the same as label_smoothing: accuracy 90.00% against 90.00%" in found.sentence
     assert found.differences["accuracy"].p == 1
 
 
@@ -101,7 +102,7 @@ def test_holm_is_over_the_methods() -> None:
 
 def test_three_seeds_can_tell_nothing_and_it_is_said() -> None:
     summary = summarize_records(trials(label_smoothing=[0.5, 0.5, 0.5], labo=[0.9, 0.91, 0.92]))
-    assert of(summary, "labo").verdict == NOT_SIGNIFICANT
+    assert of(summary, "labo").verdict == UNDECIDED
     assert "the smallest p they can reach is 0.250" in of(summary, "labo").sentence
 
 
@@ -109,7 +110,8 @@ def test_one_seed_has_no_interval() -> None:
     found = of(summarize_records(trials(label_smoothing=[0.5], labo=[0.9])), "labo")
     assert found.estimates["accuracy"].half_width is None
     assert found.differences["accuracy"].half_width is None
-    assert "(1 seed)" in found.sentence
+    assert "over 1 seed;" in found.sentence
+    assert "One seed shows no spread" in found.sentence
     assert "nan" not in found.sentence
 
 
@@ -162,7 +164,7 @@ def test_several_tasks_are_tested_together() -> None:
     records = trials("a", label_smoothing=base, labo=up) + trials("b", label_smoothing=base, labo=up)
     summary = summarize_records(records)
     assert [task.task for task in summary.tasks] == ["a", "b"]
-    assert of(summary, "labo").verdict == NOT_SIGNIFICANT  # five seeds reach 0.0625
+    assert of(summary, "labo").verdict == UNDECIDED  # five seeds reach 0.0625
     (overall,) = summary.overall
     assert overall.better_on == ("a", "b")
     assert overall.worse_on == ()

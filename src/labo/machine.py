@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import platform
@@ -97,3 +98,19 @@ def memory() -> int | None:
         return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
     except (OSError, ValueError):  # no such file, or "max" for no limit
         return total
+
+
+def reset_peak_memory() -> None:
+    """Begin to measure `peak_memory` anew, where the system can."""
+    with contextlib.suppress(OSError):  # not Linux, or a container that does not allow it
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_memory() -> int | None:
+    """The most memory, in bytes, that this process had since `reset_peak_memory`; None where it is unknown."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    peak = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    return int(peak[1]) * 1024 if peak else None

@@ -80,15 +80,18 @@ def compare(
     shift: options.Shift = None,
     severity: options.Severity = None,
     no_samples: options.NoSamples = False,
+    margin: options.Margin = None,
 ) -> int:
     """Compare methods on a task: which is better, and is the difference significant?
 
+    The verdict on a method is better, worse, practically the same, or undecided with the seeds that a decision takes.
     Every method is tuned on the validation split over the same number of candidate settings, then runs on the same
     seeds. The same command with the same --output resumes an interrupted comparison.
     """
     from labo.experiment import compare as experiment
     from labo.experiment import search
     from labo.experiment.progress import ConsoleProgress
+    from labo.report.equivalence import check_margin
 
     options.limit_unpacked(max_bytes)
     name, task_options = options.task(
@@ -107,6 +110,8 @@ def compare(
     )
     options.shifts([name], shift, severity)  # an error is raised before anything runs
     chosen = options.names(methods)
+    if margin is not None:
+        check_margin(margin)
     comparison = experiment.ComparisonConfig(
         methods=chosen,
         output=output or Path("runs") / options.slug(name, data or source),
@@ -125,10 +130,13 @@ def compare(
         jobs=jobs,
         cluster=_cluster(launcher, address, gpus_per_trial),
         command=["labo", *sys.argv[1:]],
+        margin=margin,
     )
     with ConsoleProgress() as progress:
         unfinished = experiment.run(comparison, progress)
-    summary = build_and_print(comparison.output, baseline=None, no_samples=no_samples, shift=shift, severity=severity)
+    summary = build_and_print(
+        comparison.output, baseline=None, no_samples=no_samples, shift=shift, severity=severity, margin=margin
+    )
     any_finished = any(method.finished for task in summary.tasks for method in task.methods)
     return 1 if unfinished or not any_finished else 0
 

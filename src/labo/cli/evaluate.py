@@ -41,8 +41,9 @@ def evaluate(
     """Evaluate a finished run.
 
     Classification: accuracy, top-5 accuracy with more than five classes, NLL, Brier score and expected calibration
-    error, before and after temperature scaling. Translation: BLEU, chrF, and NLL and calibration of the target tokens.
-    The temperature is fitted on the unmodified validation split.
+    error, before and after temperature scaling; adaptive and class-wise calibration error; selective prediction (AURC,
+    AUROC of being right, coverage at a risk) with and without normalized logits. Translation: BLEU, chrF, and NLL and
+    calibration of the target tokens. Temperature and norm are fitted on the unmodified validation split.
     """
     from labo.experiment import post_hoc, saved_run
     from labo.report.measures import present
@@ -74,8 +75,11 @@ def evaluate(
     name = f"{loaded.description['method']}, {source}"
     rows = {name: metrics} if shifted is None else {f"{name}, clean": metrics, **_indented(shifted["means"])}
     rows |= _indented({f"beam {width}": values for width, values in by_beam.items()})
-    print(scores.table(rows))
-    print(f"\ntemperature {metrics['temperature']:.3f}, fitted on validation")
+    print(scores.tables(rows))
+    fitted = f"temperature {metrics['temperature']:.3f}"
+    if "norm_exponent" in metrics:
+        fitted += f", normalized logits: centred, divided by their {metrics['norm_exponent']:g}-norm"
+    print(f"\n{fitted}, fitted on validation")
     for measure in present(set(signatures)):
         print(f"{measure.label}: {signatures[measure.key]}")
     if shifted is not None:

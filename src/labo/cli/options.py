@@ -100,6 +100,14 @@ Beams = Annotated[
         metavar="WIDTHS", help="Translation: also BLEU at these beam widths, such as 1,5,20.", show_default=False
     ),
 ]
+Margin = Annotated[
+    float | None,
+    typer.Option(
+        metavar="POINTS",
+        help="Differences within this many points of accuracy or BLEU are practically none.",
+        show_default="0.5",
+    ),
+]
 Run = Annotated[Path, typer.Argument(help="The folder of a finished run.", show_default=False)]
 
 

@@ -7,11 +7,23 @@ import sys
 from collections.abc import Mapping, Sequence
 
 
-def table(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """A table with one row per name and one column per known measure; the other way where a terminal is too narrow."""
-    from labo.report.measures import present
+def tables(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """`table` for each group of measures that the rows have, below one another."""
+    from labo.report.measures import CALIBRATION, LEADERBOARD, SELECTIVE, present
 
-    measures = present({key for metrics in rows.values() for key in metrics})
+    known = {key for metrics in rows.values() for key in metrics}
+    groups = [group for group in (LEADERBOARD, CALIBRATION, SELECTIVE) if present(known, group)]
+    return "\n\n".join(table(rows, group) for group in groups)
+
+
+def table(rows: Mapping[str, Mapping[str, float]], group: str | None = None) -> str:
+    """A table with one row per name and one column per known measure; the other way where a terminal is too narrow.
+
+    The measures are those of a group of `labo.report.measures`, by default the leaderboard's.
+    """
+    from labo.report.measures import LEADERBOARD, present
+
+    measures = present({key for metrics in rows.values() for key in metrics}, group or LEADERBOARD)
     lines = [["", *(measure.label for measure in measures)]]
     lines += [
         [name, *(measure.value(metrics.get(measure.key)) for measure in measures)] for name, metrics in rows.items()

@@ -144,6 +144,7 @@ def _trial(
     """The trial, and notes about its data."""
     from labo import tasks
     from labo.experiment import settings as flat
+    from labo.experiment.outlook import data_sentence
     from labo.records.trial import Trial
 
     if not 0 <= seed < 2**32:
@@ -166,7 +167,8 @@ def _trial(
         teacher_folder=teacher_path,
         **trial_options,
     )
-    return trial, created.notes(created.splits(seed), settings)
+    splits = created.splits(seed)
+    return trial, (data_sentence(splits), *created.notes(splits, settings))
 
 
 def _follow(trial: Trial, folder: Path) -> int:

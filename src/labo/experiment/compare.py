@@ -15,7 +15,7 @@ from typing import Any
 
 from labo import machine, regularizers, tasks
 from labo.errors import UserError, unknown
-from labo.experiment import run_trial, tuning
+from labo.experiment import outlook, run_trial, tuning
 from labo.experiment import settings as flat
 from labo.experiment.executor import Executor, TrialExecutor, WorkerDied, default_processes
 from labo.experiment.progress import ProgressReporter
@@ -42,7 +42,8 @@ class ComparisonConfig:
 
     `set` has the settings that the user fixed for every method that has them; `jobs` is 0 for the default;
     with a `cluster` trials run there, otherwise in processes of this machine. With `tune`,
-    settings are searched with this budget instead of chosen from candidates (see `labo.experiment.search`).
+    settings are searched with this budget instead of chosen from candidates (see `labo.experiment.search`). `margin` is
+    for the report: the points within which a difference is practically none, None for its default.
     """
 
     methods: Sequence[str]
@@ -62,6 +63,7 @@ class ComparisonConfig:
     cluster: RayCluster | None = None
     first_seed: int = 0
     command: Sequence[str] = ()
+    margin: float | None = None
 
     @property
     def tries_several(self) -> bool:
@@ -81,7 +83,10 @@ def run(config: ComparisonConfig, reporter: ProgressReporter) -> int:
     with _begun(config, reporter) as (plan, records, executor):
         reporter.message(plan.power(records))
         teachers, tuning_jobs = plan.teacher_jobs(records), plan.tuning_jobs(records)
-        reporter.begin(plan.total, plan.total - len(teachers) - len(tuning_jobs) - plan.missing(records))
+        left = len(teachers) + len(tuning_jobs) + plan.missing(records)
+        if left and config.cluster is None and (estimate := plan.first_estimate(left, processes(config))):
+            reporter.message(estimate)
+        reporter.begin(plan.total, plan.total - left)
         if teachers:
             reporter.phase("training teachers")
             if died := _run_teachers(executor, teachers, reporter):
@@ -184,7 +189,12 @@ def _check(config: ComparisonConfig) -> None:
 def _executor(config: ComparisonConfig) -> TrialExecutor | RayExecutor:
     if config.cluster is not None:
         return RayExecutor(config.cluster, config.jobs)
-    return TrialExecutor(min(config.jobs or default_processes(), max_concurrent_trials(config)))
+    return TrialExecutor(processes(config))
+
+
+def processes(config: ComparisonConfig) -> int:
+    """How many processes of this machine run trials."""
+    return min(config.jobs or default_processes(), max_concurrent_trials(config))
 
 
 def max_concurrent_trials(config: ComparisonConfig) -> int:
@@ -263,7 +273,8 @@ class Plan:
         self.teacher_settings = flat.resolve(defaults, TEACHER, config.set)
         everything = [settings for candidates in self.candidates.values() for settings in candidates]
         notes = dict.fromkeys(note for settings in everything for note in self.task.notes(splits, settings))
-        self.notes = [*notes, *_majority_note(splits)]
+        self.notes = [outlook.data_sentence(splits), *notes, *_majority_note(splits)]
+        self._splits = splits
 
     def as_json(self) -> dict[str, Any]:
         """The plan as it is recorded."""
@@ -282,6 +293,7 @@ class Plan:
             "tune": f"optuna:{config.tune:g}" if config.tune else None,
             "set": dict(config.set),
             "checkpoint": config.checkpoint,
+            **({} if config.margin is None else {"margin": config.margin}),
             "candidates": self.candidates,
             "versions": machine.versions(),
         }
@@ -299,6 +311,11 @@ class Plan:
         if min(1.0, max(comparisons, 1) * smallest) > 0.05:
             sentence += "; with so few seeds no difference can be significant at 0.05"
         return sentence + "."
+
+    def first_estimate(self, trials: int, processes: int) -> str | None:
+        """A first estimate of the time of so many trials, in a sentence; None where its steps diverge."""
+        trial = self._trial(TEACHER, 0, self.teacher_settings)
+        return outlook.time_sentence(trial, self.task, self._splits, trials, processes)
 
     @property
     def seeds(self) -> range:

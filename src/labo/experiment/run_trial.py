@@ -126,6 +126,7 @@ def _run(trial: Trial, folder: Path, progress: Progress, runner: StageRunner) ->
     def validate(network: Any) -> tuple[dict[str, float], float]:
         return evaluator.validate(network, splits.validation, best=best)
 
+    _reset_peak_memory()
     try:
         loop = TrainingLoop(
             model,
@@ -145,6 +146,7 @@ def _run(trial: Trial, folder: Path, progress: Progress, runner: StageRunner) ->
     except DivergedError as failure:
         record |= _failed(failure.step, failure.reason)
     else:
+        memory = _peak_memory()
         record |= distributed.broadcast_from_main(
             lambda: _measure(trial, evaluator, model, loss, splits, held_out, step, folder)
         )
@@ -152,8 +154,22 @@ def _run(trial: Trial, folder: Path, progress: Progress, runner: StageRunner) ->
             targets = loss.regularizer.training_targets(splits.train.target, len(splits.classes))
             learnt = replaced.describe(task, splits, targets) | {"epoch": round(step / loop.steps_per_epoch, 2)}
             distributed.broadcast_from_main(lambda: write_object(folder / trials.LEARNT, learnt))
+        record |= {} if memory is None else {"peak_memory": memory}
     seconds = round(time.monotonic() - start + earlier_seconds, 3)  # a teacher or a decision is part of the cost
     return record | {"seconds": seconds, "versions": machine.versions()}
+
+
+def _reset_peak_memory() -> None:
+    machine.reset_peak_memory()
+    if distributed.device().type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _peak_memory() -> int | None:
+    """The most bytes of the training: allocated on the GPU, else of the process."""
+    if distributed.device().type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return machine.peak_memory()
 
 
 def _splits(trial: Trial, task: Any) -> tuple[Any, Any]:

@@ -215,7 +215,7 @@ class SavedRun:
 
     def scores(self, examples: Any) -> dict[str, float]:
         """The scores of examples, raw and at the temperature fitted on validation."""
-        return self.evaluator.scores(self.model.to(self.device), examples, self.temperature)
+        return self.evaluator.scores(self.model.to(self.device), examples, self.record["metrics"])
 
 
 def load(folder: Path, **reading: Any) -> SavedRun:

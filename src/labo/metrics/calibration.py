@@ -83,3 +83,46 @@ def gap(bins: list[dict[str, Any]]) -> float:
     total = sum(entry["count"] for entry in nonempty)
     gaps = sum(abs(entry["confidence"] - entry["accuracy"]) * entry["count"] for entry in nonempty)
     return gaps / total if total else 0.0
+
+
+def adaptive_calibration_error(probabilities: Tensor, target: Tensor, bins: int = BINS) -> float:
+    """`expected_calibration_error` over bins of equal numbers of examples, sorted by confidence; a fraction.
+
+    Args:
+        probabilities, target: as in `reliability`.
+        bins: number of bins; with fewer examples, one an example.
+
+    Source: Nguyen and O'Connor, *Posterior calibration and exploratory analysis for natural language processing
+    models*, EMNLP 2015.
+
+    Example:
+        >>> adaptive_calibration_error(torch.tensor([[0.25, 0.75], [0.125, 0.875]]), torch.tensor([0, 1]), bins=2)
+        0.4375
+    """
+    checks.predictions("probabilities", probabilities, target)
+    checks.distribution("probabilities", probabilities, -1)
+    confidence, predicted = probabilities.double().max(-1)
+    order = confidence.argsort(stable=True)
+    gaps = confidence[order] - (predicted == target)[order].double()
+    return sum(abs(part.sum().item()) for part in gaps.tensor_split(min(bins, len(gaps)))) / len(gaps)
+
+
+def classwise_calibration_error(probabilities: Tensor, target: Tensor, bins: int = BINS) -> float:
+    """The mean over classes of the gap between a class's probability and its frequency, in bins of equal width.
+
+    Args:
+        probabilities, target, bins: as in `reliability`; the bins are of each class's own probability.
+
+    Source: Kull et al., *Beyond temperature scaling*, NeurIPS 2019.
+
+    Example:
+        >>> classwise_calibration_error(torch.tensor([[0.25, 0.75], [0.25, 0.75]]), torch.tensor([1, 0]))
+        0.25
+    """
+    checks.predictions("probabilities", probabilities, target)
+    checks.distribution("probabilities", probabilities, -1)
+    total = 0.0
+    for k, column in enumerate(probabilities.double().unbind(-1)):
+        _, confidence, frequency = binned(column, target == k, bins)
+        total += (confidence - frequency).abs().sum().item()
+    return total / (len(target) * probabilities.shape[-1])

@@ -1,4 +1,4 @@
-"""Classification metrics: accuracy, NLL, Brier score and calibration, over all examples and per class."""
+"""Classification metrics: accuracy, NLL, Brier score, calibration and selective prediction; and those of each class."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from torch import Tensor
 from torch.nn.functional import log_softmax, one_hot
 
 from labo import checks
-from labo.metrics.calibration import expected_calibration_error
+from labo.metrics.calibration import (
+    adaptive_calibration_error,
+    classwise_calibration_error,
+    expected_calibration_error,
+)
+from labo.metrics.selective import fit_exponent, selective_scores
 from labo.metrics.temperature import search_temperature
 
 # The k of top-k accuracy.
@@ -54,19 +59,26 @@ def classification_scores(logits: Tensor, target: Tensor, *, temperature: float 
 def scores(
     validation_logits: Tensor, validation_target: Tensor, test_logits: Tensor, test_target: Tensor
 ) -> dict[str, float]:
-    """`classification_scores` of the test split, raw and ("…_scaled") at the temperature fitted on validation.
+    """`scores_at` of the test split, with the temperature and the exponent of the norm fitted on validation."""
+    exponent = fit_exponent(validation_logits, validation_target)
+    return scores_at(search_temperature(validation_logits, validation_target), test_logits, test_target, exponent)
 
-    Accuracies do not depend on the temperature and are included once; "temperature" is the fitted temperature.
+
+def scores_at(temperature: float, logits: Tensor, target: Tensor, exponent: int | None = None) -> dict[str, float]:
+    """`classification_scores`, raw and ("…_scaled") at `temperature`, what is measured once, and the temperature.
+
+    Accuracies do not depend on the temperature and are included once. Added are "ece_adaptive" and "ece_classwise", raw
+    and scaled, and `selective_scores`; "norm_exponent" is `exponent`, where there is one.
     """
-    return scores_at(search_temperature(validation_logits, validation_target), test_logits, test_target)
-
-
-def scores_at(temperature: float, logits: Tensor, target: Tensor) -> dict[str, float]:
-    """`classification_scores`, raw and ("…_scaled") at `temperature`, and the "temperature" itself."""
     metrics = classification_scores(logits, target)
     scaled = classification_scores(logits, target, temperature=temperature)
     metrics |= {f"{key}_scaled": scaled[key] for key in ("nll", "brier", "ece")}
-    return metrics | {"temperature": temperature}
+    for suffix, divisor in (("", 1.0), ("_scaled", temperature)):
+        p = (logits.detach().double() / divisor).softmax(-1)
+        metrics[f"ece_adaptive{suffix}"] = adaptive_calibration_error(p, target)
+        metrics[f"ece_classwise{suffix}"] = classwise_calibration_error(p, target)
+    metrics |= selective_scores(logits, target, exponent) | {"temperature": temperature}
+    return metrics if exponent is None else metrics | {"norm_exponent": exponent}
 
 
 def class_scores(logits: Tensor, target: Tensor, *, temperature: float = 1.0) -> list[dict[str, Any]]:

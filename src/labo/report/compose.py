@@ -5,9 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from labo.records.comparison import Recorded
-from labo.report import gallery, label_issues, learnt, post_hoc, protocol, token_labels
+from labo.report import (
+    cost,
+    figures,
+    further,
+    gallery,
+    label_issues,
+    learnt,
+    post_hoc,
+    protocol,
+    sensitivity,
+    token_labels,
+)
+from labo.report import leaderboard as leaderboard_over_tasks
 from labo.report.measures import Measure, p_text
-from labo.report.model import Block, Cell, Report, Section, Table, Text, Verdicts
+from labo.report.model import Block, Cell, Figures, Report, Section, Table, Text, Verdicts
 from labo.report.verdict import Difference, MethodSummary, Summary, TaskSummary, finding
 from labo.wording import counted
 
@@ -21,7 +33,7 @@ _SHORT_LABELS = {"accuracy_shifted": "Acc., shifted"}
 def report(recorded: Recorded, summary: Summary, *, samples: bool = True) -> Report:
     """The whole report, with all figures drawn; `samples=False` leaves out images and sentences of the data."""
     several = len(summary.tasks) > 1
-    sections = [Section("Over all tasks", (_overall(summary),))] if summary.overall else []
+    sections = [Section("Over all tasks", leaderboard_over_tasks.blocks(summary, "over-"))] if several else []
     for index, task in enumerate(summary.tasks):
         prefix = f"{index}-{gallery.slug(task.task)}-" if several else ""
         blocks = _task(recorded, task, prefix, samples=samples)
@@ -39,12 +51,16 @@ def brief(summary: Summary) -> Report:
         finding_ = Text(finding(task), "finding")
         sections.append(Section(task.task, (_narrow_leaderboard(task), _verdicts(task), finding_)))
     if summary.overall:
-        sections.append(Section("Over all tasks", (_overall(summary),)))
+        sections.append(Section("Over all tasks", (leaderboard_over_tasks.overall(summary),)))
     return Report("", "", tuple(sections))
 
 
-def leaderboard(task: TaskSummary, measures: Sequence[Measure]) -> Table:
-    """The mean of each method and measure ± half of the 95% interval; the best means are emphasized."""
+def leaderboard(task: TaskSummary, measures: Sequence[Measure], *, costs: bool = False) -> Table:
+    """The mean of each method and measure ± half of the 95% interval; the best means are emphasized.
+
+    With `costs` the time and the memory of a trial stand beside them.
+    """
+    headings, cost_cells, cost_caption = cost.columns(task.costs, task.baseline) if costs else ((), {}, "")
     best = {measure.key: _best(measure, task) for measure in measures}
     rows = []
     for summary in task.ranked():
@@ -53,13 +69,14 @@ def leaderboard(task: TaskSummary, measures: Sequence[Measure]) -> Table:
             measure.cell(estimate.mean, estimate.half_width, emphasized=summary.method in best[measure.key])
             for measure, estimate in estimates
         ]
+        cells += cost_cells.get(summary.method, ())
         rows.append((Cell(summary.method, mark=summary.verdict), Cell(_seeds(summary)), *cells))
     caption = (
         "Mean over seeds ± half of the 95% interval; the best mean is bold, which alone says nothing of "
         "significance. “Scaled” is after temperature scaling on the validation split."
     )
-    columns = ("Method", "Seeds", *(measure.label for measure in measures))
-    return Table("Leaderboard", columns, tuple(rows), caption)
+    columns = ("Method", "Seeds", *(measure.label for measure in measures), *headings)
+    return Table("Leaderboard", columns, tuple(rows), f"{caption} {cost_caption}".strip())
 
 
 def _lead(recorded: Recorded, summary: Summary) -> str:
@@ -73,18 +90,21 @@ def _lead(recorded: Recorded, summary: Summary) -> str:
 
 
 def _task(recorded: Recorded, task: TaskSummary, prefix: str, *, samples: bool) -> tuple[Block, ...]:
-    figures = gallery.sections(recorded, task, prefix)
+    drawn = gallery.sections(recorded, task, prefix)
     blocks = [
         Text(finding(task), "finding"),
         _verdicts(task),
-        Section("Leaderboard", (leaderboard(task, task.measures),)),
+        Section("Leaderboard", (leaderboard(task, task.measures, costs=True),)),
         _differences(task),
+        *further.sections(task),
+        _cost(task, prefix),
+        sensitivity.section(recorded, task, prefix),
         post_hoc.shifts(recorded, task),
         post_hoc.bootstrap(recorded, task),
         post_hoc.beams(recorded, task),
-        figures[0],
+        drawn[0],
         token_labels.section(recorded, task) if samples else None,
-        *figures[1:],
+        *drawn[1:],
         learnt.section(recorded, task.task, prefix, samples=samples),
         label_issues.section(recorded, task.task, samples=samples),
         protocol.settings(recorded, task.task),
@@ -92,8 +112,26 @@ def _task(recorded: Recorded, task: TaskSummary, prefix: str, *, samples: bool) 
     return tuple(block for block in blocks if block is not None)
 
 
-def _overall(summary: Summary) -> Verdicts:
-    return Verdicts(tuple((overall.verdict, overall.sentence) for overall in summary.overall))
+def _cost(task: TaskSummary, prefix: str) -> Section | None:
+    """The main measure over time and memory of a trial; None where fewer than two methods have either."""
+    estimates = {summary.method: summary.estimates[task.main.key] for summary in task.methods}
+    drawn = []
+    for kind, what in (("time", "time of a trial"), ("memory", "peak memory of a trial")):
+        ratios = {
+            name: ratio
+            for name, ratio in cost.ratios(task.costs, task.baseline, kind).items()
+            if estimates[name].values
+        }
+        if len(ratios) > 1:
+            x_label = f"{what} in multiples of {task.baseline}'s"
+            figure = figures.score_over_cost(task.main, f"over {kind}", x_label, estimates, ratios)
+            drawn.append(gallery.drawn_figure(figure, f"{prefix}cost-{kind}", f"{task.main.label} over the {what}"))
+    if not drawn:
+        return None
+    caption = (
+        "Up and to the left is better. The lines are 95% intervals over seeds. The numbers are in the leaderboard."
+    )
+    return Section("Score over cost", (Figures(tuple(drawn), caption),))
 
 
 def _verdicts(task: TaskSummary) -> Verdicts:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 WIDTH = 3.6  # inches; 346 CSS pixels, the width of a phone
 _DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+_MARKERS = ("o", "s", "^", "D")
 MAX_CLASSES = 40  # of a label map
 _LEVELS = 8  # of colour, on either side of the even share
 Matrix = Sequence[Sequence[float | None]]
@@ -82,8 +83,20 @@ def reliability(method: str, raw: Sequence[dict], scaled: Sequence[dict], colour
     return figure
 
 
-def curves(title: str, subtitle: str, lines: dict[str, tuple[list, list]], order: Sequence[str]) -> Figure:
-    """Epochs across, one line per method: `lines` maps it to (epochs, mean over seeds)."""
+def curves(
+    title: str,
+    subtitle: str,
+    lines: dict[str, tuple[list, list]],
+    order: Sequence[str],
+    *,
+    x_label: str = "epoch",
+    whole: bool = False,
+    unit: str = "",
+) -> Figure:
+    """Epochs across, one line per method: `lines` maps it to (epochs, mean over seeds).
+
+    `whole` shows all values, not those after the first fifth of the epochs; `unit` is of the values.
+    """
     from matplotlib.ticker import MaxNLocator
 
     rows = (len(lines) + 1) // 2
@@ -96,10 +109,12 @@ def curves(title: str, subtitle: str, lines: dict[str, tuple[list, list]], order
         )
     axes.grid(axis="y", color=GRID, lw=0.8)
     axes.margins(x=0.02)
-    axes.set_ylim(*_limits(list(lines.values())))
+    axes.set_ylim(*_limits(list(lines.values()), 0.0 if whole else 0.2))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.locator_params(axis="y", nbins=5)
-    axes.set_xlabel("epoch", size=8, color=MUTED, loc="right", labelpad=1)
+    if unit:
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}{unit}")
+    axes.set_xlabel(x_label, size=8, color=MUTED, loc="right", labelpad=1)
     figure.legend(
         loc="lower left", ncols=2, frameon=False, fontsize=8, labelcolor=INK, handlelength=2.4, borderaxespad=0.2,
         columnspacing=1.2, handletextpad=0.6,
@@ -107,13 +122,65 @@ def curves(title: str, subtitle: str, lines: dict[str, tuple[list, list]], order
     return figure
 
 
-def _limits(lines: Sequence[tuple[list, list]]) -> tuple[float, float]:
-    """The limits of the values after the first fifth of the epochs: a steep start does not flatten the rest."""
+def _limits(lines: Sequence[tuple[list, list]], start: float) -> tuple[float, float]:
+    """The limits of the values after the fraction `start` of the epochs: a steep start does not flatten the rest."""
     last = max(epochs[-1] for epochs, _ in lines)
     pairs = [pair for epochs, values in lines for pair in zip(epochs, values, strict=True)]
-    values = [value for epoch, value in pairs if epoch > last / 5] or [value for _, value in pairs]
+    values = [value for epoch, value in pairs if epoch > start * last] or [value for _, value in pairs]
     margin = 0.06 * (max(values) - min(values)) or 0.05 * abs(values[0]) or 0.05
     return min(values) - margin, max(values) + margin
+
+
+def sensitivity(
+    method: str, subtitle: str, points: Sequence[tuple[float, Sequence[float]]], colour_index: int, unit: str
+) -> Figure:
+    """Scores over the strength of a method: `points` are (strength, scores by tuning seed) of each candidate."""
+    figure, axes = _panel(shorten(method), 2.3, subtitle, below=0.31)
+    colour = _colour(colour_index)
+    best: dict[float, float] = {}
+    for value, scores in points:
+        mean = sum(scores) / len(scores)
+        axes.plot([value] * len(scores), scores, "o", mec=colour, mfc="none", ms=4, alpha=0.6)
+        axes.plot([value], [mean], "o", color=colour, ms=5.5, mew=0)
+        best[value] = max(mean, best.get(value, mean))
+    values = sorted(best)
+    axes.plot(values, [best[value] for value in values], color=colour, lw=1.3)
+    axes.grid(axis="y", color=GRID, lw=0.8)
+    axes.margins(x=0.06, y=0.1)
+    axes.locator_params(axis="x", nbins=5)
+    axes.locator_params(axis="y", nbins=4)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}{unit}")
+    return figure
+
+
+def score_over_cost(
+    measure: Measure, title: str, subtitle: str, estimates: dict[str, Estimate], costs: dict[str, float]
+) -> Figure:
+    """The mean of a measure with its 95% interval over the cost relative to the baseline's, a marker per method.
+
+    The order of `estimates` decides the colours; `costs` are of some of these methods.
+    """
+    rows, order = (len(costs) + 1) // 2, list(estimates)
+    figure, axes = _panel(
+        f"{measure.label} {title}", 2.9 + 0.2 * rows, subtitle, below=0.3 + 0.2 * rows,
+    )  # fmt: skip
+    for name, ratio in costs.items():
+        estimate, index = estimates[name], order.index(name)
+        mean, half = (estimate.mean or 0.0) * measure.factor, (estimate.half_width or 0.0) * measure.factor
+        marker = _MARKERS[index // len(SERIES) % len(_MARKERS)]
+        axes.plot([ratio, ratio], [mean - half, mean + half], color=_colour(index), lw=1.2, alpha=0.6)
+        axes.plot([ratio], [mean], marker, color=_colour(index), ms=6, mew=0, label=shorten(name, 22), ls="none")
+    axes.grid(color=GRID, lw=0.8)
+    axes.margins(x=0.08, y=0.08)
+    axes.locator_params(axis="x", nbins=6)
+    axes.locator_params(axis="y", nbins=5)
+    axes.xaxis.set_major_formatter(lambda value, _: f"×{value:g}")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}{measure.unit}")
+    figure.legend(
+        loc="lower left", ncols=2, frameon=False, fontsize=8, labelcolor=INK, handlelength=1.2, borderaxespad=0.2,
+        columnspacing=1.2, handletextpad=0.4,
+    )  # fmt: skip
+    return figure
 
 
 def _colour(index: int) -> str:

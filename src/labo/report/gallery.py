@@ -45,7 +45,8 @@ def _order(task: TaskSummary) -> list[str]:
     return [summary.method for summary in task.methods]
 
 
-def _figure(figure: PlottedFigure, name: str, description: str) -> Figure:
+def drawn_figure(figure: PlottedFigure, name: str, description: str) -> Figure:
+    """The figure of a report; `name` is its file name, `description` its text."""
     return Figure(name, description, render(figure, name, description))
 
 
@@ -56,7 +57,7 @@ def _seeds(task: TaskSummary, prefix: str) -> Section:
         if any(estimate.values for estimate in estimates.values()):
             figure = figures.seed_dots(measure, estimates, _order(task))
             name = f"{prefix}seeds-{slug(measure.key)}"
-            drawn.append(_figure(figure, name, f"{measure.label} of every seed and method, with 95% intervals"))
+            drawn.append(drawn_figure(figure, name, f"{measure.label} of every seed and method, with 95% intervals"))
     caption = (
         "Each dot is one seed; the diamond beneath is the mean, the line its 95% interval. The intervals are of each "
         "method alone: the verdict pairs the seeds, so a difference can be significant where the intervals overlap."
@@ -80,7 +81,7 @@ def _decisions(recorded: Recorded, task: TaskSummary, prefix: str) -> list[Secti
             "of the training split: with a mild memory and with a strong one, by epoch, mean over halves and seeds. "
             "The last epoch decides, with the likelihood through a noise channel."
         )
-        candidates = _figure(figure, name, f"Share of held-out labels predicted by the candidates of {method}")
+        candidates = drawn_figure(figure, name, f"Share of held-out labels predicted by the candidates of {method}")
         drawn.append(_section(f"How {method} decided", [candidates], caption))
     return drawn
 
@@ -115,7 +116,7 @@ def _labels(task: TaskSummary, files: dict[str, list[dict]], prefix: str) -> Sec
         names = runs.classes(files[method], len(labels))
         figure = figures.label_map(method, labels, names, reach)
         name = f"{prefix}labels-{_order(task).index(method)}-{slug(method)}"
-        drawn.append(_figure(figure, name, f"Mean label of {method}, class by class"))
+        drawn.append(drawn_figure(figure, name, f"Mean label of {method}, class by class"))
         if len(labels) <= 12:
             tables.append(Details(f"The numbers: {method}", (_numbers(method, names, labels),), html_only=True))
     if len(next(iter(by_method.values()))) > figures.MAX_CLASSES:
@@ -145,7 +146,7 @@ def _reliability(task: TaskSummary, files: dict[str, list[dict]], prefix: str) -
         subtitle = f"mean temperature {sum(known) / len(known):.2f}" if known else "accuracy against confidence"
         figure = figures.reliability(method, raw, scaled, index, subtitle)
         name = f"{prefix}reliability-{index}-{slug(method)}"
-        drawn.append(_figure(figure, name, f"Accuracy against confidence of {method}, before and after scaling"))
+        drawn.append(drawn_figure(figure, name, f"Accuracy against confidence of {method}, before and after scaling"))
     predicted, counted = "test examples", "examples"
     if task.main.of_text:
         predicted, counted = "tokens of the test references, each predicted from those before it,", "tokens"
@@ -172,7 +173,7 @@ def _curves(recorded: Recorded, task: TaskSummary, prefix: str) -> Section:
         lines = {method: curves[method] for method in _order(task) if curves.get(method, ((), ()))[0]}
         if lines:
             figure = figures.curves(title, subtitle, lines, _order(task))
-            drawn.append(_figure(figure, f"{prefix}curve-{slug(key)}", f"{title} by epoch, mean over seeds"))
+            drawn.append(drawn_figure(figure, f"{prefix}curve-{slug(key)}", f"{title} by epoch, mean over seeds"))
     caption = (
         "Means over the seeds of each method. The first fifth of the epochs may lie outside the axes, so that the "
         "lines after it can be distinguished."

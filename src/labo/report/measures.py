@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from labo.report.model import Cell
+
+LEADERBOARD, CALIBRATION, SELECTIVE = "leaderboard", "calibration", "selective"
 
 
 @dataclass(frozen=True)
 class Measure:
-    """How one key of a record's metrics is shown; `factor` turns the recorded value into the shown unit."""
+    """How one key of a record's metrics is shown; `factor` turns the recorded value into the shown unit.
+
+    `group` is the table that it stands in: that of the leaderboard, of calibration or of selective prediction.
+    """
 
     key: str
     label: str
@@ -19,11 +25,17 @@ class Measure:
     digits: int = 4
     unit: str = ""
     difference_unit: str = ""
+    group: str = LEADERBOARD
 
     @property
     def of_text(self) -> bool:
         """Whether it scores translations."""
         return self.key in OF_TEXT
+
+    @property
+    def noun(self) -> str:
+        """Its name within a sentence: accuracy, BLEU."""
+        return self.label if self.label.isupper() or self.key == "chrf" else self.label.lower()
 
     def value(self, value: float | None) -> str:
         """The value in its unit, such as `97.32%`; an en dash where there is none; −0.0 is 0."""
@@ -49,7 +61,7 @@ class Measure:
         return Cell(self.signed(mean), self.spread(half_width), note)
 
 
-_PERCENT = {"factor": 100.0, "digits": 2, "unit": "%", "difference_unit": " points"}
+_PERCENT: dict[str, Any] = {"factor": 100.0, "digits": 2, "unit": "%", "difference_unit": " points"}
 MEASURES = {
     measure.key: measure
     for measure in (
@@ -64,15 +76,31 @@ MEASURES = {
         Measure("ece", "ECE", False),
         Measure("ece_scaled", "ECE, scaled", False),
         Measure("perplexity", "Perplexity", False, digits=2),
+        Measure("ece_adaptive", "ECE, adaptive", False, group=CALIBRATION),
+        Measure("ece_adaptive_scaled", "Adaptive, scaled", False, group=CALIBRATION),
+        Measure("ece_classwise", "ECE, class-wise", False, group=CALIBRATION),
+        Measure("ece_classwise_scaled", "Class-wise, scaled", False, group=CALIBRATION),
+        *(
+            Measure(f"{key}{suffix}", f"{label}{name}", higher, group=SELECTIVE, **how)
+            for suffix, name in (("", ""), ("_normalized", ", normalized"))
+            for key, label, higher, how in (
+                ("aurc", "AURC", False, {}),
+                ("auroc", "AUROC", True, {}),
+                ("coverage_1", "Coverage at 1%", True, _PERCENT),
+                ("coverage_5", "Coverage at 5%", True, _PERCENT),
+            )
+        ),
     )
 }
 OF_TEXT = ("bleu", "chrf")
 MAIN = ("accuracy", *OF_TEXT)  # what a verdict may be about: `Task.metric` of every task is among them
 
 
-def present(metrics: set[str]) -> list[Measure]:
-    """The known measures among `metrics`, in reading order: the main one first."""
-    return [measure for key, measure in MEASURES.items() if key in metrics]
+def present(metrics: set[str], group: str | None = LEADERBOARD) -> list[Measure]:
+    """The known measures of a group among `metrics`, in reading order: the main one first; None is for all groups."""
+    return [
+        measure for key, measure in MEASURES.items() if key in metrics and (group is None or measure.group == group)
+    ]
 
 
 def number(value: object) -> float | None:

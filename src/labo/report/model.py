@@ -164,13 +164,22 @@ class Report:
 
     def figures(self) -> Iterator[Figure]:
         """All figures, in order."""
+        for block in _leaves(self.sections):
+            if isinstance(block, Figures):
+                yield from block.figures
+
+    def tables(self) -> Iterator[tuple[str, Table]]:
+        """All tables, in order, each with the title of the outermost section that it is in."""
         for section in self.sections:
-            yield from _figures(section.blocks)
+            for block in _leaves(section.blocks):
+                if isinstance(block, Table):
+                    yield section.title, block
 
 
-def _figures(blocks: tuple[Block, ...]) -> Iterator[Figure]:
+def _leaves(blocks: tuple[Block, ...]) -> Iterator[Block]:
+    """The blocks that hold no others."""
     for block in blocks:
-        if isinstance(block, Figures):
-            yield from block.figures
-        elif isinstance(block, Section | Details):
-            yield from _figures(block.blocks)
+        if isinstance(block, Section | Details):
+            yield from _leaves(block.blocks)
+        else:
+            yield block

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
-from pathlib import PurePosixPath, PureWindowsPath
 from statistics import fmean
 from typing import Any
 
 from labo.records.comparison import Recorded
+from labo.report import provenance
 from labo.report.model import Block, Cell, Code, Details, Properties, Section, Table, Text
 from labo.report.verdict import SIGNIFICANCE_LEVEL, Summary, TaskSummary
-from labo.tasks.registry import TEXTS
 
 # Tasks whose data bring no test part (except by a table's split column, which is checked first); others may.
 _WITHOUT_TEST_PART = ("digits", "table")
@@ -62,8 +61,11 @@ def paragraphs(recorded: Recorded, summary: Summary) -> list[Text]:
         f"Differences to {summary.baseline} are paired by seed, over the seeds that both finished, and tested "
         "by the two-sided sign-flip permutation test; Holm's correction is over the methods, within one measure. "
         f"“Better” and “worse” mean significantly so: a corrected p of at most {SIGNIFICANCE_LEVEL:g} in the main "
-        "measure. “No significant difference” is not “equal”: the interval says how large a difference is still "
-        "possible. The other measures are shown for reading; over them nothing is corrected."
+        f"measure. “Practically the same” means that the difference is within ±{summary.margin:g} points by two "
+        "one-sided paired t-tests (TOST), Holm's correction over the methods again; everything else is undecided. The "
+        "number of further seeds is what a t-test would take, with a power of 0.8, if the mean and the spread of these "
+        "seeds were the true ones: a figure to plan a new comparison by, on seeds of its own. The other measures are "
+        "shown for reading; over them nothing is corrected."
     )
     return [*texts, Text(text, term="Verdict")]
 
@@ -80,7 +82,7 @@ def settings(recorded: Recorded, task: str) -> Section | None:
     for key in keys:
         values = []
         for runs in by_method.values():
-            distinct = list(dict.fromkeys(_short(run[key]) for run in runs if key in run))
+            distinct = list(dict.fromkeys(provenance.short(run[key]) for run in runs if key in run))
             values.append(" / ".join(distinct) if distinct else "–")
         if len(set(values)) == 1:
             shared.append((key, values[0]))
@@ -107,7 +109,7 @@ def _candidate_counts(recorded: Recorded, task: str) -> dict[str, int]:
 
 def _failures(summary: Summary) -> Section | None:
     rows = [
-        tuple(map(Cell, (task.task, method.method, str(failure["seed"]), *map(_short, _reason(failure)))))
+        tuple(map(Cell, (task.task, method.method, str(failure["seed"]), *map(provenance.short, _reason(failure)))))
         for task in summary.tasks
         for method in task.methods
         for failure in method.failures
@@ -124,7 +126,9 @@ def _reproduction(recorded: Recorded) -> Section:
     command = recorded.comparison.get("command")
     line = shlex.join(map(str, command)) if isinstance(command, list) else str(command or "")
     properties = Properties((("trial time, added up", _duration(_seconds(recorded))), *_versions(recorded)))
-    return Section("How to reproduce it", (Code(line), properties) if line else (properties,))
+    signed = Text("The signature names what the numbers depend on, for a paper or a table elsewhere:", "caption")
+    signature = (signed, Code(provenance.signature(recorded)))
+    return Section("How to reproduce it", (*((Code(line),) if line else ()), *signature, properties))
 
 
 def _versions(recorded: Recorded) -> list[tuple[str, str]]:
@@ -133,7 +137,7 @@ def _versions(recorded: Recorded) -> list[tuple[str, str]]:
     for source in (recorded.comparison, *recorded.records):
         versions = source.get("versions")
         for name, version in (versions if isinstance(versions, dict) else {}).items():
-            by_name.setdefault(str(name), {})[_short(version)] = None
+            by_name.setdefault(str(name), {})[provenance.short(version)] = None
     return [(name, ", ".join(versions)) for name, versions in by_name.items()]
 
 
@@ -171,7 +175,9 @@ def _wrong(decision: Mapping[str, Any]) -> float | None:
 
 
 def _data(task: Any, options: dict[str, Any], *, of_text: bool) -> str:
-    listed = ", ".join(f"{key.replace('_', ' ')} {_without_folder(key, value)}" for key, value in options.items())
+    listed = ", ".join(
+        f"{key.replace('_', ' ')} {provenance.without_folder(key, value)}" for key, value in options.items()
+    )
     text = f"The task is {task}, with {listed}."
     if "label_noise" not in options:
         return text
@@ -259,20 +265,3 @@ def _count(value: Any) -> int:
     if isinstance(value, list):
         return len(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else 0
-
-
-def _short(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, float):
-        return f"{value:g}"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _without_folder(key: str, value: Any) -> str:
-    # A report is shown to others, whom the folders of one machine do not concern. A target that is no absolute path is
-    # a column, whose name may hold a slash.
-    absolute = PurePosixPath(str(value)).is_absolute() or PureWindowsPath(str(value)).is_absolute()
-    if key == "data" or (key in TEXTS and absolute):
-        return str(value).replace("\\", "/").rpartition("/")[2]
-    return _short(value)

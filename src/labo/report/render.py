@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from labo.report.model import Cell, Report, Table, Text, Verdicts
 from labo.report.svg import FONT, variables
-from labo.report.verdict import BASELINE, BETTER, WORSE
+from labo.report.verdict import BASELINE, BETTER, EQUIVALENT, WORSE
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from rich.table import Table as TerminalTable
     from rich.text import Text as TerminalText
 
-_MARKS = {BETTER: "▲", WORSE: "▼", BASELINE: "·"}
+_MARKS = {BETTER: "▲", WORSE: "▼", EQUIVALENT: "≈", BASELINE: "·"}
+_UNKNOWN = "±"  # it may be either
 _COLOURS = {BETTER: "green", WORSE: "red"}
 # The width that a column of names is not folded below.
 _MIN_NAME = 8
@@ -55,7 +56,7 @@ def terminal(report: Report) -> Group:
                 parts.append(_FittedTable(section.title, block))
             elif isinstance(block, Verdicts):
                 parts += [
-                    TerminalText(f"{_MARKS.get(verdict, '≈')} {sentence}", style=_COLOURS.get(verdict, ""))
+                    TerminalText(f"{_MARKS.get(verdict, _UNKNOWN)} {sentence}", style=_COLOURS.get(verdict, ""))
                     for verdict, sentence in block.items
                 ]
             elif isinstance(block, Text):
@@ -130,7 +131,7 @@ def _widths(columns: Sequence[Sequence[str]], room: int) -> list[int]:
 def _terminal_cell(cell: Cell) -> TerminalText:
     from rich.text import Text as TerminalText
 
-    mark = f"{_MARKS.get(cell.mark, '≈')} " if cell.mark else ""
+    mark = f"{_MARKS.get(cell.mark, _UNKNOWN)} " if cell.mark else ""
     style = "bold" if cell.emphasized else _COLOURS.get(cell.mark, "")
     text = TerminalText(f"{mark}{cell.text}", style=style)
     if cell.spread:

@@ -10,17 +10,16 @@ from typing import Any
 from labo.errors import UserError, unknown
 from labo.metrics import significance
 from labo.records.comparison import latest
+from labo.report import equivalence
+from labo.report.cost import Cost
+from labo.report.equivalence import DEFAULT_MARGIN, Equivalence
 from labo.report.measures import MAIN, MEASURES, Measure, number, p_text, present
 from labo.wording import counted
 
 SIGNIFICANCE_LEVEL = 0.05
-BETTER, WORSE, NOT_SIGNIFICANT, BASELINE, NOT_COMPARED = (
-    "better",
-    "worse",
-    "not significant",
-    "baseline",
-    "not compared",
-)
+BETTER, WORSE, BASELINE, NOT_COMPARED = "better", "worse", "baseline", "not compared"
+# Where there is no significant difference: of the main measure, and of other measures or over several tasks.
+EQUIVALENT, UNDECIDED, NOT_SIGNIFICANT = "practically the same", "undecided", "not significant"
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,8 @@ class Estimate:
 class Difference:
     """Method minus baseline over the seeds that both finished; p two-sided, `p_holm` corrected over the methods.
 
-    `smallest_p` and `smallest_p_holm` are the smallest values that these two can take with so many seeds.
+    `smallest_p` and `smallest_p_holm` are the smallest values that these two can take with so many seeds. The main
+    measure has an `equivalence`.
     """
 
     seeds: tuple[int, ...]
@@ -50,11 +50,15 @@ class Difference:
     p_holm: float = 1.0
     smallest_p_holm: float = 1.0
     verdict: str = NOT_SIGNIFICANT
+    equivalence: Equivalence | None = None
 
 
 @dataclass(frozen=True)
 class MethodSummary:
-    """One method on one task; `estimates` and `differences` are keyed by measure, `sentence` states the verdict."""
+    """One method on one task.
+
+    `estimates` and `differences` are keyed by measure, `sentence` states the verdict, `cost` is of its finished trials.
+    """
 
     method: str
     finished: int
@@ -63,17 +67,27 @@ class MethodSummary:
     differences: dict[str, Difference] = field(default_factory=dict)
     verdict: str = NOT_COMPARED
     sentence: str = ""
+    cost: Cost = field(default_factory=Cost)
 
 
 @dataclass(frozen=True)
 class TaskSummary:
-    """All methods on one task, in the order of the records; `main` is the measure that the verdict is about."""
+    """All methods on one task, in the order of the records; `main` is the measure that the verdict is about.
+
+    `measures` are those of the leaderboard, `further` those of other tables.
+    """
 
     task: str
     baseline: str
     main: Measure
     measures: tuple[Measure, ...]
     methods: tuple[MethodSummary, ...]
+    further: tuple[Measure, ...] = ()
+
+    @property
+    def costs(self) -> dict[str, Cost]:
+        """The cost of each method."""
+        return {method.method: method.cost for method in self.methods}
 
     def ranked(self) -> list[MethodSummary]:
         """The methods by their mean of the main measure, the best first; those without a value last."""
@@ -106,17 +120,21 @@ class Overall:
 
 @dataclass(frozen=True)
 class Summary:
-    """The verdict on a folder of records; `overall` is empty with a single task."""
+    """The verdict on a folder of records; `overall` is empty with a single task, `margin` is in points."""
 
     baseline: str
     tasks: tuple[TaskSummary, ...]
     overall: tuple[Overall, ...]
+    margin: float = DEFAULT_MARGIN
 
 
 def summarize_records(
-    records: Sequence[dict[str, Any]], baseline: str | None = None, preferred: str | None = None
+    records: Sequence[dict[str, Any]],
+    baseline: str | None = None,
+    preferred: str | None = None,
+    margin: float = DEFAULT_MARGIN,
 ) -> Summary:
-    """The verdict on `records`.
+    """The verdict on `records`; differences within ±`margin` points of the main measure are practically none.
 
     `baseline` must be among the methods (else UserError); without it `preferred` is taken where it was run, else
     label_smoothing, else the first method. No records: UserError.
@@ -132,8 +150,8 @@ def summarize_records(
     by_task: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         by_task.setdefault(str(record["task"]), []).append(record)
-    tasks = tuple(_task(task, group, baseline) for task, group in by_task.items())
-    return Summary(baseline, tasks, _overall(tasks, baseline) if len(tasks) > 1 else ())
+    tasks = tuple(_task(task, group, baseline, margin) for task, group in by_task.items())
+    return Summary(baseline, tasks, _overall(tasks, baseline) if len(tasks) > 1 else (), margin)
 
 
 def finding(task: TaskSummary) -> str:
@@ -144,7 +162,10 @@ def finding(task: TaskSummary) -> str:
     mean = None if baseline is None else baseline.estimates[main.key].mean
     value = "" if mean is None else f" ({main.value(mean)})"
     if not better:
-        return f"On {task.task} no method is significantly better than {task.baseline}{value}."
+        same = [summary.method for summary in task.ranked() if summary.verdict == EQUIVALENT]
+        verb = "is" if len(same) == 1 else "are"
+        practically = f"; {_enumerate(same)} {verb} practically the same" if same else ""
+        return f"On {task.task} no method is significantly better than {task.baseline}{value}{practically}."
     differences = [summary.differences[main.key] for summary in better]
     names = _enumerate(
         [f"{summary.method} ({main.value(summary.differences[main.key].method_mean)})" for summary in better]
@@ -171,19 +192,22 @@ def estimate(values: dict[int, float]) -> Estimate:
     return Estimate(values, mean, half_width)
 
 
-def _task(task: str, records: list[dict[str, Any]], baseline: str) -> TaskSummary:
+def _task(task: str, records: list[dict[str, Any]], baseline: str, margin: float) -> TaskSummary:
     keys = {key for record in records for key in record.get("metrics") or {}}
+    everything = present(keys, group=None)
     measures = tuple(present(keys)) or (MEASURES["accuracy"],)
+    further = tuple(measure for measure in everything if measure not in measures)
     main = next((measure for measure in measures if measure.key in MAIN), measures[0])
     by_method: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         by_method.setdefault(str(record["method"]), []).append(record)
-    methods = {name: _method(name, group, measures) for name, group in by_method.items()}
-    for measure in measures:
-        for name, difference in _differences(methods, baseline, measure).items():
+    methods = {name: _method(name, group, (*measures, *further)) for name, group in by_method.items()}
+    for measure in (*measures, *further):
+        own_margin = margin / measure.factor if measure == main else None
+        for name, difference in _differences(methods, baseline, measure, own_margin).items():
             methods[name].differences[measure.key] = difference
     judged = tuple(_with_verdict(summary, task, baseline, main) for summary in methods.values())
-    return TaskSummary(task, baseline, main, measures, judged)
+    return TaskSummary(task, baseline, main, measures, judged, further)
 
 
 def _method(name: str, records: list[dict[str, Any]], measures: Sequence[Measure]) -> MethodSummary:
@@ -195,7 +219,7 @@ def _method(name: str, records: list[dict[str, Any]], measures: Sequence[Measure
     for measure in measures:
         values = {record["seed"]: number((record.get("metrics") or {}).get(measure.key)) for record in finished}
         estimates[measure.key] = estimate({seed: value for seed, value in values.items() if value is not None})
-    return MethodSummary(name, len(finished), failures, estimates)
+    return MethodSummary(name, len(finished), failures, estimates, cost=Cost.of(finished))
 
 
 def _failure(failed: Any) -> dict[str, Any]:
@@ -204,7 +228,9 @@ def _failure(failed: Any) -> dict[str, Any]:
     )
 
 
-def _differences(methods: dict[str, MethodSummary], baseline: str, measure: Measure) -> dict[str, Difference]:
+def _differences(
+    methods: dict[str, MethodSummary], baseline: str, measure: Measure, margin: float | None
+) -> dict[str, Difference]:
     if baseline not in methods:
         return {}
     reference = methods[baseline].estimates[measure.key].values
@@ -223,7 +249,20 @@ def _differences(methods: dict[str, MethodSummary], baseline: str, measure: Meas
         smallest_p_holm = min(1.0, max(difference.smallest_p, smallest * len(differences)))
         verdict = _judge(difference.mean if measure.higher_is_better else -difference.mean, p_holm)
         differences[name] = replace(difference, p_holm=p_holm, smallest_p_holm=smallest_p_holm, verdict=verdict)
-    return differences
+    return differences if margin is None else _with_equivalence(differences, margin)
+
+
+def _with_equivalence(differences: dict[str, Difference], margin: float) -> dict[str, Difference]:
+    """The differences with their equivalence, which decides where none is significant."""
+    values = [difference.values for difference in differences.values()]
+    judged = {}
+    measured = equivalence.measure(values, margin, SIGNIFICANCE_LEVEL)
+    for (name, difference), found in zip(differences.items(), measured, strict=True):
+        verdict = difference.verdict
+        if verdict == NOT_SIGNIFICANT:
+            verdict = EQUIVALENT if found.p_holm <= SIGNIFICANCE_LEVEL else UNDECIDED
+        judged[name] = replace(difference, verdict=verdict, equivalence=found)
+    return judged
 
 
 def _difference(seeds: tuple[int, ...], values: dict[int, float], reference: dict[int, float]) -> Difference:
@@ -269,30 +308,36 @@ def _baseline_sentence(summary: MethodSummary, main: Measure) -> str:
         return f"{summary.method} is the baseline, and has no finished trial."
     interval = f" ± {main.spread(own.half_width)}" if own.half_width is not None else ""
     value = f"{main.value(own.mean)}{interval}"
-    return f"{summary.method} is the baseline: {_noun(main)} {value} over {counted(len(own.values), 'seed')}."
+    return f"{summary.method} is the baseline: {main.noun} {value} over {counted(len(own.values), 'seed')}."
 
 
 def _sentence(method: str, baseline: str, main: Measure, difference: Difference) -> str:
-    count = len(difference.seeds)
-    if difference.verdict == NOT_SIGNIFICANT:
-        opening = f"{method} shows no significant difference from {baseline} ({counted(count, 'seed')})"
-    else:
-        opening = f"{method} is {difference.verdict} than {baseline}"
-    numbers = f"{_noun(main)} {main.value(difference.method_mean)} against {main.value(difference.baseline_mean)}"
+    count, found = len(difference.seeds), difference.equivalence
+    assert found is not None
+    margin = f"{found.margin * main.factor:g}{main.difference_unit or ' ' + main.label}"
+    opening = {
+        EQUIVALENT: f"{method} is practically the same as {baseline}",
+        UNDECIDED: f"Undecided between {method} and {baseline}",
+    }.get(difference.verdict, f"{method} is {difference.verdict} than {baseline}")
+    numbers = f"{main.noun} {main.value(difference.method_mean)} against {main.value(difference.baseline_mean)}"
     size = f"a paired difference of {main.signed(difference.mean)}{main.difference_unit}"
     if difference.half_width == 0:
         size += " (the same on every seed, so that no interval can be given)"
     elif difference.half_width is not None:
         low, high = difference.mean - difference.half_width, difference.mean + difference.half_width
         size += f" (95% interval {main.signed(low)} to {main.signed(high)})"
-    over = "" if difference.verdict == NOT_SIGNIFICANT else f" over {counted(count, 'seed')}"
-    sentence = f"{opening}: {numbers}, {size}{over}; {p_phrase(difference.p_holm)} after Holm."
+    tested = f"{opening}: {numbers}, {size} over {counted(count, 'seed')}; {p_phrase(difference.p_holm)} after Holm."
+    within = f"within ±{margin} (TOST, {p_phrase(found.p_holm)} after Holm)"
+    if difference.verdict == EQUIVALENT:
+        return f"{tested} The difference is {within}."
+    if difference.verdict != UNDECIDED:
+        return f"{tested} The difference is small, though: {within}." if found.p_holm <= SIGNIFICANCE_LEVEL else tested
     if difference.smallest_p_holm > SIGNIFICANCE_LEVEL:
-        smallest = p_text(difference.smallest_p_holm)
-        sentence += (
-            f" With so few seeds nothing can be significant: after Holm, the smallest p they can reach is {smallest}."
+        tested += (
+            " With so few seeds nothing can be significant: after Holm, the smallest p they can reach is "
+            f"{p_text(difference.smallest_p_holm)}."
         )
-    return sentence
+    return f"{tested} {equivalence.advice(found, count, margin)}"
 
 
 def _overall(tasks: Sequence[TaskSummary], baseline: str) -> tuple[Overall, ...]:
@@ -330,7 +375,3 @@ def _overall_of(method: str, baseline: str, gains: dict[str, list[float]], p: fl
 def p_phrase(p: float) -> str:
     """`p = 0.016` or `p < 0.001`."""
     return "p < 0.001" if p < 0.001 else f"p = {p_text(p)}"
-
-
-def _noun(measure: Measure) -> str:
-    return measure.label if measure.label.isupper() or measure.key == "chrf" else measure.label.lower()

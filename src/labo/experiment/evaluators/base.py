@@ -57,8 +57,8 @@ class Evaluator(ABC):
         """
 
     @abstractmethod
-    def scores(self, model: nn.Module, examples: Any, temperature: float) -> dict[str, float]:
-        """The metrics of any examples, without and ("…_scaled") with a temperature fitted before."""
+    def scores(self, model: nn.Module, examples: Any, fitted: Mapping[str, float]) -> dict[str, float]:
+        """The metrics of any examples; "temperature" and other parameters that validation gave are in `fitted`."""
 
     def signatures(self) -> dict[str, str]:
         """The signatures of metrics that have several implementations, by metric."""

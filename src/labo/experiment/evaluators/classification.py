@@ -1,9 +1,9 @@
-"""Classifiers: accuracy, NLL, Brier score, calibration."""
+"""Classifiers: accuracy, NLL, Brier score, calibration, selective prediction."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -85,8 +85,9 @@ class ClassificationEvaluator(Evaluator):
         return {"metrics": metrics}
 
     @override
-    def scores(self, model: nn.Module, examples: Any, temperature: float) -> dict[str, float]:
-        return scores_at(temperature, predict(model, examples.features), examples.target)
+    def scores(self, model: nn.Module, examples: Any, fitted: Mapping[str, float]) -> dict[str, float]:
+        logits, exponent = predict(model, examples.features), fitted.get("norm_exponent")  # earlier versions have none
+        return scores_at(fitted["temperature"], logits, examples.target, None if exponent is None else int(exponent))
 
 
 def _finite_logits(model: nn.Module, examples: Any) -> Tensor:

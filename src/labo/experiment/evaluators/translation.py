@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -102,8 +102,8 @@ class TranslationEvaluator(Evaluator):
         return {"metrics": metrics, "signatures": self.signatures()}
 
     @override
-    def scores(self, model: nn.Module, examples: Any, temperature: float) -> dict[str, float]:
-        return self._metrics(model, examples, self.translations(model, examples), temperature)[0]
+    def scores(self, model: nn.Module, examples: Any, fitted: Mapping[str, float]) -> dict[str, float]:
+        return self._metrics(model, examples, self.translations(model, examples), fitted["temperature"])[0]
 
     def _metrics(
         self, model: nn.Module, examples: Any, hypotheses: Sequence[str], temperature: float
