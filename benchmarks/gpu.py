@@ -374,14 +374,14 @@ def last_layer(write: Callable[[Line], None], deadline: float) -> None:
 
 
 def _side_by_side(section: str, sizes: list[Any], write: Callable[[Line], None], deadline: float, rounds: int) -> None:
-    from labo.bench.implementations import Shape as BenchShape
+    from labo.bench.implementations import ProblemShape
 
     for index, (rows, classes, width, dtype) in enumerate(sizes):
         print(f"  {rows} x {classes}{f' of width {width}' if width else ''}, {dtype}", flush=True)
         compiled = not width and index in (0, 2, 6)
         about = {"section": section, "rows": rows, "classes": classes, "width": width, "dtype": dtype}
         with _releasing():
-            for line in _timed(BenchShape(rows, classes, width, DTYPES[dtype]), compiled, deadline, rounds):
+            for line in _timed(ProblemShape(rows, classes, width, DTYPES[dtype]), compiled, deadline, rounds):
                 write({**about, **line})
                 if "milliseconds" in line:
                     print(

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 import labo
-from labo import LabelRegularizedLoss, kernels, linear_labo_cross_entropy
+from labo import LabelRegularizedLoss, kernels, linear_labo_cross_entropy, reduction
 from labo.errors import UserError
 from labo.kernels import operators
 from labo.kernels.options import Options
@@ -42,11 +42,11 @@ CASES = [
 each_input = pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}{tuple(case[1].shape)}")
 
 
-def loss(case: Case, impl: str, linear: bool, reduction: str = "mean") -> Callable[[Tensor], Tensor]:
+def loss(case: Case, impl: str, linear: bool, reduced: str = "mean") -> Callable[[Tensor], Tensor]:
     """The loss as a function of one input."""
 
     def function(value: Tensor) -> Tensor:
-        given: dict[str, Any] = {"target": INDICES, "alpha": 0.3, "impl": impl, "reduction": reduction, case[0]: value}
+        given: dict[str, Any] = {"target": INDICES, "alpha": 0.3, "impl": impl, "reduction": reduced, case[0]: value}
         if linear:
             return linear_labo_cross_entropy(LOGITS, HEAD, given.pop("target"), **given).sum()
         return labo.labo_cross_entropy(LOGITS, given.pop("target"), **given).sum()
@@ -181,11 +181,11 @@ def test_a_denominator_that_requires_a_gradient_gets_one():
 def test_the_list_is_the_signature_of_the_implementations():
     """All tensors that reach an implementation beside the logits are looked at, whatever options it may get."""
     options = Options(*(torch.ones(()) for _ in range(4)), value="inner")
-    names = list(kernels._constants(INDICES, options, {"weight": WEIGHT}))
-    assert names == [name for name in options.named() if name != "value"] + ["target", "weight"]
-    arguments = {argument.name for argument in operators._loss._opoverload._schema.arguments}
-    flags = {"logits", "row_weights", "value", "impl", "total", "gradient"}
-    assert arguments - flags == set(names)
+    rows = reduction.as_rows(LOGITS, INDICES, WEIGHT, -100)
+    sources = {name: torch.ones(()) for name in reduction.weight_sources(rows, None)}
+    schema = operators._loss._opoverload._schema.arguments
+    tensors = {argument.name for argument in schema if "Tensor" in str(argument.type)} - {"logits", "row_weights"}
+    assert set(kernels._constants(INDICES, options, sources)) == tensors | set(sources)
 
 
 @pytest.mark.parametrize("linear", [False, True])
