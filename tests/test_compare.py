@@ -19,7 +19,7 @@ import pytest
 from experiments import KILL
 from labo import report
 from labo.errors import UserError
-from labo.experiment import compare, executor
+from labo.experiment import compare, executor, outlook
 from labo.experiment.compare import ComparisonConfig
 from labo.experiment.executor import WorkerDied
 from labo.records import lock
@@ -357,6 +357,7 @@ def test_a_finished_run_whose_line_was_lost_is_not_trained_again(tmp_path, monke
     (tmp_path / "results.jsonl").write_text("")
     from labo.training.loop import TrainingLoop
 
+    monkeypatch.setattr(outlook, "trial_seconds", lambda *_: None)  # it times a few steps
     monkeypatch.setattr(TrainingLoop, "run", None)
     assert len(run(tmp_path, settings_per_method=1, seeds=1).ran) == 3
 

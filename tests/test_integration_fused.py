@@ -319,7 +319,8 @@ def test_the_trainer_evaluates_nll_and_has_logits_for_predictions_and_metrics(tm
     assert found.metrics["test_loss"] == pytest.approx(expected, abs=1e-5)
     Trainer(model, arguments(tmp_path), eval_dataset=Data(), compute_metrics=metrics).evaluate()
     assert shapes == [(4, 6, V)]
-    assert fused_of(model).gives_logits is False
+    fused: Any = fused_of(model)
+    assert fused.gives_logits is False
 
 
 def test_labo_loss_needs_no_more_than_its_name(tmp_path):
@@ -397,7 +398,7 @@ def mesh() -> Any:
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
 
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo", store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1)
     yield init_device_mesh("cpu", (1,))
     dist.destroy_process_group()
 
@@ -440,7 +441,8 @@ def test_a_head_sharded_by_tensor_parallelism_is_gathered(mesh, style):
         parallelize_module(model, mesh, {"lm_head": ColwiseParallel(output_layouts=Replicate())})
     loss = model(TOKENS, labels=LABELS).loss
     loss.backward()
-    assert model.lm_head.weight.grad.placements == (Shard(0),)
+    gradient: Any = model.lm_head.weight.grad
+    assert gradient.placements == (Shard(0),)
     found = {n: getattr(p.grad, "full_tensor", lambda p=p: p.grad)() for n, p in model.named_parameters()}
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)

@@ -136,7 +136,7 @@ def test_a_memory_remembers_every_token_of_every_example(tmp_path, tokenizer):
     tokens = sum(len(row) for row in trainer.train_dataset.dataset["labels"])
     trainer.train()
     assert loss.regularizer.provided("examples") == tokens
-    remembered = loss.regularizer.memory.memory
+    remembered: Any = loss.regularizer.prediction_memory
     assert remembered.state_dict()
     packed = {"packing": True, "max_length": 64}
     for options in (packed, {"padding_free": True, "max_length": None}):

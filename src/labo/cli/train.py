@@ -188,18 +188,21 @@ def _run(trial: Trial, folder: Path, notes: Sequence[str], jobs: int) -> int:
 
     record, job = read_record(folder), Job(trial, folder)
     with ConsoleProgress() as progress:
-        for note in notes:
-            progress.message(note)
         if record is not None:
             record = run_trial.run(trial, folder)
             progress.message(f"The run in '{folder}' is already finished.")
         else:
             progress.begin(1, 0)
             progress.phase("training")
+            unsaid = list(notes)  # said when the training begins, for a run that is refused has but its one sentence
+
+            def update(fraction: float) -> None:
+                while unsaid:
+                    progress.message(unsaid.pop(0))
+                progress.update(job, fraction)
+
             with TrialExecutor(jobs if run_trial.has_stage(trial) else 1) as executor:
-                record = run_job(
-                    job, lambda fraction: progress.update(job, fraction), phase=progress.phase, run_folds=executor.run
-                )
+                record = run_job(job, update, phase=progress.phase, run_folds=executor.run)
             progress.finished(job, record)
     if failed := record.get("failed"):
         print(f"labo: The run failed at step {failed['step']}: {failed['reason']}.", file=sys.stderr)

@@ -236,9 +236,10 @@ def _published(plain: Callable[..., Any]) -> Callable[..., Any]:
         shifted: Any = inputs.pop("shift_labels", None)
         count, token_weights = inputs.pop("num_items_in_batch", None), inputs.pop(TOKEN_WEIGHTS, None)
         fused = getattr(self, FUSED)
-        if labels is None and shifted is None:
+        targets: Any = labels if shifted is None else shifted
+        if targets is None:
             return fused.plain_forward(self, inputs)
-        batch = Batch(labels if shifted is None else shifted, shifted is not None, count, token_weights)
+        batch = Batch(targets, shifted is not None, count, token_weights)
         return fused.outputs(self, inputs, batch)
 
     published: Any = forward
@@ -248,7 +249,8 @@ def _published(plain: Callable[..., Any]) -> Callable[..., Any]:
 
 def _probe_inputs(network: PreTrainedModel) -> dict[str, Tensor]:
     """Two tokens, on which a network shows what it does to its logits."""
-    tokens = torch.zeros(1, 2, dtype=torch.int64, device=network.get_input_embeddings().weight.device)
+    embeddings: Any = network.get_input_embeddings()
+    tokens = torch.zeros(1, 2, dtype=torch.int64, device=embeddings.weight.device)
     return {"input_ids": tokens} | ({"decoder_input_ids": tokens} if network.config.is_encoder_decoder else {})
 
 

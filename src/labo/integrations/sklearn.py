@@ -210,7 +210,7 @@ class LABOClassifier(ClassifierMixin, BaseEstimator):
         if "prior" in options and not isinstance(self.prior, str):
             options["prior"] = torch.as_tensor(np.asarray(self.prior), dtype=examples.features.dtype)
         regularizer = regularizers.create(self.method, **options, **(self.options or {}))
-        for need in ("teacher", "decision", "posterior", "dense_logits"):
+        for need in ("teacher", "decision", "posterior", "kept", "dense_logits"):
             if need in regularizer.needs:
                 raise UserError(f"Method '{self.method}' needs {need}, which LABOClassifier cannot provide.")
         if "class_counts" in regularizer.missing:

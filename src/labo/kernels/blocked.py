@@ -29,6 +29,8 @@ MAX_FACTOR = 8.0
 # Batches of up to so many logits are computed at once, by a form that loses digits if alpha is close to 1.
 SMALL = 2**15
 _MAX_STRENGTH = 0.8
+# exp(-x) of float32 is a normal number up to here.
+_MAX_EXPONENT = 80.0
 # With less prior mass on the best class, sums relative to its logit could underflow.
 _MIN_PRIOR = 1e-20
 
@@ -74,7 +76,7 @@ def solve(
     """
     rows, classes = logits.shape
     work = reference.working_dtype(logits)
-    if out is None and logits.numel() <= SMALL and target.dim() == 1 and _is_plain(options):
+    if out is None and logits.numel() <= SMALL and target.dim() == 1 and _is_plain(options, classes):
         result = _solve_small(logits.to(work), target, row_weights, options, gradient, statistics)
         if result is not None:
             return result[0], None if result[1] is None else result[1].to(logits.dtype)
@@ -153,13 +155,13 @@ class _Scratch:
         return _Buffers(buffer, self.spare[:rows], buffer if self.gaps is None else self.gaps[:rows])
 
 
-def _is_plain(options: Options) -> bool:
+def _is_plain(options: Options, classes: int) -> bool:
     """Whether `_solve_small` is made for these options, and accurate with them."""
     alpha, beta = options.alpha, options.beta
     if isinstance(alpha, Tensor) or isinstance(beta, Tensor) or options.prior is not None or options.value != "inner":
         return False
-    if options.softcap is not None:
-        return False
+    if options.softcap is not None or math.log(max(1, classes)) > _MAX_EXPONENT * beta:
+        return False  # the largest p is at least 1 / C: p^(1 / beta) may underflow everywhere
     return alpha <= _MAX_STRENGTH and (beta == math.inf or alpha * beta <= MAX_FACTOR)
 
 
@@ -171,9 +173,9 @@ def _solve_small(
     With s = sum p^(1 / beta), the loss is (alpha - 1) * log p_y - alpha * beta * log(s / C), and q = p^(1 / beta) / s.
     Returns None if a logit is not finite or a row has weight 0.
     """
+    alpha, beta, classes = float(options.alpha), float(options.beta), z.shape[-1]
     if not math.isfinite(z.sum().item()) or not row_weights.all().item():
         return None
-    alpha, beta, classes = float(options.alpha), float(options.beta), z.shape[-1]
     index = target.unsqueeze(-1)
     log_p = z.log_softmax(-1)
     log_p_target = log_p.gather(-1, index)

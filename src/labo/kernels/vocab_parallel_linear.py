@@ -308,7 +308,7 @@ def _all_gather(shared: Mapping[str, Any], device: torch.device, group: dist.Pro
     numbers = [0.0 if isinstance(value, Tensor) else float(value) for value in shared.values()]
     gathered = torch.zeros(dist.get_world_size(group), len(_SHARED) + 1, dtype=torch.float64, device=device)
     own = gathered[dist.get_rank(group)]
-    own.copy_(torch.tensor(numbers or [torch.nan] * len(own), dtype=torch.float64))
+    own.copy_(torch.tensor(numbers or [torch.nan] * len(own), dtype=torch.float64, device=device))
     for place, value in enumerate(shared.values()):
         if isinstance(value, Tensor):
             own[place] = value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,12 +19,19 @@ from labo.regularizers import registry
 from labo.regularizers.base import Regularizer
 from labo.regularizers.prediction_memory import PredictionMemory
 
-if TYPE_CHECKING:
-    from labo.outer.trust import Decision
-
 # How much it may cost, in plain training runs.
 BUDGETS = (1.5, 3.0, 6.0)
 BUDGET = 3.0
+
+
+class Choice(Protocol):
+    """What a decision chose; see `labo.outer.trust.Decision`."""
+
+    @property
+    def method(self) -> str: ...  # noqa: D102 -- the name of the chosen method
+
+    @property
+    def options(self) -> Mapping[str, Any]: ...  # noqa: D102 -- its options
 
 
 class LABOAuto(Regularizer):
@@ -86,7 +93,7 @@ class LABOAuto(Regularizer):
     def missing(self) -> tuple[str, ...]:
         return ("decision",) if self.chosen is None else self.chosen.missing
 
-    def provide(self, *, decision: Decision | None = None, **inputs: Any) -> None:
+    def provide(self, *, decision: Choice | None = None, **inputs: Any) -> None:
         """Take the decision, or the inputs of the chosen method."""
         if decision is not None:
             self.chosen = registry.create(decision.method, **decision.options)
