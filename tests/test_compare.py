@@ -289,7 +289,7 @@ def test_processes_give_what_one_process_gives(finished, tmp_path):
         assert stable(lines(tmp_path / name)) == stable(lines(finished / name))
 
 
-@pytest.mark.parametrize(("deaths", "lost"), [(1, 0), (3, 1)])
+@pytest.mark.parametrize(("deaths", "lost"), [(1, 0), pytest.param(3, 1, marks=pytest.mark.slow)])
 def test_a_process_that_dies_costs_no_other_trial(tmp_path, monkeypatch, deaths, lost):
     (tmp_path / "left").write_text(str(deaths))
     monkeypatch.setenv(KILL, str(tmp_path / "left"))

@@ -68,7 +68,7 @@ def test_a_run_on_a_terminal_ends_with_a_line_and_the_cursor(tmp_path, number, s
     assert "Traceback" not in text
 
 
-@pytest.mark.parametrize(("number", "status"), ENDINGS[1:])
+@pytest.mark.parametrize(("number", "status"), [ENDINGS[1], pytest.param(*ENDINGS[2], marks=pytest.mark.slow)])
 def test_a_comparison_ends_its_workers_and_frees_their_semaphores(tmp_path, number, status):
     child = start_labo(
         "compare", "--methods", "none,labo", "--epochs", 300, "--jobs", 2, "--output", tmp_path,
