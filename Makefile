@@ -22,7 +22,7 @@ demo: $(STAMP)
 		--seeds 8 --settings-per-method 3 --tuning-seeds 2 --output runs/demo
 	$(BIN)/labo labels "runs/demo/digits/labo[prior=memory]/0" --top 10
 	$(BIN)/labo report runs/demo > runs/demo/verdict.txt
-	@tail -n 5 runs/demo/verdict.txt
+	@tail -n 7 runs/demo/verdict.txt
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
