@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from labo import regularizers, tasks
-from labo.modules import LabelRegularizedLoss
 from labo.outer import trust
 from labo.outer.channel import fit_channel, posterior_labels
+from labo.regularized_loss import LabelRegularizedLoss
 from labo.splitting import equal_parts
 
 NOISE = ("0", "0.2,symmetric", "0.4,symmetric", "0.2,pair", "0.35,pair")

@@ -56,6 +56,8 @@ def test_right_labels_are_found_right():
 def test_an_interval_from_nothing_to_much_says_nothing():
     channel = fit_channel(*noisy(200, 4, 0.0, "symmetric")[:2])
     assert "No label noise found" in replace(channel, interval=(0.0, 0.09)).sentence
+    intervals = ((0.0, 0.09), (0.0, 0.1), (0.01, 0.02))
+    assert [replace(channel, interval=each).as_json()["clean"] for each in intervals] == [True, False, False]
     unclear = replace(channel, wrong=0.08, interval=(0.0, 0.19))
     assert unclear.sentence == "Too few examples to tell: 8.0% of the labels are wrong (95% interval 0% to 19.0%)."
 

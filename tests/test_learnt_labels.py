@@ -271,11 +271,11 @@ def test_the_page_fits_a_phone(run, tmp_path):
 
 
 def test_a_run_that_found_nothing_says_so():
-    clean = {"sentence": "No label noise found: at most 1.0% …", "interval": [0.0, 0.01]}
+    clean = {"sentence": "No label noise found: at most 1.0% …", "interval": [0.0, 0.01], "clean": True}
     nothing = {"replaced": 0, "examples": 10, "top": []}
     record = {"method": CHANNEL, "channel": clean}
     assert learnt.sentences(record, nothing)[-1] == "No label noise found: trained as label smoothing."
-    record = {"method": CHANNEL, "channel": {**clean, "interval": [0.01, 0.02]}}
+    record = {"method": CHANNEL, "channel": {**clean, "interval": [0.01, 0.02], "clean": False}}
     assert learnt.sentences(record, nothing)[-1] == "No label was replaced: trained as label smoothing."
     record = {"method": "labo_auto", "decision": {"name": "strong", "sentence": "…", "channel": clean}}
     assert "trained with the memory, which outweighs no label" in learnt.sentences(record, nothing)[-1]

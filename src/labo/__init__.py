@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from labo.kernels.statistics import LossStatistics
     from labo.kernels.vocab_parallel import vocab_parallel_labo_cross_entropy
     from labo.kernels.vocab_parallel_linear import vocab_parallel_linear_labo_cross_entropy
-    from labo.modules import LabelRegularizedLoss, LABOLoss, LinearLABOLoss
+    from labo.modules import LABOLoss, LinearLABOLoss
     from labo.outer.cross_fit import cross_fit
     from labo.outer.learn import learn_labels
+    from labo.regularized_loss import LabelRegularizedLoss
 
 __version__ = "0.1.0"
 
@@ -28,7 +29,7 @@ _LAZY_ATTRIBUTES = {
     "label_regularized_cross_entropy": "functional",
     "LABOLoss": "modules",
     "LinearLABOLoss": "modules",
-    "LabelRegularizedLoss": "modules",
+    "LabelRegularizedLoss": "regularized_loss",
     "implementations": "kernels",
     "LossStatistics": "kernels.statistics",
     "vocab_parallel_labo_cross_entropy": "kernels.vocab_parallel",

@@ -84,7 +84,7 @@ def run(config: ComparisonConfig, reporter: ProgressReporter) -> int:
         reporter.message(plan.power(records))
         teachers, tuning_jobs = plan.teacher_jobs(records), plan.tuning_jobs(records)
         left = len(teachers) + len(tuning_jobs) + plan.missing(records)
-        if left and config.cluster is None and (estimate := plan.first_estimate(left, processes(config))):
+        if left == plan.total and config.cluster is None and (estimate := plan.first_estimate(left, processes(config))):
             reporter.message(estimate)
         reporter.begin(plan.total, plan.total - left)
         if teachers:

@@ -18,11 +18,11 @@ from labo.experiment import auto, cross_fitting, folds, replaced, saved_run
 from labo.experiment import settings as flat
 from labo.experiment.evaluators import Evaluator, make_evaluator
 from labo.experiment.folds import RunJobs, StageRunner, UpdateJob
-from labo.modules import LabelRegularizedLoss
 from labo.outer import health
 from labo.records import trial as trials
 from labo.records.storage import lacks_room, read_lines, write_object
 from labo.records.trial import Job, Trial
+from labo.regularized_loss import LabelRegularizedLoss
 from labo.settings import TrainingSettings
 from labo.training import checkpoints, data_loading
 from labo.training.curve import DivergedError

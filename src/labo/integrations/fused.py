@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -13,17 +14,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
-from labo import regularizers
+from labo import checks, functional, regularizers
 from labo.checks import IGNORE_INDEX
 from labo.errors import UserError
 from labo.integrations import heads, targets
 from labo.integrations.targets import FUSED, TOKEN_WEIGHTS
 from labo.integrations.trainer_loss import TrainerLoss
-from labo.kernels.linear import DEFAULT_CHUNKS, Head
-from labo.modules import LabelRegularizedLoss
+from labo.kernels.linear import Head
+from labo.regularized_loss import LabelRegularizedLoss
 
 
 def fuse(
@@ -48,7 +48,7 @@ def fuse(
     The model is changed in place, also inside a wrapper of PEFT. Its weights, their names and what `save_pretrained`
     writes stay the same. The forward also takes `num_items_in_batch`, the denominator, and `token_weights` of the
     shape of the labels, which multiply the losses of the tokens; the mean is then over the sum of the weights. A head
-    that is sharded (FSDP, DeepSpeed, tensor parallelism) is gathered for the loss.
+    that is sharded (FSDP2, tensor parallelism) is gathered for the loss.
 
     Args:
         model: a causal language model, or an encoder-decoder network, with an output embedding.
@@ -209,15 +209,15 @@ class Fused:
         compute.head = head
         if batch.shifted:
             compute.shift_labels = False
-        if self.statistics:
-            predicting = outputs[..., :-1, :] if compute.shift_labels else outputs
-            found = token_statistics(predicting, head, compute.targets(batch.labels))
-            self._sums[training] = found + self._sums.get(training, 0.0)
         compute.loss.train(training)
         value = compute if training else compute.nll
         half = outputs.dtype in (torch.bfloat16, torch.float16)
         # In half precision the products are the same, but the loss is float32.
         with torch.autocast(outputs.device.type, outputs.dtype) if half else nullcontext():
+            if self.statistics:
+                predicting = outputs[..., :-1, :] if compute.shift_labels else outputs
+                found = token_statistics(predicting, head, compute.targets(batch.labels))
+                self._sums[training] = found + self._sums.get(training, 0.0)
             return value({"logits": outputs}, batch.labels, batch.count, weights=batch.weights)
 
 
@@ -266,18 +266,10 @@ def token_statistics(outputs: Tensor, head: Head | None, target: Tensor) -> Tens
     Returns:
         (3,), float32.
     """
-    rows, target = outputs.reshape(-1, outputs.shape[-1]), target.reshape(-1)
-    kept = target != IGNORE_INDEX
-    if rows.device.type == "cpu":  # elsewhere, finding them would require synchronization
-        rows, target, kept = rows[kept], target[kept], kept[kept]
-    classes = rows.shape[-1] if head is None else len(head.weight)
-    step, sums = DEFAULT_CHUNKS.rows_of(rows, classes), torch.zeros(3, device=outputs.device)
-    for start in range(0, len(rows), step):
-        part = slice(start, start + step)
-        logits = (rows[part] if head is None else linear(rows[part], head.weight, head.bias)).float()
-        log_p = logits.log_softmax(-1)
-        entropy = -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1)
-        correct = (logits.argmax(-1) == target[part]).float()
-        found = torch.stack([correct, entropy, torch.ones_like(entropy)])
-        sums += torch.where(kept[part], found, 0.0).sum(-1)
-    return sums
+    rows, target = outputs.reshape(-1, outputs.shape[-1]), checks.as_targets(target.reshape(-1))
+    plain: dict[str, Any] = {"alpha": 0.0, "beta": math.inf, "reduction": "none", "return_statistics": True}
+    if head is None:
+        found = functional.labo_cross_entropy(rows, target, **plain)
+    else:
+        found = functional.linear_labo_cross_entropy(rows, head.weight, target, linear_bias=head.bias, **plain)
+    return torch.stack([found.correct.sum(), found.entropy.nansum(), (target != IGNORE_INDEX).sum()]).float()

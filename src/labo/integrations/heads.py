@@ -12,9 +12,9 @@ from torch.nn.functional import linear
 
 from labo.errors import UserError
 from labo.kernels.linear import Head
-from labo.modules import no_linear_form
 from labo.networks import logits_of
 from labo.reduction import Rows
+from labo.regularized_loss import no_linear_form
 from labo.regularizers.base import Regularizer
 
 _BIAS = "final_logits_bias"

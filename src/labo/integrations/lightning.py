@@ -19,7 +19,8 @@ from torch.utils.hooks import RemovableHandle
 from labo.errors import UserError
 from labo.indexed import IndexedDataset
 from labo.integrations.batch_inputs import BatchInputs
-from labo.modules import LabelRegularizedLoss, LABOLoss
+from labo.modules import LABOLoss
+from labo.regularized_loss import LabelRegularizedLoss
 from labo.regularizers.base import Regularizer
 
 __all__ = ["LABOCallback"]

@@ -14,7 +14,7 @@ from labo.indexed import IndexedDataset
 from labo.integrations import checkpoint_files
 from labo.integrations.batch_inputs import INDEX, BatchInputs
 from labo.integrations.saving import WholeCheckpoints
-from labo.modules import LabelRegularizedLoss
+from labo.regularized_loss import LabelRegularizedLoss
 from labo.regularizers.base import Regularizer
 
 

@@ -25,7 +25,7 @@ from labo import checks, networks, ranking, regularizers
 from labo.errors import UserError
 from labo.indexed import IndexedDataset
 from labo.integrations.batch_inputs import BatchInputs
-from labo.modules import LabelRegularizedLoss
+from labo.regularized_loss import LabelRegularizedLoss
 from labo.regularizers.base import Regularizer
 from labo.tasks.base import Examples
 

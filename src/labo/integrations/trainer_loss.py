@@ -14,8 +14,8 @@ from labo import checks, regularizers
 from labo.checks import IGNORE_INDEX
 from labo.errors import UserError
 from labo.kernels.linear import Head
-from labo.modules import LabelRegularizedLoss
 from labo.networks import logits_of
+from labo.regularized_loss import LabelRegularizedLoss
 
 _DROPS_FIRST = (
     "Transformers' Trainer drops the first entry of outputs that are a tensor or a tuple from its predictions: use "

@@ -25,8 +25,8 @@ from labo.integrations.checkpoint_files import REGULARIZER as REGULARIZER
 from labo.integrations.fused import criterion, fuse, unfuse, with_logits
 from labo.integrations.regularized import RegularizedTraining
 from labo.integrations.trainer_loss import TrainerLoss
-from labo.modules import LabelRegularizedLoss
 from labo.networks import logits_of
+from labo.regularized_loss import LabelRegularizedLoss
 from labo.regularizers.base import Regularizer
 
 __all__ = ["LabelRegularizedTrainer", "TrainerLoss", "fuse", "labo_loss", "unfuse", "with_logits"]

@@ -21,7 +21,7 @@ from labo.integrations.batch_inputs import INDEX
 from labo.integrations.fused import Fused, criterion, fuse, fused_of
 from labo.integrations.regularized import RegularizedTraining
 from labo.integrations.targets import TOKEN_WEIGHTS
-from labo.modules import LabelRegularizedLoss
+from labo.regularized_loss import LabelRegularizedLoss
 
 __all__ = ["LabelRegularizedSFT", "LabelRegularizedSFTTrainer"]
 

@@ -65,15 +65,21 @@ class Channel:
         )
 
     @property
+    def clean(self) -> bool:
+        """Whether the interval says that no labels are wrong."""
+        low, high = self.interval
+        return low == 0 and high < MAX_CLEAN
+
+    @property
     def sentence(self) -> str:
         """The share of wrong labels in one sentence."""
         low, high = self.interval
-        if low == 0 and high >= MAX_CLEAN:
+        if self.clean:
+            return f"No label noise found: at most {high:.1%} of the labels are wrong (95% interval)."
+        if low == 0:
             return (
                 f"Too few examples to tell: {self.wrong:.1%} of the labels are wrong (95% interval 0% to {high:.1%})."
             )
-        if low == 0:
-            return f"No label noise found: at most {high:.1%} of the labels are wrong (95% interval)."
         share = f"{self.wrong:.1%} (95% interval {low:.1%} to {high:.1%})"
         limited = f" Only the {self.kept} largest logits of an example were used." if self.kept else ""
         kind = "the same for all classes" if self.kind == "symmetric" else "differently by class"
@@ -88,6 +94,7 @@ class Channel:
             "temperature": round(self.temperature, 6),
             "wrong": round(self.wrong, 6),
             "interval": [round(end, 6) for end in self.interval],
+            "clean": self.clean,
             "confidence": round(self.confidence, 6),
             "held_out": {name: round(value, 6) for name, value in self.held_out.items()},
             **({"kept": self.kept} if self.kept else {}),

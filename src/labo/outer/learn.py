@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from labo.errors import UserError
-from labo.modules import LabelRegularizedLoss
 from labo.outer import health, trust
 from labo.outer.training_function import Run, Train, check_targets, criterion
 from labo.outer.trust import Candidate, Decision, HeldOut
+from labo.regularized_loss import LabelRegularizedLoss
 from labo.regularizers.labo_auto import check_budget
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from labo import regularizers
 from labo.errors import UserError
-from labo.modules import LabelRegularizedLoss
+from labo.regularized_loss import LabelRegularizedLoss
 
 # (criterion, indices to train on, held-out indices) -> yields logits of the latter after each epoch, returns the model.
 Train = Callable[[LabelRegularizedLoss, Tensor, Tensor], Generator[Tensor, None, Any]]

@@ -28,10 +28,14 @@ class Choice(Protocol):
     """What a decision chose; see `labo.outer.trust.Decision`."""
 
     @property
-    def method(self) -> str: ...  # noqa: D102 -- the name of the chosen method
+    def method(self) -> str:
+        """The name of the chosen method."""
+        ...
 
     @property
-    def options(self) -> Mapping[str, Any]: ...  # noqa: D102 -- its options
+    def options(self) -> Mapping[str, Any]:
+        """Its options."""
+        ...
 
 
 class LABOAuto(Regularizer):

@@ -16,8 +16,6 @@ from labo.report.model import Block, Details, Report, Section, Text
 from labo.wording import counted
 
 MAX_IN_REPORT = 12  # examples of a run; the run's own page shows all that were kept
-# As in `labo.outer.channel`, which needs torch.
-MAX_CLEAN = 0.1
 REPLACED = "Labels that were replaced"
 Content = Mapping[str, Any]
 
@@ -127,8 +125,7 @@ def _replaced(record: Content, replaced: Content) -> str:
 def _clean(record: Content) -> bool:
     """Whether the channel says that no labels are wrong."""
     channel = _object(record, "channel") or _object(_object(record, "decision") or {}, "channel") or {}
-    interval = channel.get("interval")
-    return isinstance(interval, list) and len(interval) == 2 and interval[0] == 0 and interval[1] < MAX_CLEAN
+    return channel.get("clean") is True
 
 
 def _cross_fitting(channel: Content) -> list[str]:

@@ -21,8 +21,8 @@ from labo import distributed
 from labo.errors import UserError
 from labo.integrations import checkpoint_files
 from labo.integrations.batch_inputs import BatchInputs
-from labo.modules import LabelRegularizedLoss
 from labo.records.trial import BEST_WEIGHTS, CHECKPOINTS
+from labo.regularized_loss import LabelRegularizedLoss
 from labo.settings import TrainingSettings
 from labo.tasks.base import Splits
 from labo.training import checkpoints, data_loading, optimizers, sharding, weight_averaging

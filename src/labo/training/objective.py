@@ -17,8 +17,8 @@ from labo.indexed import IndexedDataset
 from labo.integrations import heads
 from labo.integrations.batch_inputs import INDEX, BatchInputs
 from labo.kernels.linear import Head
-from labo.modules import LabelRegularizedLoss
 from labo.networks import logits_of
+from labo.regularized_loss import LabelRegularizedLoss
 from labo.settings import TrainingSettings
 from labo.training import data_loading
 
