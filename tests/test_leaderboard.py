@@ -6,6 +6,7 @@ import csv
 import itertools
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -234,4 +235,6 @@ def test_the_signature_names_what_the_numbers_depend_on() -> None:
         "labo|task:digits|options:data=iris.csv;label_noise=0.2,pair|data:0123456789ab|set:epochs=3|methods:none+labo|"
         "seeds:0,2|tuning:3x2|checkpoint:last|labo:0.1.0|torch:2.13.0"
     )
+    searched = {**config, "settings_per_method": 0, "tune": "optuna:8", "tuning_seeds": 1}
+    assert "|tuning:optuna:8x1|" in provenance.signature(replace(recorded, comparison=searched))
     assert provenance.signature(Recorded(Path("."), records[:1])).startswith("labo|task:digits|methods:none|seeds:0|")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from labo import cli, distributed, tasks
+from labo import cli, distributed, machine, tasks
 from labo.errors import UserError
 from labo.experiment import run_trial
 from labo.records import trial as trials
@@ -227,3 +229,28 @@ def test_fsdp_needs_processes_and_its_second_version(monkeypatch, capsys):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     assert cli.main(["train", "digits"]) == 2
     assert "accelerate launch --fsdp_version 2" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator of glibc")
+def test_freed_memory_is_kept_for_the_next_buffers():
+    code = (
+        "import json, resource, torch\n"
+        "from labo import machine\n"
+        "def faults_of_the_last(count):\n"
+        "    for _ in range(count):\n"
+        "        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "        torch.ones(10 << 20)\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "print(json.dumps([faults_of_the_last(3), machine.keep_freed_memory(), faults_of_the_last(20)]))\n"
+    )
+    unset = dict.fromkeys([name for name in os.environ if name.startswith("MALLOC_")])
+    usual, kept, now = json.loads(run_python("-c", code, **unset).stdout)
+    pages = (40 << 20) // resource.getpagesize()
+    assert kept
+    assert now < pages / 10
+    assert usual >= pages * 0.9  # above 32 MiB glibc always maps a buffer anew
+
+
+def test_an_allocator_that_the_user_has_set_up_is_left_alone(monkeypatch):
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
+    assert machine.keep_freed_memory.__wrapped__() is False

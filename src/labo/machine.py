@@ -1,4 +1,4 @@
-"""Versions, processor, cores and memory of this machine, without importing the packages reported on."""
+"""Versions, processor, cores, memory and allocator of this machine, without importing the packages reported on."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import re
+from functools import cache
 from pathlib import Path
 
 from labo import __version__
@@ -16,6 +17,9 @@ DISTRIBUTION = "torch-labo"
 _DISTRIBUTION_OF_IMPORT = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 # Distributions whose versions a record has, beside labo and Python.
 RECORDED = ("torch", "transformers", "numba", "triton")
+# Parameters of mallopt, from glibc's malloc.h, and what sets them or another allocator from outside.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+_ALLOCATOR_VARIABLES = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
 
 
 def package_version(distribution: str) -> str | None:
@@ -63,6 +67,24 @@ def processor() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return next(iter(names), "") or platform.processor() or platform.machine()
+
+
+@cache
+def keep_freed_memory() -> bool:
+    """Let glibc's allocator keep the memory that this process frees, for its next buffers; whether it will.
+
+    By default it returns freed buffers of some MiB to the system, and each training step gets its activations and
+    gradients back page by page, with a page fault for each. The process then holds the most memory that it ever used.
+    Whoever has set the allocator up in the environment, or uses another C library, keeps what there is.
+    """
+    if platform.libc_ver()[0] != "glibc" or any(name.startswith(_ALLOCATOR_VARIABLES) for name in os.environ):
+        return False
+    import ctypes
+
+    mallopt = ctypes.CDLL(None).mallopt
+    # glibc before 2.34 takes no threshold above 32 MiB.
+    mapped = mallopt(_M_MMAP_THRESHOLD, 1 << 30) or mallopt(_M_MMAP_THRESHOLD, 1 << 25)
+    return bool(mapped and mallopt(_M_TRIM_THRESHOLD, 1 << 30) and mallopt(_M_TOP_PAD, 1 << 26))
 
 
 def launched() -> int:

@@ -232,6 +232,7 @@ def run_job(job: Job, progress: Callable[[float], None], **how: Any) -> Record:
     from labo import distributed
     from labo.experiment import run_trial
 
+    machine.keep_freed_memory()
     _use_threads(job.trial.threads)
     begin = time.monotonic()
 

@@ -33,8 +33,8 @@ def signature(recorded: Recorded) -> str:
     parts.append(("methods", "+".join(dict.fromkeys(str(record["method"]) for record in recorded.records))))
     parts.append(("seeds", ranges({record["seed"] for record in recorded.records})))
     if isinstance(candidates := config.get("settings_per_method"), int):
-        tuned = candidates > 1
-        parts.append(("tuning", f"{candidates}x{config.get('tuning_seeds')}" if tuned else "none"))
+        searched = config.get("tune") or (candidates if candidates > 1 else None)
+        parts.append(("tuning", f"{searched}x{config.get('tuning_seeds')}" if searched else "none"))
     parts += [("checkpoint", str(config["checkpoint"]))] if "checkpoint" in config else []
     parts += [(name, version) for name in _VERSIONS if (version := _version(recorded, name))]
     return "|".join(["labo", *(f"{key}:{''.join(str(value).split())}" for key, value in parts)])
