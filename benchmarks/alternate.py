@@ -4,7 +4,8 @@ r"""The time of one `labo` command with two versions of the sources, in alternat
     python benchmarks/alternate.py ../before/src src --rounds 5 -- train digits --method labo
 
 Each run is a fresh process of one thread that writes into a temporary --output. Prints a line of JSON: the command, the
-seconds of each run, and the median of the paired ratios, new over old.
+seconds of each run and its processor seconds (which other work on the machine disturbs less), and the medians of the
+paired ratios, new over old.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -28,24 +30,34 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("command", nargs="+", help="the command and options of labo, without --output")
     options = parser.parse_args()
-    seconds: dict[str, list[float]] = {"old": [], "new": []}
+    clock: dict[str, list[float]] = {"old": [], "new": []}
+    processor: dict[str, list[float]] = {"old": [], "new": []}
     for _ in range(options.rounds):
         for name, source in (("old", options.old), ("new", options.new)):
-            seconds[name].append(round(run(source.resolve(), options.command), 2))
-    ratio = median(new / old for old, new in zip(seconds["old"], seconds["new"], strict=True))
-    print(json.dumps({"command": " ".join(["labo", *options.command]), **seconds, "ratio": round(ratio, 3)}))
+            elapsed, used = run(source.resolve(), options.command)
+            clock[name].append(round(elapsed, 2))
+            processor[name].append(round(used, 2))
+    line = {"command": " ".join(["labo", *options.command]), **clock, "ratio": ratio(clock)}
+    print(json.dumps({**line, "processor": {**processor, "ratio": ratio(processor)}}))
 
 
-def run(source: Path, command: list[str]) -> float:
-    """The seconds of one run with the sources in a folder."""
+def ratio(seconds: dict[str, list[float]]) -> float:
+    """The median of the paired ratios, new over old."""
+    return round(median(new / old for old, new in zip(seconds["old"], seconds["new"], strict=True)), 3)
+
+
+def run(source: Path, command: list[str]) -> tuple[float, float]:
+    """The seconds of one run with the sources in a folder, and its processor seconds."""
     environment = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
+        start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(
             [sys.executable, "-m", "labo", *command, "--output", f"{folder}/run"],
             env=environment, cwd=folder, check=True, capture_output=True,
         )  # fmt: skip
-        return time.perf_counter() - start
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        return time.perf_counter() - start, used
 
 
 if __name__ == "__main__":

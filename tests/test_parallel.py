@@ -243,8 +243,8 @@ def test_freed_memory_is_kept_for_the_next_buffers():
         "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
         "print(json.dumps([faults_of_the_last(3), machine.keep_freed_memory(), faults_of_the_last(20)]))\n"
     )
-    unset = dict.fromkeys([name for name in os.environ if name.startswith("MALLOC_")])
-    usual, kept, now = json.loads(run_python("-c", code, **unset).stdout)
+    given = [name for name in os.environ if name.startswith("MALLOC_")]
+    usual, kept, now = json.loads(run_python("-c", code, **{name: None for name in given}).stdout)  # pyright: ignore[reportArgumentType]
     pages = (40 << 20) // resource.getpagesize()
     assert kept
     assert now < pages / 10
