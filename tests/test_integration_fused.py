@@ -427,8 +427,8 @@ def test_a_head_sharded_by_fsdp_is_gathered(mesh, before):
 
 
 @pytest.mark.parametrize("style", ["shards", "parallelize_module"])
-def test_a_head_sharded_by_tensor_parallelism_is_gathered(mesh, style):
-    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+def test_a_head_split_by_tensor_parallelism_stays_split(mesh, style, monkeypatch):
+    from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
     from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
     model = llama().train()
@@ -440,8 +440,11 @@ def test_a_head_sharded_by_tensor_parallelism_is_gathered(mesh, style):
         model.lm_head.weight = nn.Parameter(distribute_tensor(model.lm_head.weight.detach(), mesh, [Shard(0)]))
     else:
         parallelize_module(model, mesh, {"lm_head": ColwiseParallel(output_layouts=Replicate())})
+    gathered, gather = [], DTensor.full_tensor
+    monkeypatch.setattr(DTensor, "full_tensor", lambda self: gathered.append(self.shape) or gather(self))
     loss = model(TOKENS, labels=LABELS).loss
     loss.backward()
+    assert model.lm_head.weight.shape not in gathered
     gradient: Any = model.lm_head.weight.grad
     assert gradient.placements == (Shard(0),)
     found = {n: getattr(p.grad, "full_tensor", lambda p=p: p.grad)() for n, p in model.named_parameters()}

@@ -47,8 +47,9 @@ def fuse(
 
     The model is changed in place, also inside a wrapper of PEFT. Its weights, their names and what `save_pretrained`
     writes stay the same. The forward also takes `num_items_in_batch`, the denominator, and `token_weights` of the
-    shape of the labels, which multiply the losses of the tokens; the mean is then over the sum of the weights. A head
-    that is sharded (FSDP2, tensor parallelism) is gathered for the loss.
+    shape of the labels, which multiply the losses of the tokens; the mean is then over the sum of the weights. FSDP2
+    gathers a head that it shards for the loss; of one that tensor parallelism splits over its classes, each process
+    keeps its slice (`labo.vocab_parallel_linear_labo_cross_entropy`). The model may be sharded before or afterwards.
 
     Args:
         model: a causal language model, or an encoder-decoder network, with an output embedding.
@@ -66,7 +67,8 @@ def fuse(
 
     Raises:
         UserError: the network has no accessible output embedding, or transforms its logits; the method needs them; it
-            cannot be known whether labels are shifted.
+            cannot be known whether labels are shifted; here or in training, the output embedding is sharded over a mesh
+            of several dimensions, or its outputs are.
         TypeError: the network is not of Transformers.
 
     Example:
@@ -93,8 +95,7 @@ def fuse(
     loss = criterion(method, weight=weight, **options)
     if linear:
         heads.require_plain_head(network, _probe_inputs(network), gathered=True)
-        classes = heads.head_of(network, gathered=True).weight.shape[0]
-        heads.require_linear_form(loss.regularizer, classes)
+        heads.require_linear_form(loss.regularizer, heads.classes_of(network))
     compute = TrainerLoss(loss, shift_labels=shift_labels, class_dim=-1)
     compute.of_transformers = True
     earlier: Fused | None = getattr(network, FUSED, None)
@@ -190,12 +191,13 @@ class Fused:
         as_tuple = not (network.config.return_dict if named is None else named)
         inputs["return_dict"] = True
         if self.linear and (network.training or not self.gives_logits):
-            with heads.loss_at_head(network, lambda hidden, head: self._loss(network.training, hidden, head, batch)):
+            value = functools.partial(self._loss, network.training, batch)
+            with heads.loss_at_head(network, value) as returned:
                 outputs = self.plain_forward(network, inputs)
-            loss, outputs["logits"] = outputs["logits"].sum(), None
+            loss, outputs["logits"] = returned(outputs["logits"]), None
         else:
             outputs = self.plain_forward(network, inputs)
-            loss = self._loss(network.training, outputs["logits"], None, batch)
+            loss = self._loss(network.training, batch, outputs["logits"], None)
         auxiliary = outputs.get("aux_loss")
         if network.training and auxiliary is not None:  # which the network adds to its own loss alone
             share = network.config.get_text_config().router_aux_loss_coef / self.auxiliary_parts
@@ -203,7 +205,7 @@ class Fused:
         outputs = type(outputs)(**{**outputs, "loss": loss})
         return outputs.to_tuple() if as_tuple else outputs
 
-    def _loss(self, training: bool, outputs: Tensor, head: Head | None, batch: Batch) -> Tensor:
+    def _loss(self, training: bool, batch: Batch, outputs: Tensor, head: Head | None) -> Tensor:
         """The loss () of logits (B, T, V), or of hidden states (B, T, D) under a head."""
         compute = copy.copy(self.compute)
         compute.head = head
