@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Trainer, TrainingArguments
 
 import labo
@@ -136,6 +137,26 @@ def test_packed_sequences_are_those_that_were_not():
     torch.testing.assert_close(packed.loss, by_logits(model), atol=1e-5, rtol=0)
 
 
+class HeadProducts(TorchDispatchMode):
+    """Counts the products that have the classes as a dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in ("mm", "addmm", "addmm_", "bmm"):
+            self.count += any(isinstance(value, Tensor) and V in value.shape for value in args)
+        return func(*args, **(kwargs or {}))
+
+
+def head_products(model: Any, **inputs: Any) -> int:
+    """The products with the head in a step."""
+    with HeadProducts() as products:
+        model(TOKENS, labels=LABELS, **inputs).loss.backward()
+    return products.count
+
+
 def test_weights_of_tokens():
     model = llama().train()
     weights = torch.rand(4, 6, generator=torch.Generator().manual_seed(1))
@@ -152,6 +173,8 @@ def test_weights_of_tokens():
     torch.testing.assert_close(gradients(model), wanted, atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match="Expected weights of 20 class indices, but got 16"):
         model(TOKENS, labels=LABELS, token_weights=weights[:, 1:])
+    # The logits of the chunk, and the gradients of hidden states and head.
+    assert head_products(model, token_weights=weights) == head_products(model) == 3
 
 
 def test_evaluation_is_nll_with_logits_where_asked_for():

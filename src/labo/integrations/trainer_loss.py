@@ -149,12 +149,12 @@ class TrainerLoss:
         if num_items_in_batch is not None:
             items = torch.as_tensor(num_items_in_batch, device=logits.device, dtype=torch.float32)
         if weights is not None:
-            return self._weighted(logits, labels, self.token_weights(weights).reshape(-1), items, batch)
+            batch["row_weight"] = self._row_weight(labels, weights)
         if items is None:
             return self._loss(logits, labels, None, batch)
         if labels.dtype.is_floating_point:  # the Trainer counts every entry of probability targets
             items = items / labels.shape[1]
-        if self.loss.weight is not None:
+        if self.loss.weight is not None and weights is None:
             self._check_single_batch(labels, items)
             return self._loss(logits, labels, None, batch)
         return self._loss(logits, labels, items, batch)
@@ -189,24 +189,15 @@ class TrainerLoss:
         """The weights (…) of the targets, of weights of the labels (…)."""
         return weights[..., 1:] if self.shift_labels else weights
 
-    def _weighted(
-        self, logits: Tensor, labels: Tensor, weights: Tensor, items: Tensor | None, batch: dict[str, Any]
-    ) -> Tensor:
-        """The mean over tokens (N,) with weights of their own."""
-        if self.loss.weight is not None or self.loss.regularizer.prediction_memory is not None:
-            raise UserError("Expected no class weights and no memory of predictions with weights of single tokens.")
-        if labels.shape != weights.shape:
+    def _row_weight(self, labels: Tensor, weights: Tensor) -> Tensor:
+        """The weights of class indices, of their shape."""
+        weights = self.token_weights(weights).float()
+        if labels.is_floating_point() or labels.numel() != weights.numel():
             raise ValueError(
-                f"Expected weights of {len(labels)} class indices, but got {len(weights)} for labels of shape "
+                f"Expected weights of {len(labels)} class indices, but got {weights.numel()} for labels of shape "
                 f"{tuple(labels.shape)}."
             )
-        per_token = copy.copy(self)
-        per_token.loss = copy.copy(self.loss)
-        per_token.loss.reduction = "none"
-        weights = torch.where(labels == self.loss.ignore_index, 0.0, weights.float())
-        total = (per_token._loss(logits, labels, None, batch) * weights).sum()
-        count = weights.sum() if items is None else items
-        return torch.where(count == 0, 0.0, total / torch.where(count == 0, 1.0, count))
+        return weights.reshape(labels.shape)
 
     def _loss(self, logits: Tensor, labels: Tensor, items: Tensor | None, batch: dict[str, Any]) -> Tensor:
         if self.head is not None:
