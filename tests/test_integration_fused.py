@@ -19,7 +19,7 @@ import labo
 from head_ranks import network
 from labo import LabelRegularizedLoss, regularizers
 from labo.errors import UserError
-from labo.integrations.fused import fused_of, token_statistics
+from labo.integrations.fused import fused_of, token_sums
 from labo.integrations.transformers import LabelRegularizedTrainer, fuse, labo_loss, unfuse, with_logits
 from labo.kernels.linear import Head
 
@@ -257,8 +257,45 @@ def test_statistics_of_tokens():
     kept = target != -100
     p = (hidden @ weight.T + bias).softmax(-1)[kept].double()
     expected = torch.stack([(p.argmax(-1) == target[kept]).sum(), -(p * p.log()).sum(), kept.sum()]).float()
-    torch.testing.assert_close(token_statistics(hidden, Head(weight, bias), target), expected, atol=1e-4, rtol=0)
-    torch.testing.assert_close(token_statistics(hidden @ weight.T + bias, None, target), expected, atol=1e-4, rtol=0)
+    criterion = LabelRegularizedLoss(regularizers.create("labo"))
+    logits = (hidden @ weight.T + bias).flatten(0, 1)
+    for found in (
+        criterion.statistics(hidden, target, Head(weight, bias)),
+        criterion.statistics(logits, target.flatten(), count=torch.tensor(7.0)),
+    ):
+        torch.testing.assert_close(token_sums(found), expected, atol=1e-4, rtol=0)
+
+
+def test_statistics_of_tokens_need_no_product_of_their_own():
+    weights = torch.ones(4, 6).index_fill(1, torch.tensor([5]), 0.0)
+    model = fuse(llama(), statistics=True, **OPTIONS).train()
+    assert head_products(model) == head_products(model, token_weights=weights) == 3
+    fused: Any = fused_of(model)
+    kept = LABELS[:, 1:] != -100
+    assert fused.take_statistics(training=True)[2] == kept.sum() + kept[:, :-1].sum()  # none of weight 0
+    with torch.no_grad(), HeadProducts() as products:
+        model.eval()(TOKENS, labels=LABELS)
+    assert products.count == 1
+    assert fused.take_statistics(training=False)[2] == kept.sum()
+
+
+@pytest.mark.parametrize(("method", "linear"), [("labo[prior=memory,beta=inf]", True), ("elr", False)])
+def test_statistics_of_methods_that_have_none(method, linear):
+    hidden, weight = torch.randn(6, 4), torch.randn(7, 4)
+    target = torch.tensor([0, -100, 6, 1, 2, 3])
+    losses = []
+    for _ in range(2):
+        member = regularizers.create(method)
+        member.provide(examples=6)
+        losses.append(LabelRegularizedLoss(member))
+    logits, given = hidden @ weight.T, {"indices": torch.arange(6)}
+    found = losses[0].statistics(hidden if linear else logits, target, Head(weight, None) if linear else None, **given)
+    torch.testing.assert_close(found.loss, losses[1](logits, target, **given))
+    torch.testing.assert_close(losses[0].state_dict(), losses[1].state_dict())  # remembered once
+    plain = labo.labo_cross_entropy(logits, target, alpha=0.0, return_statistics=True)
+    for name in ("nll", "entropy", "correct"):
+        torch.testing.assert_close(getattr(found, name), getattr(plain, name), equal_nan=True)
+    assert found.label_entropy.isnan().all()
 
 
 class Data(torch.utils.data.Dataset):

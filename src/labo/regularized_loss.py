@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from labo import checks, functional, last_layer
 from labo import reduction as _reduction
 from labo.errors import UserError
-from labo.kernels.linear import Head
+from labo.kernels.linear import DEFAULT_CHUNKS, Head
 from labo.kernels.options import Options
+from labo.kernels.statistics import LossStatistics, Wanted
 from labo.regularizers.base import Regularizer, data_losses
 
 
@@ -119,6 +120,65 @@ class LabelRegularizedLoss(nn.Module):
             >>> criterion.linear(torch.zeros(2, 3), torch.ones(4, 3), torch.tensor([0, 3]))
             tensor(1.3863)
         """
+        head = Head(linear_weight, linear_bias)
+        rows = self._hidden_rows(input, head, target, count, row_weight, batch)
+        return self._of_hidden_rows(input, head, rows, self._as_labo(rows), count)
+
+    def statistics(
+        self,
+        input: Tensor,
+        target: Tensor,
+        head: Head | None = None,
+        *,
+        count: Tensor | None = None,
+        row_weight: Tensor | None = None,
+        **batch: Any,
+    ) -> LossStatistics:
+        """The loss of logits, or of hidden states under a head, and what it says of each row.
+
+        One sweep over the logits gives both. Methods whose loss is not LABO's with other options need a second one, and
+        `label_entropy` is NaN for them.
+
+        Args:
+            input, target: logits and targets as in a call; with a head as in `linear`.
+            head: the last layer, or None.
+            count, row_weight, batch: as in `linear`.
+
+        Raises:
+            ValueError: as in `linear`.
+        """
+        if head is None:
+            if count is not None:
+                self._reject_class_weights()
+            rows = self._rows(input, target, row_weight, batch, signed=count is not None)
+        else:
+            rows = self._hidden_rows(input, head, target, count, row_weight, batch)
+        options, reduction = self._as_labo(rows), self.reduction if count is None else "mean"
+        if options is not None:
+            return _sweep(input, head, rows, options, reduction, count)
+        if head is None:
+            dtype = checks.result_dtype(input)
+            loss = reduced(self.regularizer, rows, reduction, dtype, training=self.training, count=count)
+        else:
+            loss = self._of_hidden_rows(input, head, rows, None, count)
+        with torch.no_grad():
+            plain = _sweep(input, head, rows, functional.row_options(rows, 0.0, math.inf, None), "none", None)
+        return plain._replace(
+            loss=loss,
+            label_entropy=torch.full_like(plain.entropy, math.nan),
+            z_loss=torch.zeros_like(loss, requires_grad=False),
+        )
+
+    def _hidden_rows(
+        self,
+        input: Tensor,
+        head: Head,
+        target: Tensor,
+        count: Tensor | None,
+        row_weight: Tensor | None,
+        batch: dict[str, Any],
+    ) -> _reduction.Rows:
+        """The rows of hidden states under a head, as `_rows` gives those of logits."""
         if count is not None:
             self._reject_class_weights()
         self.regularizer.require(batch if self.training else None)
@@ -127,15 +187,20 @@ class LabelRegularizedLoss(nn.Module):
                 f"Method '{self.regularizer.name}' keeps a memory of predictions, and hidden states do not give those "
                 "of rows of weight 0: use linear=False, or leave out the weights of rows."
             )
-        head = Head(linear_weight, linear_bias)
         weights = self._row_weights(row_weight, signed=count is not None)
         rows = last_layer.rows_of(input, head, target, self.weight, self.ignore_index, **weights)
-        rows = replace(rows, given=batch) if batch else rows
+        return replace(rows, given=batch) if batch else rows
+
+    def _as_labo(self, rows: _reduction.Rows) -> Options | None:
+        """The options with which LABO's loss is this one; plain cross-entropy in evaluation if an input is missing."""
+        if not self.training and self.regularizer.missing_from(rows.given):
+            return Options(0.0, math.inf)
+        return self.regularizer.as_labo(rows)
+
+    def _of_hidden_rows(
+        self, input: Tensor, head: Head, rows: _reduction.Rows, options: Options | None, count: Tensor | None
+    ) -> Tensor:
         reduction = self.reduction if count is None else "mean"
-        if not self.training and self.regularizer.missing_from(batch):
-            options = Options(0.0, math.inf)  # plain cross-entropy
-        else:
-            options = self.regularizer.as_labo(rows)
         if options is not None:
             return last_layer.reduced(input, head, rows, options, reduction, count=count)
         solve = self.regularizer.solver(rows) if self.regularizer.has_linear_form else None
@@ -164,6 +229,19 @@ class LabelRegularizedLoss(nn.Module):
     def _row_weights(self, row_weight: Tensor | None, *, signed: bool) -> dict[str, Any]:
         """The weights of rows as `as_rows` takes them; they may be negative if their sum is no denominator."""
         return {"row_weight": row_weight, "signed": signed or self.reduction != "mean"}
+
+
+def _sweep(
+    input: Tensor, head: Head | None, rows: _reduction.Rows, options: Options, reduction: str, count: Tensor | None
+) -> LossStatistics:
+    """LABO's loss and statistics of rows, of logits or of hidden states under a head."""
+    wanted: dict[str, Any] = {"impl": "auto", "count": count, "wanted": Wanted(statistics=True)}
+    if head is None:
+        found = functional.solved(rows, options, reduction, checks.result_dtype(input), **wanted)
+    else:
+        found = last_layer.solved(input, head, rows, options, reduction, chunks=DEFAULT_CHUNKS, **wanted)
+    assert isinstance(found, LossStatistics)
+    return found
 
 
 def reduced(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -16,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from labo import checks, functional, regularizers
-from labo.checks import IGNORE_INDEX
+from labo import regularizers
 from labo.errors import UserError
 from labo.integrations import heads, targets
 from labo.integrations.targets import FUSED, TOKEN_WEIGHTS
 from labo.integrations.trainer_loss import TrainerLoss
 from labo.kernels.linear import Head
+from labo.kernels.statistics import LossStatistics
 from labo.regularized_loss import LabelRegularizedLoss
 
 
@@ -56,8 +55,8 @@ def fuse(
         method: a method, such as "labo" or "label_smoothing", or a loss.
         linear: False computes the loss from the logits, which the outputs then contain: for networks that transform
             their logits, an output embedding with an adapter, and methods that need the logits.
-        statistics: count correct tokens and sum entropies, from hidden states, for the logs of Transformers' Trainer:
-            `mean_token_accuracy` and `entropy`. This multiplies with the head once more.
+        statistics: count correct tokens and sum entropies, in the sweep of the loss, for the logs of Transformers'
+            Trainer: `mean_token_accuracy` and `entropy`, of the tokens that are not ignored and not of weight 0.
         shift_labels: as in `TrainerLoss`; by default known from the class of the network.
         weight: (V,) class weights, as in `LabelRegularizedLoss`.
         options: options of the method, as in `labo.regularizers.create`.
@@ -212,15 +211,15 @@ class Fused:
         if batch.shifted:
             compute.shift_labels = False
         compute.loss.train(training)
+        compute.record = functools.partial(self._add_statistics, training) if self.statistics else None
         value = compute if training else compute.nll
         half = outputs.dtype in (torch.bfloat16, torch.float16)
         # In half precision the products are the same, but the loss is float32.
         with torch.autocast(outputs.device.type, outputs.dtype) if half else nullcontext():
-            if self.statistics:
-                predicting = outputs[..., :-1, :] if compute.shift_labels else outputs
-                found = token_statistics(predicting, head, compute.targets(batch.labels))
-                self._sums[training] = found + self._sums.get(training, 0.0)
             return value({"logits": outputs}, batch.labels, batch.count, weights=batch.weights)
+
+    def _add_statistics(self, training: bool, found: LossStatistics) -> None:
+        self._sums[training] = token_sums(found) + self._sums.get(training, 0.0)
 
 
 def _published(plain: Callable[..., Any]) -> Callable[..., Any]:
@@ -256,22 +255,11 @@ def _probe_inputs(network: PreTrainedModel) -> dict[str, Tensor]:
     return {"input_ids": tokens} | ({"decoder_input_ids": tokens} if network.config.is_encoder_decoder else {})
 
 
-@torch.no_grad()
-def token_statistics(outputs: Tensor, head: Head | None, target: Tensor) -> Tensor:
-    """The correct predictions, the sum of the entropies in nats, and the number of the targets that are not ignored.
-
-    Args:
-        outputs: hidden states (…, D) under a head, or logits (…, V) if it is None.
-        head: the last layer, with which a few rows at a time are multiplied.
-        target: class indices (…).
+def token_sums(found: LossStatistics) -> Tensor:
+    """The correct predictions, the sum of the entropies in nats, and the number of the tokens that count.
 
     Returns:
         (3,), float32.
     """
-    rows, target = outputs.reshape(-1, outputs.shape[-1]), checks.as_targets(target.reshape(-1))
-    plain: dict[str, Any] = {"alpha": 0.0, "beta": math.inf, "reduction": "none", "return_statistics": True}
-    if head is None:
-        found = functional.labo_cross_entropy(rows, target, **plain)
-    else:
-        found = functional.linear_labo_cross_entropy(rows, head.weight, target, linear_bias=head.bias, **plain)
-    return torch.stack([found.correct.sum(), found.entropy.nansum(), (target != IGNORE_INDEX).sum()]).float()
+    counts = ~found.entropy.isnan()  # which are neither ignored nor of weight 0
+    return torch.stack([found.correct.sum(), found.entropy.nansum(), counts.sum()]).float()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from labo import checks, regularizers
 from labo.checks import IGNORE_INDEX
 from labo.errors import UserError
 from labo.kernels.linear import Head
+from labo.kernels.statistics import LossStatistics
 from labo.networks import logits_of
 from labo.regularized_loss import LabelRegularizedLoss
 
@@ -86,6 +87,8 @@ class TrainerLoss:
         self.batch: dict[str, Any] = {}
         # The last layer, while the model returns hidden states (`LabelRegularizedTrainer(linear=True)`).
         self.head: Head | None = None
+        # Is called with the statistics of every batch, which cost no other product with the head.
+        self.record: Callable[[LossStatistics], None] | None = None
 
     def bound_to(self, *, predicts_next_token: bool | None, of_transformers: bool) -> TrainerLoss:
         """A copy for a network whose class tells whether labels are shifted, if `shift_labels` is None."""
@@ -200,6 +203,10 @@ class TrainerLoss:
         return weights.reshape(labels.shape)
 
     def _loss(self, logits: Tensor, labels: Tensor, items: Tensor | None, batch: dict[str, Any]) -> Tensor:
+        if self.record is not None:
+            statistics = self.loss.statistics(logits, labels, self.head, count=items, **batch)
+            self.record(statistics)
+            return statistics.loss
         if self.head is not None:
             return self.loss.linear(logits, self.head.weight, labels, self.head.bias, count=items, **batch)
         if items is None:
