@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Trainer, TrainingArguments
 
 import labo
 from head_ranks import network
 from labo import LabelRegularizedLoss, regularizers
 from labo.errors import UserError
-from labo.integrations.fused import fused_of, token_statistics
+from labo.integrations.fused import fused_of, token_sums
 from labo.integrations.transformers import LabelRegularizedTrainer, fuse, labo_loss, unfuse, with_logits
 from labo.kernels.linear import Head
 
@@ -136,6 +137,26 @@ def test_packed_sequences_are_those_that_were_not():
     torch.testing.assert_close(packed.loss, by_logits(model), atol=1e-5, rtol=0)
 
 
+class HeadProducts(TorchDispatchMode):
+    """Counts the products that have the classes as a dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in ("mm", "addmm", "addmm_", "bmm"):
+            self.count += any(isinstance(value, Tensor) and V in value.shape for value in args)
+        return func(*args, **(kwargs or {}))
+
+
+def head_products(model: Any, **inputs: Any) -> int:
+    """The products with the head in a step."""
+    with HeadProducts() as products:
+        model(TOKENS, labels=LABELS, **inputs).loss.backward()
+    return products.count
+
+
 def test_weights_of_tokens():
     model = llama().train()
     weights = torch.rand(4, 6, generator=torch.Generator().manual_seed(1))
@@ -152,6 +173,8 @@ def test_weights_of_tokens():
     torch.testing.assert_close(gradients(model), wanted, atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match="Expected weights of 20 class indices, but got 16"):
         model(TOKENS, labels=LABELS, token_weights=weights[:, 1:])
+    # The logits of the chunk, and the gradients of hidden states and head.
+    assert head_products(model, token_weights=weights) == head_products(model) == 3
 
 
 def test_evaluation_is_nll_with_logits_where_asked_for():
@@ -234,8 +257,45 @@ def test_statistics_of_tokens():
     kept = target != -100
     p = (hidden @ weight.T + bias).softmax(-1)[kept].double()
     expected = torch.stack([(p.argmax(-1) == target[kept]).sum(), -(p * p.log()).sum(), kept.sum()]).float()
-    torch.testing.assert_close(token_statistics(hidden, Head(weight, bias), target), expected, atol=1e-4, rtol=0)
-    torch.testing.assert_close(token_statistics(hidden @ weight.T + bias, None, target), expected, atol=1e-4, rtol=0)
+    criterion = LabelRegularizedLoss(regularizers.create("labo"))
+    logits = (hidden @ weight.T + bias).flatten(0, 1)
+    for found in (
+        criterion.statistics(hidden, target, Head(weight, bias)),
+        criterion.statistics(logits, target.flatten(), count=torch.tensor(7.0)),
+    ):
+        torch.testing.assert_close(token_sums(found), expected, atol=1e-4, rtol=0)
+
+
+def test_statistics_of_tokens_need_no_product_of_their_own():
+    weights = torch.ones(4, 6).index_fill(1, torch.tensor([5]), 0.0)
+    model = fuse(llama(), statistics=True, **OPTIONS).train()
+    assert head_products(model) == head_products(model, token_weights=weights) == 3
+    fused: Any = fused_of(model)
+    kept = LABELS[:, 1:] != -100
+    assert fused.take_statistics(training=True)[2] == kept.sum() + kept[:, :-1].sum()  # none of weight 0
+    with torch.no_grad(), HeadProducts() as products:
+        model.eval()(TOKENS, labels=LABELS)
+    assert products.count == 1
+    assert fused.take_statistics(training=False)[2] == kept.sum()
+
+
+@pytest.mark.parametrize(("method", "linear"), [("labo[prior=memory,beta=inf]", True), ("elr", False)])
+def test_statistics_of_methods_that_have_none(method, linear):
+    hidden, weight = torch.randn(6, 4), torch.randn(7, 4)
+    target = torch.tensor([0, -100, 6, 1, 2, 3])
+    losses = []
+    for _ in range(2):
+        member = regularizers.create(method)
+        member.provide(examples=6)
+        losses.append(LabelRegularizedLoss(member))
+    logits, given = hidden @ weight.T, {"indices": torch.arange(6)}
+    found = losses[0].statistics(hidden if linear else logits, target, Head(weight, None) if linear else None, **given)
+    torch.testing.assert_close(found.loss, losses[1](logits, target, **given))
+    torch.testing.assert_close(losses[0].state_dict(), losses[1].state_dict())  # remembered once
+    plain = labo.labo_cross_entropy(logits, target, alpha=0.0, return_statistics=True)
+    for name in ("nll", "entropy", "correct"):
+        torch.testing.assert_close(getattr(found, name), getattr(plain, name), equal_nan=True)
+    assert found.label_entropy.isnan().all()
 
 
 class Data(torch.utils.data.Dataset):
@@ -427,8 +487,8 @@ def test_a_head_sharded_by_fsdp_is_gathered(mesh, before):
 
 
 @pytest.mark.parametrize("style", ["shards", "parallelize_module"])
-def test_a_head_sharded_by_tensor_parallelism_is_gathered(mesh, style):
-    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+def test_a_head_split_by_tensor_parallelism_stays_split(mesh, style, monkeypatch):
+    from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
     from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
     model = llama().train()
@@ -440,8 +500,11 @@ def test_a_head_sharded_by_tensor_parallelism_is_gathered(mesh, style):
         model.lm_head.weight = nn.Parameter(distribute_tensor(model.lm_head.weight.detach(), mesh, [Shard(0)]))
     else:
         parallelize_module(model, mesh, {"lm_head": ColwiseParallel(output_layouts=Replicate())})
+    gathered, gather = [], DTensor.full_tensor
+    monkeypatch.setattr(DTensor, "full_tensor", lambda self: gathered.append(self.shape) or gather(self))
     loss = model(TOKENS, labels=LABELS).loss
     loss.backward()
+    assert model.lm_head.weight.shape not in gathered
     gradient: Any = model.lm_head.weight.grad
     assert gradient.placements == (Shard(0),)
     found = {n: getattr(p.grad, "full_tensor", lambda p=p: p.grad)() for n, p in model.named_parameters()}

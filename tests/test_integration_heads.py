@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import socket
 import time
@@ -234,6 +235,43 @@ def test_the_linear_loss_of_a_member(reduction):
     count = torch.tensor(11.0)
     part = criterion.mean_over((hidden @ weight.T + bias).reshape(6, 7), target.reshape(6), count)
     torch.testing.assert_close(criterion.linear(hidden, weight, target, bias, count=count), part)
+
+
+@pytest.mark.parametrize("method", ["labo", "elr"])
+def test_weights_of_rows(method):
+    """Those of every call: a part of the sum of the losses, and of the denominator."""
+    logits, target = torch.randn(6, 7), torch.tensor([0, -100, 6, 1, 2, 3])
+    weights = torch.tensor([1.0, math.nan, 0.0, 0.5, 2.0, 1.0])
+    given = {"indices": torch.arange(6)} if method == "elr" else {}
+
+    def criterion(reduction: str = "mean") -> LabelRegularizedLoss:
+        member = regularizers.create(method)
+        member.provide(**({"examples": 6} if given else {}))
+        return LabelRegularizedLoss(member, reduction=reduction)
+
+    losses = criterion("none")(logits, target, **given)
+    total, count = (losses * weights)[target >= 0].sum(), weights[target >= 0].sum()
+    found = criterion()(logits, target, row_weight=weights, **given)
+    torch.testing.assert_close(found, total / count)
+    torch.testing.assert_close(criterion().total_and_count(logits, target, row_weight=weights, **given), (total, count))
+    seven = torch.tensor(7.0)
+    torch.testing.assert_close(criterion().mean_over(logits, target, seven, row_weight=-weights, **given), -total / 7)
+    with pytest.raises(ValueError, match="`row_weight` to be >= 0"):
+        criterion()(logits, target, row_weight=-weights, **given)
+    if method == "labo":
+        form = criterion().linear, (logits, torch.eye(7), target)
+        torch.testing.assert_close(form[0](*form[1], row_weight=weights), total / count)
+        torch.testing.assert_close(form[0](*form[1], row_weight=weights, count=seven), total / 7)
+
+
+def test_a_memory_in_the_linear_form_takes_no_weights_of_rows():
+    member = regularizers.create("labo", prior="memory", beta=math.inf)
+    member.provide(examples=2)
+    hidden, weight, target = torch.randn(2, 4), torch.randn(7, 4), torch.tensor([0, 1])
+    given: dict[str, Any] = {"indices": torch.arange(2), "row_weight": torch.tensor([1.0, 0.0])}
+    with pytest.raises(UserError, match=r"'labo' keeps a memory.* use linear=False, or leave out the weights of rows"):
+        LabelRegularizedLoss(member).linear(hidden, weight, target, **given)
+    LabelRegularizedLoss(member).eval().linear(hidden, weight, target, **given)
 
 
 def test_the_linear_loss_refuses():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -12,7 +13,18 @@ pytest.importorskip("accelerate")
 pytest.importorskip("lightning")
 from accelerate import Accelerator
 
-from integration_ranks import CLASSES, MEMORY, accelerated, criterion_of, examples, sentences, work
+from integration_ranks import (
+    CLASSES,
+    MEMORY,
+    REFUSED,
+    SHARDINGS,
+    accelerated,
+    criterion_of,
+    examples,
+    fused_step,
+    sentences,
+    work,
+)
 from lightning_modules import Classifier, data, fit, loader
 from processes import together
 
@@ -75,3 +87,33 @@ def test_lightning_in_two_processes_trains_what_one_does(found):
     for rank in found:
         for name, value in alone.items():
             torch.testing.assert_close(rank["lightning"][name], value, atol=1e-3 if "memory" in name else 1e-6, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Any]:
+    """A step of a fused model in this process alone, its head whole."""
+    return fused_step(None)
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize("name", SHARDINGS)
+def test_a_fused_model_with_a_sharded_head_is_that_of_one_process(found, alone, name, before):
+    ranks = [dict(rank[name, before]) for rank in found]
+    shared = ("loss", "evaluated", "statistics")
+    if name == "fsdp":  # each process has half of the examples, and FSDP averages
+        parts = {key: [rank.pop(key) for rank in ranks] for key in shared}
+        ranks.append({key: (parts[key][0] + parts[key][1]) / (1 if key == "statistics" else 2) for key in shared})
+    for rank in ranks:
+        torch.testing.assert_close(rank, {key: alone[key] for key in rank}, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_head_that_is_sharded_otherwise_is_refused(found, name, before):
+    message = {
+        "two dimensions": r"one dimension of the mesh.*\(Replicate\(\), Shard\(dim=0\)\).*mesh\['tp'\].*linear=False",
+        "sharded outputs": r"outputs are whole in every process.*output_layouts=Replicate\(\)",
+        "other examples": "the same `target` on every rank",
+    }[name]
+    for rank in found:
+        assert re.search(message, rank["refused", name, before]), rank["refused", name, before]

@@ -151,6 +151,7 @@ def test_a_head_that_is_a_dtensor(ranks, name):
         ("replicated", r"`linear_weight`, a DTensor, to be sharded on dimension 0.*\(Replicate\(\),\)"),
         ("width", r"`linear_weight`, a DTensor, to be sharded on dimension 0.*Shard\(dim=1\)"),
         ("two dimensions", "`linear_weight`, a DTensor, on a one-dimensional mesh"),
+        ("other classes", "the same number of classes on every rank that holds a slice of the head, but got 8, 10"),
         ("plain bias", "`linear_bias` to be a DTensor that is sharded as `linear_weight` is"),
         ("bias on another mesh", "`linear_bias` on the mesh of `linear_weight`"),
         ("input on another mesh", "`input`, a DTensor, to be replicated on the mesh of `linear_weight`"),

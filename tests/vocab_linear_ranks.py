@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 import labo
 from labo.kernels.vocab_parallel_linear import vocab_parallel_linear_labo_cross_entropy
@@ -289,6 +289,7 @@ def dtensor_errors(rank: int, world: int) -> dict[str, Any]:
         "replicated": {"linear_weight": distribute_tensor(torch.zeros(8, WIDTH), mesh, [Replicate()])},
         "width": {"linear_weight": distribute_tensor(torch.zeros(8, WIDTH), mesh, [Shard(1)])},
         "two dimensions": {"linear_weight": distribute_tensor(torch.zeros(8, WIDTH), other, [Replicate(), Shard(0)])},
+        "other classes": {"linear_weight": slice_of(8 + 2 * min(rank, 1), mesh)},
         "plain bias": {"linear_bias": torch.zeros(8)},
         "bias on another mesh": {"linear_bias": distribute_tensor(torch.zeros(8), other, [Replicate(), Shard(0)])},
         "input on another mesh": {"input": distribute_tensor(hidden, other, [Replicate(), Replicate()])},
@@ -303,6 +304,12 @@ def dtensor_errors(rank: int, world: int) -> dict[str, Any]:
         name: error(labo.linear_labo_cross_entropy, **({"linear_weight": weight} | arguments))
         for name, arguments in wrong.items()
     }
+
+
+def slice_of(classes: int, mesh: Any) -> Any:
+    """A slice of a head of so many classes, which need not be as many on every rank."""
+    local, shape = torch.zeros(4, WIDTH), torch.Size([classes, WIDTH])
+    return DTensor.from_local(local, mesh, [Shard(0)], run_check=False, shape=shape, stride=(WIDTH, 1))
 
 
 class Whole(nn.Module):

@@ -119,7 +119,7 @@ def labo_cross_entropy(
         checks.may_be_overwritten("input", input)
     dtype = checks.result_dtype(input)
     count, wanted = given.count(rows.raw), Wanted(return_statistics, differentiable)
-    return _solved(rows, options, reduction, dtype, impl=impl, count=count, inplace=inplace_backward, wanted=wanted)
+    return solved(rows, options, reduction, dtype, impl=impl, count=count, inplace=inplace_backward, wanted=wanted)
 
 
 @overload
@@ -295,12 +295,12 @@ def reduced(
 
     With `inplace` the gradient may overwrite the logits.
     """
-    loss = _solved(rows, options, reduction, dtype, impl=impl, count=count, inplace=inplace)
+    loss = solved(rows, options, reduction, dtype, impl=impl, count=count, inplace=inplace)
     assert isinstance(loss, Tensor)
     return loss
 
 
-def _solved(
+def solved(
     rows: Rows,
     options: Options,
     reduction: str,

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from labo import checks, functional, last_layer
 from labo import reduction as _reduction
 from labo.errors import UserError
-from labo.kernels.linear import Head
+from labo.kernels.linear import DEFAULT_CHUNKS, Head
 from labo.kernels.options import Options
+from labo.kernels.statistics import LossStatistics, Wanted
 from labo.regularizers.base import Regularizer, data_losses
 
 
@@ -27,7 +28,7 @@ class LabelRegularizedLoss(nn.Module):
 
     Inputs that the regularizer needs with each batch (see `regularizer.needs`) are keyword arguments of the call; setup
     inputs are passed to `regularizer.provide` before. In evaluation mode (`.eval()`), the loss is the plain
-    cross-entropy if a batch input is missing.
+    cross-entropy if a batch input is missing. Every call also takes `row_weight`, as `labo.labo_cross_entropy` does.
 
     Raises:
         TypeError: `regularizer` is not a Regularizer, or a batch has an unknown input.
@@ -63,23 +64,27 @@ class LabelRegularizedLoss(nn.Module):
         self.ignore_index = ignore_index
         self.reduction = reduction
 
-    def forward(self, input: Tensor, target: Tensor, **batch: Any) -> Tensor:
+    def forward(self, input: Tensor, target: Tensor, *, row_weight: Tensor | None = None, **batch: Any) -> Tensor:
         """The loss of logits (C), (N, C) or (N, C, d1, …)."""
-        rows = self._rows(input, target, batch)
+        rows = self._rows(input, target, row_weight, batch)
         return reduced(self.regularizer, rows, self.reduction, checks.result_dtype(input), training=self.training)
 
-    def total_and_count(self, input: Tensor, target: Tensor, **batch: Any) -> tuple[Tensor, Tensor]:
+    def total_and_count(
+        self, input: Tensor, target: Tensor, *, row_weight: Tensor | None = None, **batch: Any
+    ) -> tuple[Tensor, Tensor]:
         """The sum over the kept rows and the denominator of "mean", for means over several batches or processes."""
-        rows = self._rows(input, target, batch)
+        rows = self._rows(input, target, row_weight, batch)
         return _reduction.total_and_count(self._losses(rows), rows)
 
-    def mean_over(self, input: Tensor, target: Tensor, count: Tensor, **batch: Any) -> Tensor:
+    def mean_over(
+        self, input: Tensor, target: Tensor, count: Tensor, *, row_weight: Tensor | None = None, **batch: Any
+    ) -> Tensor:
         """The sum over the kept rows divided by `count` (): a batch's part of a mean over several; 0 if it is 0.
 
         Class weights are not supported, because `count` does not include them.
         """
         self._reject_class_weights()
-        rows = self._rows(input, target, batch)
+        rows = self._rows(input, target, row_weight, batch, signed=True)
         dtype = checks.result_dtype(input)
         return reduced(self.regularizer, rows, "mean", dtype, training=self.training, count=count)
 
@@ -91,6 +96,7 @@ class LabelRegularizedLoss(nn.Module):
         linear_bias: Tensor | None = None,
         *,
         count: Tensor | None = None,
+        row_weight: Tensor | None = None,
         **batch: Any,
     ) -> Tensor:
         """The loss of the logits input @ linear_weight.T + linear_bias, which are never materialized.
@@ -101,10 +107,12 @@ class LabelRegularizedLoss(nn.Module):
             target: class indices (…), or probabilities (…, V).
             linear_bias: (V,) or None.
             count: (), the denominator, as in `mean_over`; by default `reduction` applies.
+            row_weight: (…), as in `labo.labo_cross_entropy`.
             batch: the batch inputs that the regularizer needs, by name.
 
         Raises:
-            ValueError: the loss of this regularizer needs the full logits, or an argument does not fit.
+            ValueError: the loss of this regularizer needs the full logits, it keeps a memory of predictions and rows
+                have weights, or an argument does not fit.
 
         Example:
             >>> import torch, labo
@@ -112,17 +120,87 @@ class LabelRegularizedLoss(nn.Module):
             >>> criterion.linear(torch.zeros(2, 3), torch.ones(4, 3), torch.tensor([0, 3]))
             tensor(1.3863)
         """
+        head = Head(linear_weight, linear_bias)
+        rows = self._hidden_rows(input, head, target, count, row_weight, batch)
+        return self._of_hidden_rows(input, head, rows, self._as_labo(rows), count)
+
+    def statistics(
+        self,
+        input: Tensor,
+        target: Tensor,
+        head: Head | None = None,
+        *,
+        count: Tensor | None = None,
+        row_weight: Tensor | None = None,
+        **batch: Any,
+    ) -> LossStatistics:
+        """The loss of logits, or of hidden states under a head, and what it says of each row.
+
+        One sweep over the logits gives both. Methods whose loss is not LABO's with other options need a second one, and
+        `label_entropy` is NaN for them.
+
+        Args:
+            input, target: logits and targets as in a call; with a head as in `linear`.
+            head: the last layer, or None.
+            count, row_weight, batch: as in `linear`.
+
+        Raises:
+            ValueError: as in `linear`.
+        """
+        if head is None:
+            if count is not None:
+                self._reject_class_weights()
+            rows = self._rows(input, target, row_weight, batch, signed=count is not None)
+        else:
+            rows = self._hidden_rows(input, head, target, count, row_weight, batch)
+        options, reduction = self._as_labo(rows), self.reduction if count is None else "mean"
+        if options is not None:
+            return _sweep(input, head, rows, options, reduction, count)
+        if head is None:
+            dtype = checks.result_dtype(input)
+            loss = reduced(self.regularizer, rows, reduction, dtype, training=self.training, count=count)
+        else:
+            loss = self._of_hidden_rows(input, head, rows, None, count)
+        with torch.no_grad():
+            plain = _sweep(input, head, rows, functional.row_options(rows, 0.0, math.inf, None), "none", None)
+        return plain._replace(
+            loss=loss,
+            label_entropy=torch.full_like(plain.entropy, math.nan),
+            z_loss=torch.zeros_like(loss, requires_grad=False),
+        )
+
+    def _hidden_rows(
+        self,
+        input: Tensor,
+        head: Head,
+        target: Tensor,
+        count: Tensor | None,
+        row_weight: Tensor | None,
+        batch: dict[str, Any],
+    ) -> _reduction.Rows:
+        """The rows of hidden states under a head, as `_rows` gives those of logits."""
         if count is not None:
             self._reject_class_weights()
         self.regularizer.require(batch if self.training else None)
-        head = Head(linear_weight, linear_bias)
-        rows = last_layer.rows_of(input, head, target, self.weight, self.ignore_index)
-        rows = replace(rows, given=batch) if batch else rows
+        if row_weight is not None and self.training and self.regularizer.prediction_memory is not None:
+            raise UserError(
+                f"Method '{self.regularizer.name}' keeps a memory of predictions, and hidden states do not give those "
+                "of rows of weight 0: use linear=False, or leave out the weights of rows."
+            )
+        weights = self._row_weights(row_weight, signed=count is not None)
+        rows = last_layer.rows_of(input, head, target, self.weight, self.ignore_index, **weights)
+        return replace(rows, given=batch) if batch else rows
+
+    def _as_labo(self, rows: _reduction.Rows) -> Options | None:
+        """The options with which LABO's loss is this one; plain cross-entropy in evaluation if an input is missing."""
+        if not self.training and self.regularizer.missing_from(rows.given):
+            return Options(0.0, math.inf)
+        return self.regularizer.as_labo(rows)
+
+    def _of_hidden_rows(
+        self, input: Tensor, head: Head, rows: _reduction.Rows, options: Options | None, count: Tensor | None
+    ) -> Tensor:
         reduction = self.reduction if count is None else "mean"
-        if not self.training and self.regularizer.missing_from(batch):
-            options = Options(0.0, math.inf)  # plain cross-entropy
-        else:
-            options = self.regularizer.as_labo(rows)
         if options is not None:
             return last_layer.reduced(input, head, rows, options, reduction, count=count)
         solve = self.regularizer.solver(rows) if self.regularizer.has_linear_form else None
@@ -139,24 +217,31 @@ class LabelRegularizedLoss(nn.Module):
         if self.weight is not None:
             raise ValueError("Expected no class weights with a count of examples.")
 
-    def _rows(self, input: Tensor, target: Tensor, batch: dict[str, Any]) -> _reduction.Rows:
-        return rows_with(self.regularizer, input, target, self.weight, self.ignore_index, batch, training=self.training)
+    def _rows(
+        self, input: Tensor, target: Tensor, row_weight: Tensor | None, batch: dict[str, Any], *, signed: bool = False
+    ) -> _reduction.Rows:
+        """The rows of a batch with its inputs, which in training must include all that the regularizer needs."""
+        self.regularizer.require(batch if self.training else None)
+        weights = self._row_weights(row_weight, signed=signed)
+        rows = _reduction.as_rows(input, target, self.weight, self.ignore_index, **weights)
+        return replace(rows, given=batch) if batch else rows
+
+    def _row_weights(self, row_weight: Tensor | None, *, signed: bool) -> dict[str, Any]:
+        """The weights of rows as `as_rows` takes them; they may be negative if their sum is no denominator."""
+        return {"row_weight": row_weight, "signed": signed or self.reduction != "mean"}
 
 
-def rows_with(
-    regularizer: Regularizer,
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    batch: dict[str, Any],
-    *,
-    training: bool,
-) -> _reduction.Rows:
-    """The rows of a batch with its inputs, which in training must include all that the regularizer needs."""
-    regularizer.require(batch if training else None)
-    rows = _reduction.as_rows(input, target, weight, ignore_index)
-    return replace(rows, given=batch) if batch else rows
+def _sweep(
+    input: Tensor, head: Head | None, rows: _reduction.Rows, options: Options, reduction: str, count: Tensor | None
+) -> LossStatistics:
+    """LABO's loss and statistics of rows, of logits or of hidden states under a head."""
+    wanted: dict[str, Any] = {"impl": "auto", "count": count, "wanted": Wanted(statistics=True)}
+    if head is None:
+        found = functional.solved(rows, options, reduction, checks.result_dtype(input), **wanted)
+    else:
+        found = last_layer.solved(input, head, rows, options, reduction, chunks=DEFAULT_CHUNKS, **wanted)
+    assert isinstance(found, LossStatistics)
+    return found
 
 
 def reduced(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -16,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from labo import checks, functional, regularizers
-from labo.checks import IGNORE_INDEX
+from labo import regularizers
 from labo.errors import UserError
 from labo.integrations import heads, targets
 from labo.integrations.targets import FUSED, TOKEN_WEIGHTS
 from labo.integrations.trainer_loss import TrainerLoss
 from labo.kernels.linear import Head
+from labo.kernels.statistics import LossStatistics
 from labo.regularized_loss import LabelRegularizedLoss
 
 
@@ -47,16 +46,17 @@ def fuse(
 
     The model is changed in place, also inside a wrapper of PEFT. Its weights, their names and what `save_pretrained`
     writes stay the same. The forward also takes `num_items_in_batch`, the denominator, and `token_weights` of the
-    shape of the labels, which multiply the losses of the tokens; the mean is then over the sum of the weights. A head
-    that is sharded (FSDP2, tensor parallelism) is gathered for the loss.
+    shape of the labels, which multiply the losses of the tokens; the mean is then over the sum of the weights. FSDP2
+    gathers a head that it shards for the loss; of one that tensor parallelism splits over its classes, each process
+    keeps its slice (`labo.vocab_parallel_linear_labo_cross_entropy`). The model may be sharded before or afterwards.
 
     Args:
         model: a causal language model, or an encoder-decoder network, with an output embedding.
         method: a method, such as "labo" or "label_smoothing", or a loss.
         linear: False computes the loss from the logits, which the outputs then contain: for networks that transform
             their logits, an output embedding with an adapter, and methods that need the logits.
-        statistics: count correct tokens and sum entropies, from hidden states, for the logs of Transformers' Trainer:
-            `mean_token_accuracy` and `entropy`. This multiplies with the head once more.
+        statistics: count correct tokens and sum entropies, in the sweep of the loss, for the logs of Transformers'
+            Trainer: `mean_token_accuracy` and `entropy`, of the tokens that are not ignored and not of weight 0.
         shift_labels: as in `TrainerLoss`; by default known from the class of the network.
         weight: (V,) class weights, as in `LabelRegularizedLoss`.
         options: options of the method, as in `labo.regularizers.create`.
@@ -66,7 +66,8 @@ def fuse(
 
     Raises:
         UserError: the network has no accessible output embedding, or transforms its logits; the method needs them; it
-            cannot be known whether labels are shifted.
+            cannot be known whether labels are shifted; here or in training, the output embedding is sharded over a mesh
+            of several dimensions, or its outputs are.
         TypeError: the network is not of Transformers.
 
     Example:
@@ -93,8 +94,7 @@ def fuse(
     loss = criterion(method, weight=weight, **options)
     if linear:
         heads.require_plain_head(network, _probe_inputs(network), gathered=True)
-        classes = heads.head_of(network, gathered=True).weight.shape[0]
-        heads.require_linear_form(loss.regularizer, classes)
+        heads.require_linear_form(loss.regularizer, heads.classes_of(network))
     compute = TrainerLoss(loss, shift_labels=shift_labels, class_dim=-1)
     compute.of_transformers = True
     earlier: Fused | None = getattr(network, FUSED, None)
@@ -190,12 +190,13 @@ class Fused:
         as_tuple = not (network.config.return_dict if named is None else named)
         inputs["return_dict"] = True
         if self.linear and (network.training or not self.gives_logits):
-            with heads.loss_at_head(network, lambda hidden, head: self._loss(network.training, hidden, head, batch)):
+            value = functools.partial(self._loss, network.training, batch)
+            with heads.loss_at_head(network, value) as returned:
                 outputs = self.plain_forward(network, inputs)
-            loss, outputs["logits"] = outputs["logits"].sum(), None
+            loss, outputs["logits"] = returned(outputs["logits"]), None
         else:
             outputs = self.plain_forward(network, inputs)
-            loss = self._loss(network.training, outputs["logits"], None, batch)
+            loss = self._loss(network.training, batch, outputs["logits"], None)
         auxiliary = outputs.get("aux_loss")
         if network.training and auxiliary is not None:  # which the network adds to its own loss alone
             share = network.config.get_text_config().router_aux_loss_coef / self.auxiliary_parts
@@ -203,22 +204,22 @@ class Fused:
         outputs = type(outputs)(**{**outputs, "loss": loss})
         return outputs.to_tuple() if as_tuple else outputs
 
-    def _loss(self, training: bool, outputs: Tensor, head: Head | None, batch: Batch) -> Tensor:
+    def _loss(self, training: bool, batch: Batch, outputs: Tensor, head: Head | None) -> Tensor:
         """The loss () of logits (B, T, V), or of hidden states (B, T, D) under a head."""
         compute = copy.copy(self.compute)
         compute.head = head
         if batch.shifted:
             compute.shift_labels = False
         compute.loss.train(training)
+        compute.record = functools.partial(self._add_statistics, training) if self.statistics else None
         value = compute if training else compute.nll
         half = outputs.dtype in (torch.bfloat16, torch.float16)
         # In half precision the products are the same, but the loss is float32.
         with torch.autocast(outputs.device.type, outputs.dtype) if half else nullcontext():
-            if self.statistics:
-                predicting = outputs[..., :-1, :] if compute.shift_labels else outputs
-                found = token_statistics(predicting, head, compute.targets(batch.labels))
-                self._sums[training] = found + self._sums.get(training, 0.0)
             return value({"logits": outputs}, batch.labels, batch.count, weights=batch.weights)
+
+    def _add_statistics(self, training: bool, found: LossStatistics) -> None:
+        self._sums[training] = token_sums(found) + self._sums.get(training, 0.0)
 
 
 def _published(plain: Callable[..., Any]) -> Callable[..., Any]:
@@ -254,22 +255,11 @@ def _probe_inputs(network: PreTrainedModel) -> dict[str, Tensor]:
     return {"input_ids": tokens} | ({"decoder_input_ids": tokens} if network.config.is_encoder_decoder else {})
 
 
-@torch.no_grad()
-def token_statistics(outputs: Tensor, head: Head | None, target: Tensor) -> Tensor:
-    """The correct predictions, the sum of the entropies in nats, and the number of the targets that are not ignored.
-
-    Args:
-        outputs: hidden states (…, D) under a head, or logits (…, V) if it is None.
-        head: the last layer, with which a few rows at a time are multiplied.
-        target: class indices (…).
+def token_sums(found: LossStatistics) -> Tensor:
+    """The correct predictions, the sum of the entropies in nats, and the number of the tokens that count.
 
     Returns:
         (3,), float32.
     """
-    rows, target = outputs.reshape(-1, outputs.shape[-1]), checks.as_targets(target.reshape(-1))
-    plain: dict[str, Any] = {"alpha": 0.0, "beta": math.inf, "reduction": "none", "return_statistics": True}
-    if head is None:
-        found = functional.labo_cross_entropy(rows, target, **plain)
-    else:
-        found = functional.linear_labo_cross_entropy(rows, head.weight, target, linear_bias=head.bias, **plain)
-    return torch.stack([found.correct.sum(), found.entropy.nansum(), (target != IGNORE_INDEX).sum()]).float()
+    counts = ~found.entropy.isnan()  # which are neither ignored nor of weight 0
+    return torch.stack([found.correct.sum(), found.entropy.nansum(), counts.sum()]).float()

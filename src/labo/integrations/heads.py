@@ -42,6 +42,11 @@ def head_of(model: nn.Module, *, gathered: bool = False) -> Head:
     return _head(_layer(model, gathered=gathered), _final_bias(model))
 
 
+def classes_of(model: nn.Module) -> int:
+    """The number of classes of a network's last layer, also where that is sharded; raises as `head_of`."""
+    return _layer(model, gathered=True).weight.shape[0]
+
+
 def _head(layer: Any, final: Tensor | None) -> Head:
     weight, bias = _whole(layer.weight), _whole(getattr(layer, "bias", None))
     if final is not None:
@@ -49,11 +54,25 @@ def _head(layer: Any, final: Tensor | None) -> Head:
     return Head(weight, bias)
 
 
-def _whole(tensor: Any) -> Any:
-    """A tensor, gathered if it is sharded (a DTensor, as in tensor parallelism); its gradient is sharded again.
+def _head_of_loss(layer: Any, final: Tensor | None) -> Head:
+    """The head as the loss takes it: split where tensor parallelism splits its classes, else whole.
 
-    A loss that is itself parallel over the vocabulary would keep the shards here.
+    Raises:
+        UserError: it lies on a mesh of several dimensions, whose processes need not have the same rows.
     """
+    placements = getattr(layer.weight, "placements", None)
+    if placements is not None and len(placements) != 1:
+        raise UserError(
+            "Expected an output embedding on one dimension of the mesh, that of tensor parallelism, but got placements "
+            f"{tuple(placements)}: pass parallelize_module that dimension, such as mesh['tp'], or use linear=False."
+        )
+    if placements is None or final is not None or not placements[0].is_shard(0):
+        return _head(layer, final)
+    return Head(layer.weight, getattr(layer, "bias", None))
+
+
+def _whole(tensor: Any) -> Any:
+    """A tensor, gathered if it is sharded (a DTensor, as in tensor parallelism); its gradient is sharded again."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
@@ -85,28 +104,48 @@ def hidden_states(model: nn.Module, *, gathered: bool = False) -> Iterator[Head]
 
 
 @contextmanager
-def loss_at_head(model: nn.Module, loss: Callable[[Tensor, Head], Tensor]) -> Iterator[None]:
-    """Within this context, the model returns a loss () of its last hidden states and its head instead of its logits.
+def loss_at_head(model: nn.Module, loss: Callable[[Tensor, Head], Tensor]) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Within this context, the model returns a loss of its last hidden states and its head instead of its logits.
 
     The loss is computed in the call of the last layer, so that what gathers the layer's weights for it (FSDP,
-    DeepSpeed) gathers them for the loss. It has one entry in as many dimensions as the hidden states.
+    DeepSpeed) gathers them for the loss. A head whose classes tensor parallelism splits stays split.
 
     Args:
         model: a network that passes `require_plain_head`.
-        loss: is called with the last hidden states (…, D) and the head.
+        loss: is called with the last hidden states (…, D) and the head; returns ().
+
+    Yields:
+        The loss () of what the model returns as its logits.
 
     Raises:
-        UserError: as in `head_of`, but a sharded embedding is gathered.
+        UserError: as in `head_of`, but an embedding may be sharded.
     """
     layer, final = _layer(model, gathered=True), _final_bias(model)
+    sizes: list[int] = []
 
     def forward(hidden: Tensor, *_: Any, **__: Any) -> Tensor:
-        value = loss(_whole(hidden), _head(layer, final))
-        value = value.reshape((1,) * hidden.dim()).clone()  # FSDP's hooks want no view
-        return _replicated(value, hidden) if hasattr(hidden, "device_mesh") else value
+        value = loss(_whole(hidden), _head_of_loss(layer, final))
+        mesh = getattr(hidden, "device_mesh", None)
+        # An entry for each process: one that is given fewer learns that the outputs of this layer are sharded.
+        sizes.append(1 if mesh is None else mesh.size())
+        value = value.expand((1,) * (hidden.dim() - 1) + (sizes[-1],)).clone()  # FSDP's hooks want no view
+        return value if mesh is None else _replicated(value, hidden)
+
+    def returned(outputs: Tensor) -> Tensor:
+        _require_whole_outputs(outputs, sizes[-1])
+        return outputs[..., :1].sum()
 
     with _forward(layer, forward), _without_bias(_owner_of_bias(model)):
-        yield
+        yield returned
+
+
+def _require_whole_outputs(outputs: Any, width: int) -> None:
+    """Raise an error if tensor parallelism gives each process a slice of the last layer's outputs."""
+    if outputs.shape[-1] < width or any(place.is_shard() for place in getattr(outputs, "placements", ())):
+        raise UserError(
+            "Expected an output embedding whose outputs are whole in every process, but tensor parallelism shards "
+            "them: pass ColwiseParallel(output_layouts=Replicate()) for it."
+        )
 
 
 def _replicated(value: Tensor, like: Any) -> Tensor:
@@ -262,12 +301,16 @@ def _probe(model: nn.Module, layer: Any, inputs: dict[str, Any]) -> tuple[bool, 
     """Whether the layer is a plain product, and whether the network returns probe values of the layer as logits."""
     original = layer.forward
     calls: list[tuple[bool, Tensor, set[Tensor]]] = []
+    is_split = False
 
     def probe_forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        nonlocal is_split
+        is_split = hasattr(layer.weight, "device_mesh")  # here FSDP has gathered it
         with torch.autocast(hidden.device.type, enabled=False):  # whose rounding would hide a factor near 1
-            rows = hidden.detach().reshape(-1, hidden.shape[-1])[:8].to(layer.weight.dtype)
+            rows = _whole(hidden.detach()).reshape(-1, hidden.shape[-1])[:8].to(layer.weight.dtype)
             head = _head(layer, None)
-            outputs, product = _whole(original(rows)), linear(_whole(rows), head.weight, head.bias)
+            outputs = _whole(original(_replicated(rows, layer.weight) if is_split else rows))
+            product = linear(rows, head.weight, head.bias)
         probe = torch.arange(outputs.shape[-1], device=outputs.device) * 7 % (2 * _MAX_PROBE + 1) - _MAX_PROBE
         is_linear = _same(outputs, product) and _trained(outputs) == _trained(product)
         calls.append((is_linear, probe.to(outputs.dtype), _trained(head.weight, head.bias)))
@@ -281,6 +324,8 @@ def _probe(model: nn.Module, layer: Any, inputs: dict[str, Any]) -> tuple[bool, 
     is_linear, probe, trained = calls[0]
     final = _final_bias(model)
     expected = probe if final is None else probe + final.reshape(-1)
+    if is_split:
+        _require_whole_outputs(logits, expected.shape[-1])
     passes_through = _same(logits, expected.expand(logits.shape[:-1] + expected.shape))
     return is_linear, passes_through and _trained(logits) <= trained
 
@@ -300,6 +345,7 @@ def _returns_hidden(model: nn.Module, layer: nn.Module, inputs: dict[str, Any], 
 
 
 def _same(ours: Tensor, theirs: Tensor) -> bool:
+    ours, theirs = _whole(ours), _whole(theirs)
     if ours.shape != theirs.shape:
         return False
     half = any(tensor.dtype in (torch.bfloat16, torch.float16) for tensor in (ours, theirs))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from labo import checks, regularizers
 from labo.checks import IGNORE_INDEX
 from labo.errors import UserError
 from labo.kernels.linear import Head
+from labo.kernels.statistics import LossStatistics
 from labo.networks import logits_of
 from labo.regularized_loss import LabelRegularizedLoss
 
@@ -86,6 +87,8 @@ class TrainerLoss:
         self.batch: dict[str, Any] = {}
         # The last layer, while the model returns hidden states (`LabelRegularizedTrainer(linear=True)`).
         self.head: Head | None = None
+        # Is called with the statistics of every batch, which cost no other product with the head.
+        self.record: Callable[[LossStatistics], None] | None = None
 
     def bound_to(self, *, predicts_next_token: bool | None, of_transformers: bool) -> TrainerLoss:
         """A copy for a network whose class tells whether labels are shifted, if `shift_labels` is None."""
@@ -149,12 +152,12 @@ class TrainerLoss:
         if num_items_in_batch is not None:
             items = torch.as_tensor(num_items_in_batch, device=logits.device, dtype=torch.float32)
         if weights is not None:
-            return self._weighted(logits, labels, self.token_weights(weights).reshape(-1), items, batch)
+            batch["row_weight"] = self._row_weight(labels, weights)
         if items is None:
             return self._loss(logits, labels, None, batch)
         if labels.dtype.is_floating_point:  # the Trainer counts every entry of probability targets
             items = items / labels.shape[1]
-        if self.loss.weight is not None:
+        if self.loss.weight is not None and weights is None:
             self._check_single_batch(labels, items)
             return self._loss(logits, labels, None, batch)
         return self._loss(logits, labels, items, batch)
@@ -189,26 +192,21 @@ class TrainerLoss:
         """The weights (…) of the targets, of weights of the labels (…)."""
         return weights[..., 1:] if self.shift_labels else weights
 
-    def _weighted(
-        self, logits: Tensor, labels: Tensor, weights: Tensor, items: Tensor | None, batch: dict[str, Any]
-    ) -> Tensor:
-        """The mean over tokens (N,) with weights of their own."""
-        if self.loss.weight is not None or self.loss.regularizer.prediction_memory is not None:
-            raise UserError("Expected no class weights and no memory of predictions with weights of single tokens.")
-        if labels.shape != weights.shape:
+    def _row_weight(self, labels: Tensor, weights: Tensor) -> Tensor:
+        """The weights of class indices, of their shape."""
+        weights = self.token_weights(weights).float()
+        if labels.is_floating_point() or labels.numel() != weights.numel():
             raise ValueError(
-                f"Expected weights of {len(labels)} class indices, but got {len(weights)} for labels of shape "
+                f"Expected weights of {len(labels)} class indices, but got {weights.numel()} for labels of shape "
                 f"{tuple(labels.shape)}."
             )
-        per_token = copy.copy(self)
-        per_token.loss = copy.copy(self.loss)
-        per_token.loss.reduction = "none"
-        weights = torch.where(labels == self.loss.ignore_index, 0.0, weights.float())
-        total = (per_token._loss(logits, labels, None, batch) * weights).sum()
-        count = weights.sum() if items is None else items
-        return torch.where(count == 0, 0.0, total / torch.where(count == 0, 1.0, count))
+        return weights.reshape(labels.shape)
 
     def _loss(self, logits: Tensor, labels: Tensor, items: Tensor | None, batch: dict[str, Any]) -> Tensor:
+        if self.record is not None:
+            statistics = self.loss.statistics(logits, labels, self.head, count=items, **batch)
+            self.record(statistics)
+            return statistics.loss
         if self.head is not None:
             return self.loss.linear(logits, self.head.weight, labels, self.head.bias, count=items, **batch)
         if items is None:
