@@ -453,4 +453,4 @@ def test_the_tables_of_the_page_are_those_of_the_code():
     spec.loader.exec_module(pages)
     text = (root / "docs" / "losses.md").read_text(encoding="utf-8")
     assert pages.filled(text) == text, "run python benchmarks/loss_pages.py docs/losses.md"
-    assert "| `softcap` | yes | yes | → `blocked` | yes |" in text
+    assert "| `softcap` | yes | yes | → `blocked` | yes | yes | yes |" in text

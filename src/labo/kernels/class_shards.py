@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from labo import checks, inner
+from labo.errors import UserError
 from labo.kernels.options import LossOptions, Options
 from labo.kernels.reference import capped, capped_slope
 from labo.reduction import Rows
@@ -315,6 +316,15 @@ def refuse_gradients(gather: str, **options: Any) -> None:
             raise ValueError(
                 f"Expected argument `{name}` not to require grad: split classes have no gradient in it; {gather}."
             )
+
+
+def refuse_transforms(gather: str, *tensors: Tensor) -> None:
+    """Raise an error under torch.func, and for tensors with a tangent of forward-mode differentiation."""
+    if checks.transformed() or checks.forward_mode(*tensors):
+        raise UserError(
+            "Expected no torch.func transform and no forward-mode differentiation of a loss whose classes are split "
+            f"over ranks; {gather}."
+        )
 
 
 def require_initialized() -> None:

@@ -105,6 +105,7 @@ def vocab_parallel_labo_cross_entropy(
     )  # fmt: skip
     given.check()
     class_shards.refuse_gradients(_GATHER, alpha=alpha, beta=beta, prior=prior)
+    class_shards.refuse_transforms(_GATHER, input)
     input, group = _local(input, group)
     rows = class_shards.as_rows(
         input, target, weight, ignore_index, gather=_GATHER, row_weight=row_weight, signed=given.weights_signed

@@ -128,6 +128,7 @@ def vocab_parallel_linear_labo_cross_entropy(
         given.check()
         linear.check_chunks(chunk_rows, accumulate)
         class_shards.refuse_gradients(_GATHER, **given.named())
+        class_shards.refuse_transforms(_GATHER, input)
         head = Head(linear_weight, linear_bias)
         linear.check_layer(input, head)
         classes = linear_weight.shape[0]
@@ -196,6 +197,7 @@ def solved(
             raise UserError(f"Expected differentiable=False with a head that is split over ranks; {_GATHER}.")
         weights = {"weight": rows.weight, "row_weight": rows.row_weight, "denominator": count}
         class_shards.refuse_gradients(_GATHER, **(options.named() | weights))
+        class_shards.refuse_transforms(_GATHER, input)
         hidden, slices = local_layer(input, head)
         # torch.chunk's sizes, as DTensor has them.
         first = min(mesh.get_local_rank() * -(-classes // mesh.size()), classes)
