@@ -439,7 +439,10 @@ def test_every_form_has_the_same_options_and_says_what_they_mean():
     for module in (labo.LABOLoss, labo.LinearLABOLoss):
         assert names - set(shared.OF_BATCH) <= set(inspect.signature(module).parameters)
         assert set(shared.OF_BATCH) <= set(inspect.signature(module.forward).parameters)
-    for form in (labo_cross_entropy, linear_labo_cross_entropy, labo.LABOLoss, labo.LinearLABOLoss):
+    split = (labo.vocab_parallel_labo_cross_entropy, labo.vocab_parallel_linear_labo_cross_entropy)
+    for form, lacking in zip(split, ({"impl"}, {"impl", "differentiable"}), strict=True):
+        assert names - set(inspect.signature(form).parameters) == lacking
+    for form in (labo_cross_entropy, linear_labo_cross_entropy, labo.LABOLoss, labo.LinearLABOLoss, *split):
         for name in names & set(inspect.signature(form).parameters):
             assert f"        {name}: " in (form.__doc__ or "")
 
