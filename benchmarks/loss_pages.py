@@ -2,14 +2,16 @@
 
     python benchmarks/loss_pages.py docs/losses.md
 
-An implementation is asked by `labo.kernels.choose`, as the losses ask it; nothing is computed. The tables are the same
-on every machine: what is not installed here is taken to be there.
+An implementation is asked by `labo.kernels.choose`, as the losses ask it, and computes nothing; the forms whose classes
+are split over ranks, which have no implementations to choose from, are called in a group of one process. The tables are
+the same on every machine: what is not installed here is taken to be there.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -29,12 +32,16 @@ from labo.kernels.options import ARGUMENTS, LossOptions
 
 START, END = "<!-- made by benchmarks/loss_pages.py: {} -->", "<!-- end -->"
 ROWS, CLASSES = 4, 6
+SPLIT: dict[str, Any] = {
+    "vocab_parallel_labo_cross_entropy": labo.vocab_parallel_labo_cross_entropy,
+    "vocab_parallel_linear_labo_cross_entropy": labo.vocab_parallel_linear_labo_cross_entropy,
+}
 FORMS: dict[str, Any] = {
     "labo_cross_entropy": labo.labo_cross_entropy,
     "LABOLoss": labo.LABOLoss,
     "linear_labo_cross_entropy": labo.linear_labo_cross_entropy,
     "LinearLABOLoss": labo.LinearLABOLoss,
-    "vocab_parallel_labo_cross_entropy": labo.vocab_parallel_labo_cross_entropy,
+    **SPLIT,
 }
 # Arguments that some forms have besides those they share.
 OWN_ARGUMENTS = ("inplace_backward", "linear_bias", "chunk_rows", "accumulate", "group", "examples")
@@ -63,7 +70,8 @@ def _cases() -> dict[str, dict[str, Any]]:
         '`value="plugin"`': {"value": "plugin"},
         "`z_loss`": {"z_loss": 1e-4},
         "`softcap`": {"softcap": 30.0},
-        "`return_statistics`, `differentiable`": {"return_statistics": True, "differentiable": True},
+        "`return_statistics`": {"return_statistics": True},
+        "`differentiable`": {"return_statistics": True, "differentiable": True},
         "gradient in `alpha`, `beta`": {"alpha": _learnt(), "beta": _learnt()},
         "gradient in `prior`": {"prior": torch.full((CLASSES,), 1 / CLASSES, requires_grad=True)},
         "gradient in `weight`": {"weight": _learnt(CLASSES)},
@@ -93,13 +101,14 @@ def _has(form: Any, argument: str) -> str:
 
 
 def implementation_table() -> Iterator[str]:
-    """What each implementation supports, else the one that its error names."""
+    """What each implementation and each split form supports, else the one that its error names."""
     names = kernels.IMPLEMENTATIONS
-    yield f"| what | {' | '.join(f'`{name}`' for name in names)} |"
-    yield "|---" * (len(names) + 1) + "|"
-    with _everything_is_installed():
+    yield f"| what | {' | '.join(f'`{name}`' for name in (*names, *SPLIT))} |"
+    yield "|---" * (len(names) + len(SPLIT) + 1) + "|"
+    with _everything_is_installed(), _group_of_one():
         for words, case in _cases().items():
-            yield f"| {words} | {' | '.join(_supported(name, **case) for name in names)} |"
+            answers = (*(_supported(name, **case) for name in names), *(_taken(name, **case) for name in SPLIT))
+            yield f"| {words} | {' | '.join(answers)} |"
 
 
 @contextmanager
@@ -112,30 +121,67 @@ def _everything_is_installed() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _group_of_one() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
 def _supported(
     impl: str, *, logits: torch.dtype = torch.float32, target: Tensor | None = None, under: str = "", **options: Any
 ) -> str:
     given = LossOptions(impl=impl, **options)
     given.check()
-    y = torch.zeros(ROWS, dtype=torch.long) if target is None else target
 
     def ask(z: Tensor) -> Tensor:
         weights: dict[str, Any] = {"row_weight": given.row_weight, "signed": given.weights_signed}
-        rows = reduction.as_rows(z, y, given.weight, given.ignore_index, **weights)
+        rows = reduction.as_rows(z, _target(target), given.weight, given.ignore_index, **weights)
         sources = reduction.weight_sources(rows, given.count(rows.raw))
         kernels.choose(impl, (rows.raw,), rows.target, given.of_rows(rows), sources)
         return z.sum()
 
-    asked: dict[str, Callable[[Tensor], Any]] = {"": ask, "functional transform": torch.func.grad(ask)}
     try:
-        if under == "forward mode":
-            with forward_ad.dual_level():
-                ask(forward_ad.make_dual(torch.zeros(ROWS, CLASSES), torch.ones(ROWS, CLASSES)))
-        else:
-            asked[under](torch.zeros(ROWS, CLASSES, dtype=logits))
+        _call(ask, logits, under)
     except UserError as error:
         return f"→ `{str(error).rpartition('use impl=')[2].strip(chr(39) + '.')}`"
     return "yes"
+
+
+def _taken(
+    name: str, *, logits: torch.dtype = torch.float32, target: Tensor | None = None, under: str = "", **options: Any
+) -> str:
+    form = SPLIT[name]
+    if not inspect.signature(form).parameters.keys() >= options.keys():
+        return "–"
+
+    def ask(z: Tensor) -> Tensor:
+        layer = (torch.eye(CLASSES, dtype=logits),) if "linear" in name else ()
+        form(z, *layer, _target(target), **options)
+        return z.sum()
+
+    try:
+        _call(ask, logits, under)
+    except (TypeError, ValueError) as error:
+        (other,) = re.findall(r"use labo\.(\w+)", str(error))
+        return f"→ `{other}`"
+    return "yes"
+
+
+def _target(target: Tensor | None) -> Tensor:
+    return torch.zeros(ROWS, dtype=torch.long) if target is None else target
+
+
+def _call(ask: Callable[[Tensor], Tensor], dtype: torch.dtype, under: str) -> None:
+    """Ask with logits of a dtype, plain or under a transform."""
+    logits = torch.zeros(ROWS, CLASSES, dtype=dtype)
+    if under == "forward mode":
+        with forward_ad.dual_level():
+            ask(forward_ad.make_dual(logits, torch.ones_like(logits)))
+    else:
+        (torch.func.grad(ask) if under else ask)(logits)
 
 
 def filled(page: str) -> str:

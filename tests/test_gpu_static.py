@@ -1,12 +1,14 @@
-"""Every Triton kernel compiles for a GPU, here without one, and costs what it may."""
+"""Every Triton kernel compiles for a GPU, here without one, and costs what it may; the script for a device runs."""
 
 from __future__ import annotations
 
 import csv
+import importlib
 from pathlib import Path
 
 import pytest
 
+from labo.kernels.triton import interpreted
 from launch import run_python
 
 triton = pytest.importorskip("triton")
@@ -58,3 +60,35 @@ def test_long_rows_leave_room_for_many_warps(table):
 def test_options_that_are_off_by_default_compile(table):
     compiled = {line["kernel"] for line in table if line["extra"] == "all"}
     assert compiled == {"long_rows", "short_rows", "sum_parts", "write_parts"}
+
+
+@pytest.mark.skipif(not interpreted(), reason="a device runs the script itself; here the interpreter of Triton does")
+def test_the_script_for_a_device_runs_its_sections(monkeypatch, tmp_path):
+    """On small sizes, without worker processes and clocks of a device."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    gpu, checks = importlib.import_module("gpu"), importlib.import_module("gpu_checks")
+    monkeypatch.setattr(checks, "EXTRA_SIZES", ((6, 5), (2, 8200)))  # held rows, and rows in parts
+    for name, count in (("PUBLIC_ROWS", 6), ("LAYER_ROWS", 6), ("LAYER_CLASSES", 50)):
+        monkeypatch.setattr(checks, name, count)
+    monkeypatch.setattr(gpu, "OPTION_LOGITS", ((4, 10, "bfloat16"),))
+    monkeypatch.setattr(gpu, "OPTION_LAYERS", ((4, 10, 3, "float32"),))
+    cases, options = checks.correctness_cases(), checks.option_cases()
+    listed = {
+        "correctness": [case for case in cases if case["rows"] == 9 or case["options"] in checks.CHECKS][::-6],
+        "options": [case for case in options if case["beta"] == 2.0 and case["dtype"] == "float32"][::2],
+    }
+    monkeypatch.setattr(
+        gpu, "in_workers", lambda section, *_: [checks.run_case(section, case) for case in listed[section]]
+    )
+    path = tmp_path / "gpu.csv"
+    chosen = [argument for section in (*listed, "options-cost") for argument in ("--section", section)]
+    monkeypatch.setattr("sys.argv", ["gpu.py", *chosen, "--output", str(path)])
+    gpu.main()
+    with open(path, newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    checked = [line for line in lines if line["section"] != "options-cost"]
+    assert [line for line in checked if line["ok"] != "1"] == []
+    assert {line["options"] for line in checked} >= {"statistics", [*checks.EXTRAS][-1], "public, all options"}
+    timed = [line["name"] for line in lines if line["section"] == "options-cost"]
+    assert timed == 2 * ["labo", "z_loss", "softcap", "statistics", "row_weight", [*checks.EXTRAS][-1]]
+    assert all(line["ratio"] for line in lines[-len(timed) :])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -272,6 +273,20 @@ def test_bad_chunks_get_one_sentence(options: dict[str, Any], message: str):
     hidden, weight, _, target = layer()
     with pytest.raises(ValueError, match=message):
         linear_labo_cross_entropy(hidden, weight, target, **options)
+
+
+def test_chunks_by_default_fit_the_caches_or_the_free_memory(monkeypatch):
+    rows_of = linear.Chunks().rows_of
+    assert rows_of(torch.zeros(1, 3), 1000) == 2**25 // 4000
+    assert rows_of(torch.zeros(1, 3), 2**30) == 1
+    gib = 2**30
+    for name, size in (("mem_get_info", (3 * gib, 80 * gib)), ("memory_reserved", 2 * gib), ("memory_allocated", gib)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, size=size: size)
+    hidden: Any = SimpleNamespace(device=torch.device("cuda"), element_size=lambda: 2)
+    assert rows_of(hidden, 2**18) == 2048  # 1 GiB of logits
+    assert rows_of(hidden, 2**20) == 512  # a quarter of 4 GiB, in rows of 2 MiB
+    assert rows_of(hidden, 2**31) == 1
+    assert linear.Chunks(7).rows_of(hidden, 2**20) == 7
 
 
 def test_the_module_takes_the_options_of_chunks():

@@ -439,7 +439,10 @@ def test_every_form_has_the_same_options_and_says_what_they_mean():
     for module in (labo.LABOLoss, labo.LinearLABOLoss):
         assert names - set(shared.OF_BATCH) <= set(inspect.signature(module).parameters)
         assert set(shared.OF_BATCH) <= set(inspect.signature(module.forward).parameters)
-    for form in (labo_cross_entropy, linear_labo_cross_entropy, labo.LABOLoss, labo.LinearLABOLoss):
+    split = (labo.vocab_parallel_labo_cross_entropy, labo.vocab_parallel_linear_labo_cross_entropy)
+    for form, lacking in zip(split, ({"impl"}, {"impl", "differentiable"}), strict=True):
+        assert names - set(inspect.signature(form).parameters) == lacking
+    for form in (labo_cross_entropy, linear_labo_cross_entropy, labo.LABOLoss, labo.LinearLABOLoss, *split):
         for name in names & set(inspect.signature(form).parameters):
             assert f"        {name}: " in (form.__doc__ or "")
 
@@ -453,4 +456,4 @@ def test_the_tables_of_the_page_are_those_of_the_code():
     spec.loader.exec_module(pages)
     text = (root / "docs" / "losses.md").read_text(encoding="utf-8")
     assert pages.filled(text) == text, "run python benchmarks/loss_pages.py docs/losses.md"
-    assert "| `softcap` | yes | yes | → `blocked` | yes |" in text
+    assert "| `softcap` | yes | yes | → `blocked` | yes | yes | yes |" in text

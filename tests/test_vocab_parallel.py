@@ -11,7 +11,7 @@ import torch
 import labo
 from labo.kernels.vocab_parallel import vocab_parallel_labo_cross_entropy
 from launch import run_ranks
-from vocab_ranks import BAD, CASES, INF, problem, work
+from vocab_ranks import BAD, CASES, INF, WITH_STATISTICS, problem, statistics, work
 
 
 @pytest.fixture(scope="module", params=(2, 4))
@@ -21,8 +21,8 @@ def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return run_ranks(work, request.param, folder)
 
 
-def expected(name: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss and the gradient of one process, classes last."""
+def whole(name: str, dtype: torch.dtype) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Logits (…, C) that require a gradient, and the other arguments of one process."""
     case = CASES[name][1]()
     given: dict[str, Any] = {
         k: v.to(dtype) if torch.is_tensor(v) and v.is_floating_point() else v for k, v in case.items()
@@ -30,6 +30,12 @@ def expected(name: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]
     z = given.pop("z").requires_grad_()
     if "prior" in case:
         given["prior"] = case["prior"]
+    return z, given
+
+
+def expected(name: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss and the gradient of one process, classes last."""
+    z, given = whole(name, dtype)
     logits, target = z.movedim(-1, 1) if z.dim() > 2 else z, given.pop("target")
     loss = labo.labo_cross_entropy(logits, target, **given)
     # The gradient does not depend on `value`.
@@ -71,6 +77,33 @@ def test_every_rank_has_the_same_loss_to_the_bit(ranks, name):
         torch.testing.assert_close(
             result[name, torch.float32][0], ranks[0][name, torch.float32][0], rtol=0, atol=0, equal_nan=True
         )
+
+
+@pytest.mark.parametrize("name", WITH_STATISTICS)
+def test_statistics_and_their_gradient_are_those_of_one_process(ranks, name):
+    z, given = whole(name, torch.float64)
+    inner = {**given, "value": "inner"}  # the same gradient
+
+    def loss(input: torch.Tensor, **options: Any) -> labo.LossStatistics:
+        return labo.labo_cross_entropy(input.movedim(-1, 1) if z.dim() > 2 else input, **options)
+
+    values, _ = statistics({"input": z, **given}, loss)
+    _, gradient = statistics({"input": z, **inner}, loss)
+    for result in ranks:
+        for field, value in values.items():
+            torch.testing.assert_close(
+                result["statistics", name][0][field], value, rtol=1e-9, atol=1e-9, equal_nan=True
+            )
+    assert_equal(torch.cat([result["statistics", name][1] for result in ranks], -1), gradient, 1e-9)
+
+
+def test_row_weights_get_their_gradient(ranks):
+    z, given = whole("uneven", torch.float64)
+    weights = torch.tensor([1.0, 0.0, 2.0] * 3, dtype=torch.float64, requires_grad=True)
+    loss = (torch.nn.functional.cross_entropy(z, given["target"], reduction="none") * weights).sum() / weights.sum()
+    (gradient,) = torch.autograd.grad(loss, weights)
+    for result in ranks:
+        assert_equal(result["row weight's gradient"], gradient, 1e-9)
 
 
 def test_a_masked_target_gives_inf_and_the_gradient_of_the_data_term(ranks):

@@ -17,6 +17,8 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
+import labo
+from labo.errors import UserError
 from labo.kernels.vocab_parallel import vocab_parallel_labo_cross_entropy
 
 INF, NAN = math.inf, math.nan
@@ -65,6 +67,13 @@ def ignored(**options: Any) -> dict[str, Any]:
     case["z"][1] = NAN
     case["z"][4, 2] = INF
     return case
+
+
+def weighted(**options: Any) -> dict[str, Any]:
+    """Rows have weights; one of weight 0 holds NaN, and ignored rows have NaN as theirs."""
+    case = ignored(row_weight=torch.tensor([1.0, NAN, 2.0, 0.5, 3.0, 1.5, 0.0, 1.0, NAN], dtype=torch.float64))
+    case["z"][6] = NAN
+    return case | options
 
 
 def sequences() -> dict[str, Any]:
@@ -120,8 +129,26 @@ CASES: dict[str, tuple[dict[int, tuple[int, ...]], Callable[[], dict[str, Any]]]
             ("masked", masked, {"prior": prior("one side")}),
         )
     },
+    "z-loss": (UNEVEN, functools.partial(masked, z_loss=0.05, beta=1e4)),
+    "softcap": (UNEVEN, functools.partial(problem, softcap=2.5, alpha=0.4)),
+    "softcap, z-loss, plugin": (
+        UNEVEN,
+        functools.partial(masked, softcap=2.5, z_loss=0.05, prior=prior("per row"), value="plugin"),
+    ),
+    **{
+        f"row weights, {r}": (
+            UNEVEN,
+            functools.partial(weighted, reduction=r, z_loss=0.05, weight=torch.arange(1.0, 10).double()),
+        )
+        for r in ("none", "mean", "sum")
+    },
+    "denominator": (UNEVEN, functools.partial(weighted, reduction="mean", denominator=20.0)),
     "NaN": (UNEVEN, lambda: problem() | {"z": problem()["z"].index_fill_(1, torch.tensor([8]), NAN)}),
 }
+
+# Cases whose statistics are compared, with a gradient through them.
+WITH_STATISTICS = ("sequences", "masked, per row", "masked, prior without mass", "softcap, z-loss, plugin")
+WITH_STATISTICS += ("row weights, mean", "weights, mean")
 
 Z, Y = torch.zeros(2, 2), torch.tensor([0, 3])  # each rank's shard in the cases of bad input
 BAD: dict[str, tuple[Callable[[int], Any], type, str]] = {
@@ -147,6 +174,12 @@ BAD: dict[str, tuple[Callable[[int], Any], type, str]] = {
     "prior's rows": (lambda rank: {"prior": torch.full((5, 2), 0.1)}, ValueError, "`prior` to broadcast"),
     "prior's dtype": (lambda rank: {"prior": torch.ones(2).long()}, TypeError, "`prior` to be floating point"),
     "weight's shape": (lambda rank: {"weight": torch.ones(2)}, ValueError, "`weight`.*all ranks.*(2,)"),
+    "z_loss": (lambda rank: {"z_loss": -1.0}, UserError, r"`z_loss`.*\[0, inf\).*-1"),
+    "softcap": (lambda rank: {"softcap": 0.0}, UserError, r"`softcap`.*\(0, inf\).*0"),
+    "row_weight's shape": (lambda rank: {"row_weight": torch.ones(3)}, ValueError, r"`row_weight`.*\(2,\).*\(3,\)"),
+    "negative row_weight": (lambda rank: {"row_weight": -torch.ones(2)}, ValueError, "`row_weight` to be >= 0.*mean"),
+    "denominator": (lambda rank: {"denominator": 2.0, "reduction": "sum"}, UserError, "`denominator` only with.*mean"),
+    "differentiable": (lambda rank: {"differentiable": True}, UserError, "`differentiable` only with return_stat"),
     "reduction": (lambda rank: {"reduction": "average"}, ValueError, "`reduction`"),
     "value": (lambda rank: {"value": "outer"}, ValueError, "`value`.*inner, plugin.*outer"),
     "target out of range": (lambda rank: {"target": torch.tensor([0, 8])}, ValueError, r"`target`.*\[0, [48]\).*8"),
@@ -184,6 +217,10 @@ def work(rank: int, world: int, folder: Path) -> None:
         for name, (sizes, make) in CASES.items():
             for dtype in (torch.float64, torch.float32, torch.bfloat16):
                 results[name, dtype] = loss_and_gradient(shard(make(), sizes[world], rank, dtype))
+        for name in WITH_STATISTICS:
+            sizes, make = CASES[name]
+            results["statistics", name] = statistics(shard(make(), sizes[world], rank, torch.float64))
+        results["row weight's gradient"] = row_weight_gradient(rank, world)
         results["bad"] = {name: unavailable_reason(rank, make) for name, (make, _, _) in BAD.items()}
         results["crossing"] = {classes: crossing(world, classes) for classes in (3, 3000)}
         results["twice"] = twice()
@@ -202,9 +239,28 @@ def loss_and_gradient(arguments: dict[str, Any]) -> tuple[torch.Tensor, torch.Te
     return loss.detach(), gradient
 
 
+def statistics(
+    arguments: dict[str, Any], loss: Callable[..., labo.LossStatistics] = vocab_parallel_labo_cross_entropy
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """The statistics, and the gradient in the logits of all that has one."""
+    found = loss(**arguments, return_statistics=True, differentiable=True)
+    total = torch.where(found.loss.isfinite(), found.loss, 0.0).sum() + found.logsumexp.nan_to_num(0, 0, 0).sum()
+    total = total - 0.5 * torch.where(found.nll.isfinite(), found.nll, 0.0).sum()
+    (gradient,) = torch.autograd.grad(total, arguments["input"])
+    return {name: value.detach() for name, value in found._asdict().items()}, gradient
+
+
+def row_weight_gradient(rank: int, world: int) -> torch.Tensor:
+    weights = torch.tensor([1.0, 0.0, 2.0] * 3, dtype=torch.float64, requires_grad=True)
+    mine: Any = shard(problem(reduction="mean", alpha=0.0), UNEVEN[world], rank, torch.float64)
+    loss = vocab_parallel_labo_cross_entropy(**mine, row_weight=weights)
+    return torch.autograd.grad(loss, weights)[0]
+
+
 def unavailable_reason(rank: int, make: Callable[[int], Any]) -> tuple[type, str] | None:
+    arguments: dict[str, Any] = {"input": Z, "target": Y, **make(rank)}
     try:
-        vocab_parallel_labo_cross_entropy(**{"input": Z, "target": Y, **make(rank)})
+        vocab_parallel_labo_cross_entropy(**arguments)
     except (TypeError, ValueError) as error:
         return type(error), str(error)
     return None

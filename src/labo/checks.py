@@ -24,6 +24,7 @@ from labo.numeric import number as number
 _functorch: Any = vars(torch._C)["_functorch"]
 _transforms_active: Any = vars(torch._C)["_are_functorch_transforms_active"]
 _assert_async: Any = vars(torch)["_assert_async"]
+_forward_mode: Any = vars(forward_ad)
 
 # The class index of ignored targets in PyTorch and Transformers.
 IGNORE_INDEX = -100
@@ -53,6 +54,8 @@ def plain(tensor: Tensor) -> bool:
 
 def forward_mode(*tensors: Tensor) -> bool:
     """Whether a tensor has a tangent, the derivative of forward-mode differentiation."""
+    if _forward_mode["_current_level"] < 0:  # none is active, which is all that small batches need to know
+        return False
     return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
 
 

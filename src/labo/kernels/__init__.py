@@ -133,9 +133,7 @@ def _constants(target: Tensor, options: Options, weights: Sources) -> dict[str, 
 
     These are the arguments of an implementation (`labo.kernels.autograd.Solve`) beside the logits.
     """
-    named = {**options.named(), "target": target}
-    for name, source in weights.items():  # the option `weight` and the source are one tensor, if both are there
-        named[name] = named.get(name) if source is None else source
+    named = {**vars(options), "target": target, **weights}  # its class weights and those of the sources are the same
     return {name: value for name, value in named.items() if isinstance(value, Tensor)}
 
 

@@ -170,7 +170,7 @@ def _solve_small(
 ) -> tuple[Tensor, Tensor | None] | None:
     """Like `solve`, for a small batch of finite logits, in few operations, whose overhead dominates.
 
-    With s = sum p^(1 / beta), the loss is (alpha - 1) * log p_y - alpha * beta * log(s / C), and q = p^(1 / beta) / s.
+    With m = mean p^(1 / beta), the loss is (alpha - 1) * log p_y - alpha * beta * log m, and q = p^(1 / beta) / (C m).
     Returns None if a logit is not finite or a row has weight 0.
     """
     alpha, beta, classes = float(options.alpha), float(options.beta), z.shape[-1]
@@ -182,11 +182,11 @@ def _solve_small(
     logsumexp = z.gather(-1, index) - log_p_target if options.z_loss or statistics is not None else None
     if statistics is not None and logsumexp is not None:
         _write_statistics_of_small(statistics, log_p, log_p_target, logsumexp, beta)
-    label = label_sum = None
+    label = label_mean = None
     if alpha and beta < math.inf:
         label = torch.mul(log_p, 1 / beta).exp_()
-        label_sum = label.sum(-1, keepdim=True)
-        losses = (label_sum / classes).log_().mul_(-alpha * beta).add_(log_p_target, alpha=alpha - 1)
+        label_mean = label.mean(-1, keepdim=True)
+        losses = label_mean.log().mul_(-alpha * beta).add_(log_p_target, alpha=alpha - 1)
     elif alpha:
         losses = log_p_target.mul_(alpha - 1).sub_(log_p.mean(-1, keepdim=True), alpha=alpha)
     else:
@@ -199,8 +199,8 @@ def _solve_small(
         grad_logits = log_p.exp_()
         if options.z_loss and logsumexp is not None:
             grad_logits.mul_(1 + 2 * options.z_loss * logsumexp)
-        if label is not None and label_sum is not None:
-            grad_logits.addcdiv_(label, label_sum, value=-alpha)
+        if label is not None and label_mean is not None:
+            grad_logits.addcdiv_(label, label_mean, value=-alpha / classes)
         elif alpha:
             grad_logits.sub_(alpha / classes)
         grad_logits.scatter_(-1, index, alpha - 1, reduce="add").mul_(weights)

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from labo import checks, inner
+from labo.errors import UserError
+from labo.kernels.options import LossOptions, Options
+from labo.kernels.reference import capped, capped_slope
 from labo.reduction import Rows
 
 # The place of the total of the prior among the sums over all ranks.
@@ -30,6 +33,7 @@ class RowReference:
     `r`, (C_local,) or (N, C_local), is its slice of the prior up to a factor; uniform is 1. `top` (N, 1) is the maximum
     over the classes of all ranks, `support_top` over those with prior mass: a prior may exclude the largest logit.
     `target` (N,) is relative to the first class of this rank; outside [0, C_local) it belongs to another rank.
+    `softcap` is that of the logits, or None.
     """
 
     beta: Tensor
@@ -37,14 +41,15 @@ class RowReference:
     top: Tensor
     support_top: Tensor
     target: Tensor
+    softcap: float | None
 
 
 class Shard:
-    """The classes of a rank for every row (N, C_local), relative to the maxima over all ranks."""
+    """The classes of a rank for every row (N, C_local), soft-capped, relative to the maxima over all ranks."""
 
     def __init__(self, rows: Tensor, reference: RowReference) -> None:
         finite = rows != -math.inf
-        self.reference = reference
+        self.reference, self.rows = reference, rows
         self.mass = torch.where(finite, reference.r, 0.0)
         self.support = self.mass > 0
         self.shifted = rows - reference.top
@@ -64,13 +69,18 @@ class Shard:
         grad_term: Tensor,
         grad_logsumexp: Tensor | float = 0.0,
     ) -> Tensor:
-        """The slice of the gradient of rows whose terms have these gradients (N, 1), from `normalizers`."""
+        """The slice of the gradient of rows whose terms have these gradients (N, 1), from `normalizers`.
+
+        It is the gradient in the logits before they are capped.
+        """
         exp_z_sum, log_label_sum = sums
         q = torch.where(self.support, (self.scores - log_label_sum).exp_(), 0.0)
         grad = self.exp_z * ((grad_data + grad_term + grad_logsumexp) / exp_z_sum)
         grad.sub_(q.mul_(grad_term))
         if grad.shape[-1]:
             grad.scatter_add_(-1, self.target, torch.where(self.has_target, -grad_data, 0.0))
+        if (cap := self.reference.softcap) is not None:
+            grad.mul_(capped_slope(self.rows, cap))
         # A row whose classes are all masked has no gradient.
         return torch.where(exp_z_sum == 0, 0.0, grad)
 
@@ -79,6 +89,52 @@ class Shard:
         if not self.shifted.shape[-1]:
             return self.shifted.sum(-1)
         return torch.where(self.has_target, self.shifted.gather(-1, self.target), 0.0).squeeze(-1)
+
+
+class Measured(NamedTuple):
+    """The classes of a rank, the sums over all ranks (see `sum_over_ranks`), and each rank's number of classes."""
+
+    shard: Shard
+    sums: Tensor
+    sizes: Tensor
+
+    def terms(self, plugin: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """CE(target, p), V (or CE(q*, p)) and the log-sum-exp of each row (N,), in working precision."""
+        reference, dtype = self.shard.reference, self.shard.rows.dtype
+        logsumexp = self.sums[0].log() + reference.top.squeeze(-1)
+        data, term = combine(self.sums, reference, plugin)
+        return data.to(dtype), term.to(dtype), logsumexp.to(dtype)
+
+    def normalizers(self) -> tuple[Tensor, Tensor]:
+        """The sum of exp(z) and the log of that of the label, (N, 1) each, for `Shard.gradient`."""
+        exp_z_sum, label_sum = self.sums[:2].unsqueeze(-1)
+        return exp_z_sum.to(self.shard.rows.dtype), label_sum.log().to(self.shard.rows.dtype)
+
+    def statistics(self) -> Tensor:
+        """The statistics (5, N) of rows, see statistics.py, float64."""
+        return row_statistics(self.sums, self.shard.reference)
+
+
+def measure(
+    logits: Tensor, target: Tensor, options: Options, group: dist.ProcessGroup | None, *, statistics: bool = False
+) -> Measured:
+    """Measure rows over all ranks, by two all-reduces; `options` has this rank's slice of the prior."""
+    wide = capped_rows(logits, options.softcap)
+    r, prior_total = wide.new_ones(wide.shape[1]), wide.new_zeros(len(wide), dtype=torch.float64)
+    if options.prior is not None:
+        r, prior_total = options.prior.to(wide.dtype), prior_totals(options.prior).expand(len(wide))
+    tops, sizes = maxima(wide, r, group)
+    beta, first = inner.over_rows("beta", options.beta, wide), sizes[: dist.get_rank(group)].sum()
+    shard = Shard(wide, RowReference(beta, r, *tops, target - first, options.softcap))
+    sums = sum_over_ranks(shard, prior_total, options.value == "plugin", group, statistics=statistics)
+    if options.prior is not None:
+        check_prior(sums, options.prior.dtype)
+    return Measured(shard, sums, sizes)
+
+
+def capped_rows(logits: Tensor, softcap: float | None) -> Tensor:
+    """The rows of a `Shard`."""
+    return capped(inner.working(logits), softcap)
 
 
 def maxima(logits: Tensor, r: Tensor, group: dist.ProcessGroup | None) -> tuple[tuple[Tensor, Tensor], Tensor]:
@@ -110,12 +166,6 @@ def sum_over_ranks(
 def check_prior(sums: Tensor, dtype: torch.dtype) -> None:
     """Check the prior of all ranks, of which only the totals are known here: as distributions over one class."""
     checks.distribution("prior", sums[_PRIOR_TOTAL].to(dtype).unsqueeze(-1), -1)
-
-
-def normalizers(sums: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The sum of exp(z) and the log of that of the label, (N, 1) each, for `Shard.gradient`."""
-    exp_z_sum, label_sum = sums[:2].unsqueeze(-1)
-    return exp_z_sum.to(dtype), label_sum.log().to(dtype)
 
 
 def combine(sums: Tensor, reference: RowReference, plugin: bool) -> tuple[Tensor, Tensor]:
@@ -237,6 +287,15 @@ def check_prior_slice(prior: Tensor | None, rows: Rows) -> None:
     checks.broadcasts("prior", prior.detach().sum(-1), rows.shape)
 
 
+def options_of_rows(given: LossOptions, rows: Rows) -> Options:
+    """Like `LossOptions.of_rows`, with this rank's slice of the prior, whose total is checked over all ranks."""
+    prior = given.prior
+    check_prior_slice(prior, rows)
+    if prior is not None and prior.dim() > 1:
+        prior = prior.expand(*rows.shape, prior.shape[-1]).reshape(rows.raw.shape)
+    return replace(replace(given, prior=None).of_rows(rows), prior=prior)
+
+
 def check_over_ranks(rows: Rows, classes: Tensor) -> None:
     """Check targets and class weights against the classes of all ranks, without device synchronization."""
     if classes.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -257,6 +316,15 @@ def refuse_gradients(gather: str, **options: Any) -> None:
             raise ValueError(
                 f"Expected argument `{name}` not to require grad: split classes have no gradient in it; {gather}."
             )
+
+
+def refuse_transforms(gather: str, *tensors: Tensor) -> None:
+    """Raise an error under torch.func, and for tensors with a tangent of forward-mode differentiation."""
+    if checks.transformed() or checks.forward_mode(*tensors):
+        raise UserError(
+            "Expected no torch.func transform and no forward-mode differentiation of a loss whose classes are split "
+            f"over ranks; {gather}."
+        )
 
 
 def require_initialized() -> None:

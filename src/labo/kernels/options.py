@@ -66,7 +66,7 @@ def documented(**texts: str) -> Callable[[_Documented], _Documented]:
     return decorate
 
 
-class LossArguments(TypedDict, total=False):
+class SharedArguments(TypedDict, total=False):
     """The types of the keyword arguments that all forms of the loss share, for type checkers."""
 
     alpha: float | Tensor
@@ -76,12 +76,17 @@ class LossArguments(TypedDict, total=False):
     ignore_index: int
     reduction: str
     value: str
-    impl: str
     z_loss: float
     softcap: float | None
     row_weight: Tensor | None
     denominator: float | Tensor | None
     differentiable: bool
+
+
+class LossArguments(SharedArguments, total=False):
+    """The same, of forms that have implementations to choose from."""
+
+    impl: str
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from typing_extensions import Unpack
 
-from labo import checks, inner
+from labo import checks
 from labo import reduction as _reduction
 from labo.kernels import class_shards, reference
-from labo.kernels.class_shards import RowReference, Shard
-from labo.kernels.options import LossOptions, documented
+from labo.kernels.class_shards import Shard
+from labo.kernels.options import LossOptions, Options, SharedArguments, documented
+from labo.kernels.statistics import ENTROPY, LossStatistics, Wanted, as_statistics
 from labo.reduction import Rows
 
 __all__ = ["vocab_parallel_labo_cross_entropy"]
@@ -20,6 +22,24 @@ __all__ = ["vocab_parallel_labo_cross_entropy"]
 _GATHER = "gather the logits and use labo.labo_cross_entropy"
 
 
+@overload
+def vocab_parallel_labo_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    *,
+    group: dist.ProcessGroup | None = None,
+    return_statistics: Literal[False] = False,
+    **options: Unpack[SharedArguments],
+) -> Tensor: ...
+@overload
+def vocab_parallel_labo_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    *,
+    group: dist.ProcessGroup | None = None,
+    return_statistics: Literal[True],
+    **options: Unpack[SharedArguments],
+) -> LossStatistics: ...
 @documented(
     prior="None for uniform, or this rank's slice (C_local,) or (…, C_local) of probabilities that sum to 1 over the "
     "classes of all ranks.",
@@ -37,13 +57,19 @@ def vocab_parallel_labo_cross_entropy(
     ignore_index: int = -100,
     reduction: str = "mean",
     value: str = "inner",
-) -> Tensor:
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    row_weight: Tensor | None = None,
+    denominator: float | Tensor | None = None,
+    return_statistics: bool = False,
+    differentiable: bool = False,
+) -> Tensor | LossStatistics:
     """`labo.labo_cross_entropy` of logits whose classes are split over ranks: (1 - alpha) * CE(target, p) + alpha * V.
 
     Rank i of the group holds a contiguous range of classes, after those of the ranks before it; ranges may differ in
     length and may be empty. The forward pass communicates by two all-reduces of a few scalars per row, nothing of the
-    size of the classes. The backward pass computes the gradient of each rank's slice without communication, provided
-    that every rank backpropagates the same loss.
+    size of the classes, also with statistics. The backward pass computes the gradient of each rank's slice without
+    communication, provided that every rank backpropagates the same loss.
 
     Options that the ranks do not split are the same on every rank.
 
@@ -56,8 +82,8 @@ def vocab_parallel_labo_cross_entropy(
         {options}
 
     Returns:
-        The loss, equal on every rank, as `labo.labo_cross_entropy` returns it. alpha, beta and prior get no gradient,
-        and second derivatives are not supported.
+        The loss, or `labo.LossStatistics`, equal on every rank, as `labo.labo_cross_entropy` returns it. alpha, beta
+        and prior get no gradient, and second derivatives are not supported.
 
     Raises:
         ValueError, TypeError: an argument is out of range, does not fit or requires a gradient; the message names it.
@@ -73,42 +99,54 @@ def vocab_parallel_labo_cross_entropy(
         tensor(1.3863)
         >>> dist.destroy_process_group()
     """
-    given = LossOptions(alpha, beta, prior, weight, ignore_index, reduction, value)
+    given = LossOptions(
+        alpha, beta, prior, weight, ignore_index, reduction, value, "auto", z_loss, softcap, row_weight, denominator,
+        return_statistics, differentiable,
+    )  # fmt: skip
     given.check()
     class_shards.refuse_gradients(_GATHER, alpha=alpha, beta=beta, prior=prior)
+    class_shards.refuse_transforms(_GATHER, input)
     input, group = _local(input, group)
-    rows = class_shards.as_rows(input, target, weight, ignore_index, gather=_GATHER)
-    alpha, beta = rows.per_row("alpha", alpha), rows.per_row("beta", beta)
-    data, term = _RowTerms.apply(rows.logits, rows, beta, prior, group, value == "plugin")
-    return _reduction.reduce(reference.mix(data, term, alpha), rows, reduction, checks.result_dtype(input))
+    rows = class_shards.as_rows(
+        input, target, weight, ignore_index, gather=_GATHER, row_weight=row_weight, signed=given.weights_signed
+    )
+    options, count, logits = class_shards.options_of_rows(given, rows), given.count(rows.raw), rows.logits
+    if rows.row_weight is not None and not rows.row_weight.requires_grad:  # its gradient is the loss of every row
+        logits = torch.where((rows.row_weight != 0).unsqueeze(-1), logits, 0.0)
+    data, term, logsumexp, statistics = _RowTerms.apply(logits, rows, options, group, return_statistics)
+    losses = reference.mix(data, term, options.alpha)
+    losses = losses + options.z_loss * logsumexp.square() if options.z_loss else losses
+    loss = _reduction.reduce(losses, rows, reduction, checks.result_dtype(input), count)
+    if statistics is None:
+        return loss
+    row_weights = _reduction.final_row_weights(rows, reduction, losses.dtype, count)
+    if differentiable:
+        statistics = torch.stack([data, logsumexp, *statistics[ENTROPY:]])
+    statistics = torch.where(row_weights == 0, torch.nan, statistics)
+    wanted = Wanted(return_statistics, differentiable)
+    return as_statistics(loss, statistics, rows, row_weights, options, reduction, wanted)
 
 
 class _RowTerms(torch.autograd.Function):
-    """CE(target, p) and V (or CE(q*, p)) of each row; this rank's slice of the gradients p - onehot(target), p - q*."""
+    """CE(target, p), V (or CE(q*, p)) and the log-sum-exp of each row, whose gradients need no communication.
+
+    The fourth result are the statistics (5, N), or None.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        logits: Tensor,
-        rows: Rows,
-        beta: float | Tensor,
-        prior: Tensor | None,
-        group: dist.ProcessGroup | None,
-        plugin: bool,
-    ) -> tuple[Tensor, Tensor]:
-        wide = inner.working(logits)
-        r, prior_total = _prior_of_rows(rows, prior, wide.dtype)
-        tops, sizes = class_shards.maxima(wide, r, group)
-        class_shards.check_over_ranks(rows, sizes.sum())
-        local_target = rows.target - sizes[: dist.get_rank(group)].sum()
-        measure = RowReference(inner.over_rows("beta", beta, wide), r, *tops, local_target)
-        sums = class_shards.sum_over_ranks(Shard(wide, measure), prior_total, plugin, group)
-        if prior is not None:
-            class_shards.check_prior(sums, prior.dtype)
-        ctx.save_for_backward(logits, *class_shards.normalizers(sums, wide.dtype))
-        ctx.measure = measure
-        data, term = class_shards.combine(sums, measure, plugin)
-        return data.to(wide.dtype), term.to(wide.dtype)
+        ctx: Any, logits: Tensor, rows: Rows, options: Options, group: dist.ProcessGroup | None, statistics: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        measured = class_shards.measure(logits, rows.target, options, group, statistics=statistics)
+        class_shards.check_over_ranks(rows, measured.sizes.sum())
+        ctx.save_for_backward(logits, *measured.normalizers())
+        ctx.reference = measured.shard.reference
+        data, term, logsumexp = measured.terms(options.value == "plugin")
+        if not statistics:
+            return data, term, logsumexp, None
+        buffer = measured.statistics().to(data.dtype)
+        ctx.mark_non_differentiable(buffer)
+        return data, term, logsumexp, buffer
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -118,21 +156,9 @@ class _RowTerms(torch.autograd.Function):
                 f"none; {_GATHER}."
             )
         logits, *normalizers = ctx.saved_tensors
-        grad_data, grad_term = (grad.unsqueeze(-1) for grad in grads)
-        grad = Shard(inner.working(logits), ctx.measure).gradient(tuple(normalizers), grad_data, grad_term)
-        return grad.to(logits.dtype), None, None, None, None, None
-
-
-def _prior_of_rows(rows: Rows, prior: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """This rank's slice, (C_local,) or (N, C_local), and its total in each row, NaN where an entry is negative."""
-    count, classes = rows.logits.shape
-    if prior is None:
-        return rows.logits.new_ones(classes, dtype=dtype), rows.logits.new_zeros(count, dtype=torch.float64)
-    class_shards.check_prior_slice(prior, rows)
-    total = class_shards.prior_totals(prior)
-    if prior.dim() > 1:
-        prior = prior.expand(*rows.shape, classes).reshape(count, classes)
-    return prior.to(dtype), total.expand(rows.shape).reshape(-1)
+        shard = Shard(class_shards.capped_rows(logits, ctx.reference.softcap), ctx.reference)
+        grad = shard.gradient(tuple(normalizers), *(grad.unsqueeze(-1) for grad in grads[:3]))
+        return grad.to(logits.dtype), None, None, None, None
 
 
 def _local(input: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, dist.ProcessGroup | None]:

@@ -16,11 +16,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from labo import checks, inner
+from labo import checks
 from labo import reduction as _reduction
 from labo.errors import UserError
 from labo.kernels import class_shards, linear, reference
-from labo.kernels.class_shards import RowReference, Shard
 from labo.kernels.linear import CHUNK_ROWS, Chunks, Head
 from labo.kernels.options import VALUES, LossOptions, Options, documented
 from labo.kernels.statistics import LossStatistics, Wanted, as_statistics
@@ -129,6 +128,7 @@ def vocab_parallel_linear_labo_cross_entropy(
         given.check()
         linear.check_chunks(chunk_rows, accumulate)
         class_shards.refuse_gradients(_GATHER, **given.named())
+        class_shards.refuse_transforms(_GATHER, input)
         head = Head(linear_weight, linear_bias)
         linear.check_layer(input, head)
         classes = linear_weight.shape[0]
@@ -136,10 +136,7 @@ def vocab_parallel_linear_labo_cross_entropy(
             input.new_empty(()).expand(*input.shape[:-1], classes), target, weight, ignore_index, gather=_GATHER,
             row_weight=row_weight, signed=given.weights_signed,
         )  # fmt: skip
-        class_shards.check_prior_slice(prior, rows)
-        if prior is not None and prior.dim() > 1:
-            prior = prior.expand(*rows.shape, classes).reshape(rows.raw.shape[0], classes)
-        options = replace(replace(given, prior=None).of_rows(rows), prior=prior)
+        options = class_shards.options_of_rows(given, rows)
         chunks, wanted, count = Chunks(chunk_rows, accumulate), Wanted(return_statistics), given.count(rows.raw)
         shared.update(_shared_values(input, head, rows, options, reduction, chunks, wanted))
     class_shards.check_over_ranks(rows, shared["classes of each rank"].sum())
@@ -200,6 +197,7 @@ def solved(
             raise UserError(f"Expected differentiable=False with a head that is split over ranks; {_GATHER}.")
         weights = {"weight": rows.weight, "row_weight": rows.row_weight, "denominator": count}
         class_shards.refuse_gradients(_GATHER, **(options.named() | weights))
+        class_shards.refuse_transforms(_GATHER, input)
         hidden, slices = local_layer(input, head)
         # torch.chunk's sizes, as DTensor has them.
         first = min(mesh.get_local_rank() * -(-classes // mesh.size()), classes)
@@ -392,32 +390,19 @@ class _ShardSolve:
         out: Tensor | None = None,
         statistics: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        cap, plugin = options.softcap, options.value == "plugin"
-        wide = reference.capped(inner.working(logits), cap)
-        r, prior_total = wide.new_ones(wide.shape[1]), wide.new_zeros(len(wide), dtype=torch.float64)
-        if options.prior is not None:
-            r, prior_total = options.prior.to(wide.dtype), class_shards.prior_totals(options.prior).expand(len(wide))
-        tops, sizes = class_shards.maxima(wide, r, self.group)
-        beta, first = inner.over_rows("beta", options.beta, wide), sizes[: dist.get_rank(self.group)].sum()
-        measure = RowReference(beta, r, *tops, target - first)
-        shard = Shard(wide, measure)
-        sums = class_shards.sum_over_ranks(shard, prior_total, plugin, self.group, statistics=statistics is not None)
-        if options.prior is not None:
-            class_shards.check_prior(sums, options.prior.dtype)
-        data, term = (part.to(wide.dtype) for part in class_shards.combine(sums, measure, plugin))
-        logsumexp = (sums[0].log() + measure.top.squeeze(-1)).to(wide.dtype)
+        measured = class_shards.measure(logits, target, options, self.group, statistics=statistics is not None)
+        data, term, logsumexp = measured.terms(options.value == "plugin")
         losses = reference.mix(data, term, options.alpha)
         losses = losses + options.z_loss * logsumexp.square() if options.z_loss else losses
         losses = torch.where(row_weights == 0, 0.0, row_weights * losses)
         if statistics is not None:
-            statistics.copy_(torch.where(row_weights == 0, torch.nan, class_shards.row_statistics(sums, measure)))
+            statistics.copy_(torch.where(row_weights == 0, torch.nan, measured.statistics()))
         if not gradient:
             return losses, None
-        alpha = options.alpha.to(wide.dtype) if isinstance(options.alpha, Tensor) else options.alpha
+        alpha = options.alpha.to(data.dtype) if isinstance(options.alpha, Tensor) else options.alpha
         grad_data, grad_term = ((part * row_weights).unsqueeze(-1) for part in (1 - alpha, alpha))
         grad_logsumexp = (2 * options.z_loss * row_weights * logsumexp).unsqueeze(-1) if options.z_loss else 0.0
-        grad = shard.gradient(class_shards.normalizers(sums, wide.dtype), grad_data, grad_term, grad_logsumexp)
-        grad = grad if cap is None else grad * reference.capped_slope(wide, cap)
+        grad = measured.shard.gradient(measured.normalizers(), grad_data, grad_term, grad_logsumexp)
         return losses, grad.to(logits.dtype) if out is None else out.copy_(grad)
 
     def row_losses(self, logits: Tensor, weight: Tensor | None) -> Tensor:
