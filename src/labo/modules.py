@@ -78,7 +78,8 @@ class LABOLoss(_LABOOptions):
     Args:
         {options}
         examples: number of training examples; required with prior="memory".
-        sharpness, decay, epsilon, top: options of the memory, as in `labo.regularizers.create("labo", prior="memory")`.
+        sharpness, decay, epsilon, top, aligned: options of the memory, as in `labo.regularizers.create("labo",
+            prior="memory")`.
         size_average, reduce: as in `nn.CrossEntropyLoss`, which deprecates them in favour of `reduction`.
 
     Raises:
@@ -114,6 +115,7 @@ class LABOLoss(_LABOOptions):
         decay: float | None = None,
         epsilon: float | None = None,
         top: int | None = None,
+        aligned: bool | None = None,
         size_average: bool | None = None,
         reduce: bool | None = None,
         **unknown: Any,
@@ -121,7 +123,7 @@ class LABOLoss(_LABOOptions):
         _reject_unknown(unknown)
         if size_average is not None or reduce is not None:  # deprecated there too, with torch's own warning
             reduction = _legacy_reduction.legacy_get_string(size_average, reduce)
-        memory_options = {"sharpness": sharpness, "decay": decay, "epsilon": epsilon, "top": top}
+        memory_options = {"sharpness": sharpness, "decay": decay, "epsilon": epsilon, "top": top, "aligned": aligned}
         memory_options = {name: option for name, option in memory_options.items() if option is not None}
         member, distribution = None, None
         if isinstance(prior, str):

@@ -23,15 +23,17 @@ from labo.regularizers.search_space import Range
 
 PRIORS = ("uniform", "unigram", "memory", "channel")
 # Options that only the priors of single examples have.
-_EXAMPLE_OPTIONS = {"memory": ("sharpness", "decay", "epsilon", "top"), "channel": ("epsilon", "top")}
+_EXAMPLE_OPTIONS = {"memory": ("sharpness", "decay", "epsilon", "top", "aligned"), "channel": ("epsilon", "top")}
 
 
 class LABO(Regularizer):
     """(1 - alpha) * CE(target, p) + alpha * V(logits), with the optimal label q* = softmax(logits / beta + log prior).
 
-    With prior="memory" each example has its own prior r = m ** sharpness, normalised. m is a running average of the
-    predictions for the example, m <- decay * m + (1 - decay) * p at each visit, starting from the uniform distribution.
-    So the label of each example is learnt during training.
+    With prior="memory" each example has its own prior r = (w * m) ** sharpness, normalised. m is a running average of
+    the predictions for the example, m <- decay * m + (1 - decay) * p at each visit, starting from the uniform
+    distribution. w, a number for each class, gives the mean of m the class shares of the labels, so that no class is
+    lost (distribution alignment); it is 1 in the first epoch, and then computed at the start of each. So the label of
+    each example is learnt during training.
 
     With prior="channel" each example has the posterior q of its true class as label: networks that did not train on it
     and a noise channel say how likely each class is, given the label as written (`labo.outer.posterior_labels`). The
@@ -56,6 +58,8 @@ class LABO(Regularizer):
             and the full logits. Not with a channel, whose labels are fixed.
         top: with a memory or a channel, how many entries of m or q to keep; by default all of up to 256 classes, else
             the 16 largest and the mass of the rest. They are in half precision.
+        aligned: with a memory, whether m is aligned with the class shares of the labels; by default wherever all
+            classes are kept and targets are class indices.
 
     Needs: the (C,) counts of the training targets, by `provide(class_counts=…)`, with prior="unigram"; with
         prior="memory" the number of training examples, by `provide(examples=…)`, and with each batch the indices of its
@@ -74,7 +78,7 @@ class LABO(Regularizer):
         ValueError, TypeError: an option is out of range, or the prior does not fit the classes.
 
     Source: Lu et al., *LABO*, Findings of ACL 2023 (arXiv 2305.04971); algebra in docs/math.md. The memory is this
-        project's addition.
+        project's addition; distribution alignment is of Berthelot et al., *ReMixMatch*, ICLR 2020.
     """
 
     name = "labo"
@@ -123,6 +127,7 @@ class LABO(Regularizer):
         decay: float | None = None,
         epsilon: float | None = None,
         top: int | None = None,
+        aligned: bool | None = None,
         labels: str | None = None,
     ) -> None:
         super().__init__()
@@ -143,7 +148,7 @@ class LABO(Regularizer):
             self.prior = distribution
         else:
             self.register_buffer("prior", distribution)
-        given = {"sharpness": sharpness, "decay": decay, "epsilon": epsilon, "top": top}
+        given = {"sharpness": sharpness, "decay": decay, "epsilon": epsilon, "top": top, "aligned": aligned}
         given = {name: option for name, option in given.items() if option is not None}
         own = _EXAMPLE_OPTIONS.get(self._prior_name or "", ())
         for name in given:
@@ -163,7 +168,7 @@ class LABO(Regularizer):
         prior = given.get("prior")
         labels = {} if given.get("labels") is None else {"labels": given["labels"]}
         if prior == "memory":
-            own = {"alpha": 0.8, "sharpness": None, "decay": 0.8, "epsilon": 0.5, "top": None}
+            own = {"alpha": 0.8, "sharpness": None, "decay": 0.8, "epsilon": 0.5, "top": None, "aligned": None}
         elif prior == "channel":
             own = {"alpha": 1.0, "epsilon": 0.3, "top": None}
         else:
@@ -285,7 +290,7 @@ class LABO(Regularizer):
         label = nn.functional.one_hot(labels.cpu(), classes).to(q.dtype)
         if isinstance(own, MemoryPrior):
             smoothed = (1 - own.epsilon) * label + own.epsilon / classes
-            return (1 - alpha) * smoothed + alpha * own.sharpened(q)
+            return (1 - alpha) * smoothed + alpha * own.sharpened(q, own.memory.alignment)
         return (1 - own.epsilon) * ((1 - alpha) * label + alpha * q) + own.epsilon / classes
 
     def _prior_on(self, logits: Tensor) -> Tensor | None:

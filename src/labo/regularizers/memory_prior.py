@@ -21,7 +21,7 @@ MAX_CLASSES_SHARPENED, SHARP, LESS_SHARP = 50, 2.0, 1.5
 
 
 class MemoryPrior(nn.Module):
-    """The prior r = m ** sharpness / sum(m ** sharpness) of each example, m from a `PredictionMemory`.
+    """The prior r = (w * m) ** sharpness, normalised, of each example, m from a `PredictionMemory`, w its `alignment`.
 
     The loss of an example with smoothed target t = (1 - epsilon) * target + epsilon / C is
     (1 - alpha) * CE(t, p) + alpha * V(logits; r), whose gradient is p - (1 - alpha) * t - alpha * q*. In training,
@@ -31,29 +31,40 @@ class MemoryPrior(nn.Module):
         method: the name of the method, for errors.
         sharpness: above 0; None for 2 with up to 50 classes and 1.5 with more.
         epsilon: in [0, 1].
-        decay, top: as in `PredictionMemory`.
+        decay, top, aligned: as in `PredictionMemory`.
     """
 
     def __init__(
-        self, method: str, *, sharpness: float | None, epsilon: float, decay: float, top: int | None = None
+        self,
+        method: str,
+        *,
+        sharpness: float | None,
+        epsilon: float,
+        decay: float,
+        top: int | None = None,
+        aligned: bool | None = None,
     ) -> None:
         super().__init__()
         if sharpness is not None:
             checks.number("sharpness", sharpness, "(0, inf)")
         checks.number("epsilon", epsilon, "[0, 1]")
         self.sharpness, self.epsilon = checks.python_number(sharpness), checks.python_number(epsilon)
-        self.memory = PredictionMemory(method, decay=decay, top=top)
+        if aligned is not None and not isinstance(aligned, bool):
+            raise TypeError(f"Expected argument `aligned` to be a boolean, but got {aligned!r}.")
+        self.memory = PredictionMemory(method, decay=decay, top=top, aligned=aligned)
 
     def options(self) -> dict[str, Any]:
         """The options and their values."""
-        memory = {"decay": self.memory.decay, "epsilon": self.epsilon, "top": self.memory.top}
+        memory = {"decay": self.memory.decay, "epsilon": self.epsilon}
+        memory |= {"top": self.memory.top, "aligned": self.memory.aligned}
         return {"sharpness": self.sharpness, **memory}
 
     @torch.no_grad()
     def priors(self, rows: Rows, examples: int) -> Tensor:
         """The priors (N, C) of the rows, in working precision; the uniform one for ignored rows."""
         self.memory.prepare(examples, rows)
-        return self.sharpened(self._distributions(self.memory.places(rows, examples), rows))
+        m = self._distributions(self.memory.places(rows, examples), rows)
+        return self.sharpened(m, self._alignment(rows))
 
     def losses(
         self,
@@ -73,7 +84,7 @@ class MemoryPrior(nn.Module):
         with torch.no_grad():
             places = self._visit(rows, examples, training)
             m = self._distributions(places, rows)
-            prior = self.sharpened(m)
+            prior = self.sharpened(m, self._alignment(rows))
         smoothed = functional.labo_losses(rows, functional.row_options(rows, self.epsilon, math.inf, None))
         if labels is not None:
             logits = inner.working(rows.logits)
@@ -94,18 +105,24 @@ class MemoryPrior(nn.Module):
         """The fused implementation of the losses of these rows and their gradient, at beta = inf."""
         with torch.no_grad():
             places = self._visit(rows, examples, training)
-            return MemorySolver(self, rows, places, alpha, self.memory.read(places), training)
+            read = self.memory.read(places)
+            return MemorySolver(self, rows, places, alpha, read, self._alignment(rows), training)
 
     def _visit(self, rows: Rows, examples: int, training: bool) -> Tensor:
         """The indices of the rows in the memory, after checking them and (in training) their labels."""
         self.memory.prepare(examples, rows)
         places = self.memory.places(rows, examples)
         if training:
+            self.memory.start_round(places)
             self.memory.check_labels(places, rows)
         return places
 
     def _distributions(self, places: Tensor, rows: Rows) -> Tensor:
         return self.memory.distributions(places, rows.raw.shape[-1]).to(reference.working_dtype(rows.raw))
+
+    def _alignment(self, rows: Rows) -> Tensor | None:
+        """The alignment of m; None for probabilities as targets, which are not stored."""
+        return None if rows.has_probabilities else self.memory.alignment
 
     def exponent(self, classes: int) -> float:
         """The sharpness for this number of classes."""
@@ -113,9 +130,10 @@ class MemoryPrior(nn.Module):
             return self.sharpness
         return SHARP if classes <= MAX_CLASSES_SHARPENED else LESS_SHARP
 
-    def sharpened(self, m: Tensor) -> Tensor:
+    def sharpened(self, m: Tensor, alignment: Tensor | None) -> Tensor:
         """The priors of distributions m (N, C); rows of zeros stay zeros."""
-        powered = _power(m, self.exponent(m.shape[-1]))
+        aligned = m if alignment is None else m * alignment.to(m.dtype)
+        powered = _power(aligned, self.exponent(m.shape[-1]))
         return powered.div_(powered.sum(-1, keepdim=True).clamp_(min=torch.finfo(m.dtype).tiny))
 
 
@@ -127,10 +145,17 @@ class MemorySolver:
     """
 
     def __init__(
-        self, prior: MemoryPrior, rows: Rows, places: Tensor, alpha: float, read: Kept | Tensor, training: bool
+        self,
+        prior: MemoryPrior,
+        rows: Rows,
+        places: Tensor,
+        alpha: float,
+        read: Kept | Tensor,
+        alignment: Tensor | None,
+        training: bool,
     ) -> None:
         self.prior, self.memory, self.rows, self.places, self.alpha = prior, prior.memory, rows, places, alpha
-        self.read = read
+        self.read, self.alignment = read, alignment
         # Rows whose predictions are not yet in the memory: a second backward pass solves again.
         self.pending = torch.full((len(places),), training, device="cpu")
         self.updates_memory = False
@@ -142,7 +167,7 @@ class MemorySolver:
             kept = None
         rows = replace(self.rows, raw=self.rows.raw[part], target=self.rows.target[part], kept=kept, _clean=[])
         read = Kept(*(value[part] for value in self.read)) if isinstance(self.read, Kept) else self.read[part]
-        subset = MemorySolver(self.prior, rows, self.places[part], self.alpha, read, False)
+        subset = MemorySolver(self.prior, rows, self.places[part], self.alpha, read, self.alignment, False)
         at = part if isinstance(part, slice) else part.cpu()
         subset.updates_memory = bool(self.pending[at].any())
         self.pending[at] = False
@@ -181,10 +206,13 @@ class MemorySolver:
     def _whole(self, classes: int, dtype: torch.dtype) -> Tensor:
         return (spread(self.read, classes) if isinstance(self.read, Kept) else self.read).to(dtype)
 
+    def _prior(self, z: Tensor) -> Tensor:
+        return self.prior.sharpened(self._whole(z.shape[-1], z.dtype), self.alignment)
+
     def _label(self, z: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
         """(labels (N, C), 0 at masked classes; their mass (N, 1))."""
         limit = inner.over_rows("beta", math.inf, z)
-        label = inner.labels_of_rows(z, limit, self.prior.sharpened(self._whole(z.shape[-1], z.dtype))).mul_(self.alpha)
+        label = inner.labels_of_rows(z, limit, self._prior(z)).mul_(self.alpha)
         label += inner.labels_of_rows(z, limit, None).mul_((1 - self.alpha) * self.prior.epsilon)
         target = reference.target_mass(z, self.rows.target, weight)
         mass = target.sum(-1, keepdim=True)
@@ -211,7 +239,7 @@ class MemorySolver:
 
     def _at_once(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
         """(losses, p, label) of class indices with finite logits; None otherwise."""
-        label = self.prior.sharpened(self._whole(z.shape[-1], z.dtype)).mul_(self.alpha)
+        label = self._prior(z).mul_(self.alpha)
         label.add_((1 - self.alpha) * self.prior.epsilon / max(1, z.shape[-1]))
         share = (1 - self.alpha) * (1 - self.prior.epsilon)
         label.scatter_(-1, self.rows.target.unsqueeze(-1), share, reduce="add")

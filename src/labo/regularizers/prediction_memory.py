@@ -17,6 +17,8 @@ MAX_WHOLE_CLASSES = 256
 TOP = 16
 _UNSEEN = -1
 _MAX_INT16 = 2**15 - 1
+# A class with less of the memory's mass than this counts as if it had as much.
+_MIN_SHARE = 1e-4
 
 
 class Kept(NamedTuple):
@@ -46,22 +48,34 @@ class PredictionMemory(LateBuffers):
         decay: in [0, 1).
         top: number of entries of m to keep; None for all or `TOP`, depending on the number of classes.
         from_zeros: whether m starts as zeros instead of the uniform distribution.
+        aligned: whether there is an `alignment`, which needs all classes; None for whenever all are kept.
     """
 
     values: Tensor | None  # (examples + 1, k) float16; the last row takes what is written for ignored rows
     classes: Tensor | None  # (examples + 1, k) int16 or int32; None where all classes are kept
     rest: Tensor | None  # (examples + 1,) float16; None where all classes are kept
     labels: Tensor | None  # (examples + 1,) int32
+    # (C,) float32: times this, m is in the mean distributed as the labels are, by the last round; None if not aligned.
+    alignment: Tensor | None
+    visited: Tensor | None  # (examples + 1,) bool: in this round
 
-    def __init__(self, method: str, *, decay: float, top: int | None = None, from_zeros: bool = False) -> None:
+    def __init__(
+        self,
+        method: str,
+        *,
+        decay: float,
+        top: int | None = None,
+        from_zeros: bool = False,
+        aligned: bool | None = False,
+    ) -> None:
         super().__init__()
         checks.number("decay", decay, "[0, 1)")
         if top is not None:
             checks.integer("top", top)
         self.name = method
         self.decay, self.top = checks.python_number(decay), checks.python_number(top)
-        self.from_zeros = from_zeros
-        for name in ("values", "classes", "rest", "labels"):
+        self.from_zeros, self.aligned = from_zeros, aligned
+        for name in ("values", "classes", "rest", "labels", "alignment", "visited"):
             self.register_buffer(name, None)
 
     def prepare(self, examples: int, rows: Rows) -> None:
@@ -80,6 +94,14 @@ class PredictionMemory(LateBuffers):
                 f"Method '{self.name}' has a memory of {known[0]} examples with {known[1]} entries each, but this "
                 f"training has {examples} with {kept}: the memory belongs to other data."
             )
+        if self.aligned and self.classes is not None:
+            raise UserError(
+                f"Expected aligned=False with {kept} of {size} classes in the memory of method '{self.name}': aligning "
+                "it needs all of them."
+            )
+        if self.alignment is None and self.aligned is not False and self.classes is None:
+            self.alignment = torch.ones(size, device=self.values.device)
+            self.visited = torch.zeros(examples + 1, dtype=torch.bool, device=self.values.device)
 
     @torch.no_grad()
     def fill(self, distributions: Tensor) -> None:
@@ -111,6 +133,39 @@ class PredictionMemory(LateBuffers):
             self.classes = torch.arange(kept, dtype=numbers, device=device).repeat(examples + 1, 1)
             rest = 0.0 if self.from_zeros else 1 - kept / size
             self.rest = torch.full((examples + 1,), rest, dtype=torch.float16, device=device)
+
+    def start_round(self, places: Tensor) -> None:
+        """Align m if an example at `places` (N,) was visited since it was aligned last: in each epoch, once.
+
+        So parts of a batch, and processes that train together, have the alignment of the whole batch.
+        """
+        if self.alignment is None or self.visited is None or checks.traced(places):
+            return
+        places = distributed.all_gather(places)
+        again = self.visited[places].any()
+        if places.device.type == "cpu":
+            if again:
+                self.alignment = self._aligned()
+                self.visited.zero_()
+        else:  # where looking would wait
+            self.alignment = torch.where(again, self._aligned(), self.alignment)
+            self.visited &= ~again
+        self.visited[places] = True
+        self.visited[-1] = False
+
+    def _aligned(self) -> Tensor:
+        """The class shares of the stored labels over those of m; (C,) float32.
+
+        Examples without a label count as spread over all classes, and a class without labels as having one.
+        """
+        assert self.values is not None
+        assert self.labels is not None
+        values, labels = self.values[:-1], self.labels[:-1]
+        counts = values.new_zeros(values.shape[1] + 1, dtype=torch.float32)
+        counts.scatter_add_(0, labels.long() - _UNSEEN, counts.new_ones(1).expand(len(labels)))
+        shares = (counts[1:] + counts[0] / values.shape[1]).clamp(min=1.0)
+        own = values.sum(0, dtype=torch.float32)
+        return shares / shares.sum() / (own / own.sum()).clamp(min=_MIN_SHARE)
 
     def places(self, rows: Rows, examples: int) -> Tensor:
         """The place of each row, (N,) int64; the scratch row for ignored rows.
