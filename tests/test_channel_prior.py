@@ -123,6 +123,14 @@ def test_a_trial_tells_what_it_found_and_cost(whole):
     assert not (whole / trials.CROSS_FIT).exists()
 
 
+def test_a_trial_of_tuning_is_measured_on_the_validation_split(tmp_path):
+    record = run_trial.run(channel_trial(tuning=True, epochs=1, set={"hidden": 8}), tmp_path)
+    assert 0 < record["validation"]["accuracy"] < 1
+    assert "metrics" not in record
+    assert record["channel"]["cost"] > 1
+    assert not (tmp_path / trials.LEARNT).exists()
+
+
 def test_a_killed_stage_goes_on(whole, tmp_path):
     class StoppedError(Exception):
         pass

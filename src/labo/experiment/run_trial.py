@@ -150,7 +150,7 @@ def _run(trial: Trial, folder: Path, progress: Progress, runner: StageRunner) ->
         record |= distributed.broadcast_from_main(
             lambda: _measure(trial, evaluator, model, loss, splits, held_out, step, folder)
         )
-        if record.keys() & {key for key, _ in STAGES.values()} and record["metrics"]:
+        if record.keys() & {key for key, _ in STAGES.values()} and record.get("metrics"):
             targets = loss.regularizer.training_targets(splits.train.target, len(splits.classes))
             learnt = replaced.describe(task, splits, targets) | {"epoch": round(step / loop.steps_per_epoch, 2)}
             distributed.broadcast_from_main(lambda: write_object(folder / trials.LEARNT, learnt))
