@@ -16,40 +16,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Trainer, TrainingArguments
 
 import labo
+from fused_models import LABELS, OPTIONS, SMALL, TOKENS, V, by_logits, gradients, llama, nll, rows
 from head_ranks import network
 from labo import LabelRegularizedLoss, regularizers
 from labo.errors import UserError
 from labo.integrations.fused import fused_of, token_sums
 from labo.integrations.transformers import LabelRegularizedTrainer, fuse, labo_loss, unfuse, with_logits
 from labo.kernels.linear import Head
-
-V, ALPHA, BETA = 50, 0.3, 4.0
-OPTIONS: dict[str, Any] = {"alpha": ALPHA, "beta": BETA}
-TOKENS = torch.randint(4, V, (4, 6), generator=torch.Generator().manual_seed(0))
-# Completions alone: the prompts differ in length.
-LABELS = TOKENS.masked_fill(torch.arange(6) < torch.tensor([[0], [2], [3], [5]]), -100)
-SMALL: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-SMALL |= {"vocab_size": V, "initializer_range": 0.5, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-
-
-def rows(logits: Tensor, labels: Tensor = LABELS) -> tuple[Tensor, Tensor]:
-    return logits[:, :-1].reshape(-1, logits.shape[-1]), labels[:, 1:].reshape(-1)
-
-
-def by_logits(model: Any, labels: Tensor = LABELS, reduction: str = "mean") -> Tensor:
-    logits = model(input_ids=TOKENS).logits
-    return labo.labo_cross_entropy(*rows(logits, labels), **OPTIONS, impl="reference", reduction=reduction)
-
-
-def nll(model: Any, labels: Tensor = LABELS) -> float:
-    with torch.no_grad():
-        return F.cross_entropy(*rows(model(input_ids=TOKENS).logits, labels)).item()
-
-
-def gradients(model: nn.Module) -> dict[str, Tensor]:
-    found = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
-    model.zero_grad()
-    return found
 
 
 def same_step(model: Any, base: Any | None = None) -> None:
@@ -64,11 +37,6 @@ def same_step(model: Any, base: Any | None = None) -> None:
     assert outputs.logits is None
     torch.testing.assert_close(outputs.loss, expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(gradients(model), wanted, atol=1e-5, rtol=0)
-
-
-def llama(**options: Any) -> Any:
-    torch.manual_seed(0)
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**(SMALL | options)))
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -450,63 +418,3 @@ def test_a_memory_is_told_where_it_works(tmp_path):
     memory = fuse(llama(), "labo", prior="memory")
     with pytest.raises(UserError, match=r"needs .*(LabelRegularizedTrainer|provide)"):
         Trainer(memory, arguments(tmp_path), train_dataset=Data()).train()
-
-
-@pytest.fixture
-def mesh() -> Any:
-    """A mesh of this process alone."""
-    import torch.distributed as dist
-    from torch.distributed.device_mesh import init_device_mesh
-
-    store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
-    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield init_device_mesh("cpu", (1,))
-    dist.destroy_process_group()
-
-
-@pytest.mark.parametrize("before", [True, False])
-def test_a_head_sharded_by_fsdp_is_gathered(mesh, before):
-    from torch.distributed.fsdp import fully_shard
-
-    model = llama().train()
-    expected = by_logits(model)
-    expected.backward()
-    wanted = gradients(model)
-    if before:
-        fuse(model, **OPTIONS)
-    for layer in (*model.model.layers, model.lm_head, model):
-        fully_shard(layer, mesh=mesh)
-    assert hasattr(model.lm_head.weight, "full_tensor")
-    if not before:
-        fuse(model, **OPTIONS)
-    loss = model(TOKENS, labels=LABELS).loss
-    loss.backward()
-    found = {name: p.grad.full_tensor() for name, p in model.named_parameters() if p.grad is not None}
-    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)
-    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("style", ["shards", "parallelize_module"])
-def test_a_head_split_by_tensor_parallelism_stays_split(mesh, style, monkeypatch):
-    from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
-    from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
-
-    model = llama().train()
-    expected = by_logits(model)
-    expected.backward()
-    wanted = gradients(model)
-    fuse(model, **OPTIONS)
-    if style == "shards":
-        model.lm_head.weight = nn.Parameter(distribute_tensor(model.lm_head.weight.detach(), mesh, [Shard(0)]))
-    else:
-        parallelize_module(model, mesh, {"lm_head": ColwiseParallel(output_layouts=Replicate())})
-    gathered, gather = [], DTensor.full_tensor
-    monkeypatch.setattr(DTensor, "full_tensor", lambda self: gathered.append(self.shape) or gather(self))
-    loss = model(TOKENS, labels=LABELS).loss
-    loss.backward()
-    assert model.lm_head.weight.shape not in gathered
-    gradient: Any = model.lm_head.weight.grad
-    assert gradient.placements == (Shard(0),)
-    found = {n: getattr(p.grad, "full_tensor", lambda p=p: p.grad)() for n, p in model.named_parameters()}
-    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)
-    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)

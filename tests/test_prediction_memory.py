@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
@@ -16,25 +15,7 @@ from family_cases import TARGET, ce, loss, made_with, rows
 from family_ranks import CLASSES
 from labo import LabelRegularizedLoss, LABOLoss, regularizers
 from labo.errors import UserError
-from labo.kernels import linear
-from labo.kernels.largest import _in_blocks, largest
-from labo.regularizers.prediction_memory import TOP, PredictionMemory
-
-# Half precision rounds what is remembered by one part in 2,048.
-HALF: dict[str, Any] = {"rtol": 2e-3, "atol": 2e-3}
-ORDER = torch.tensor([3, 1, 5, 0, 2, 4])
-
-
-def memory(examples: Any = 6, **options: Any) -> Any:
-    return made_with("labo", {"examples": examples}, prior="memory", **{"aligned": False, **options})
-
-
-def uniform(examples: int = 6, classes: int = CLASSES) -> Tensor:
-    return torch.full((examples, classes), 1 / classes, dtype=torch.float64)
-
-
-def sharpened(m: Tensor, exponent: float) -> Tensor:
-    return m**exponent / (m**exponent).sum(-1, keepdim=True)
+from memory_cases import HALF, ORDER, memory, sharpened, uniform
 
 
 @pytest.mark.parametrize("aligned", [False, None, True])
@@ -53,52 +34,6 @@ def test_the_loss_and_the_memory_by_hand(options, aligned):
         torch.testing.assert_close(found, expected[ORDER], **HALF)
         m = 0.8 * m + 0.2 * logits.softmax(-1)
         torch.testing.assert_close(made.memory.memory.values[:6].double(), m, **HALF)
-
-
-def test_the_memory_is_aligned_where_an_example_comes_again():
-    made, m, ones = memory(aligned=True), uniform(), torch.ones(CLASSES)
-    for index in (torch.tensor([4, 0, 4]), torch.tensor([1, 2])):  # one of them twice: the last prediction counts
-        loss(made, rows()[index], TARGET[index], indices=index)
-        assert torch.equal(made.memory.memory.alignment, ones)
-    m[[4, 0, 1, 2]] = 0.8 * uniform(4) + 0.2 * rows()[[4, 0, 1, 2]].softmax(-1)
-    labels = torch.full((CLASSES,), 2 / CLASSES) + torch.bincount(TARGET[[4, 0, 1, 2]], minlength=CLASSES)
-    expected = labels / labels.sum() / m.mean(0).float()
-    state = copy.deepcopy(made.state_dict())
-    for part in (torch.tensor([2]), torch.tensor([5, 0])):  # of one batch
-        loss(made, rows(1)[part], TARGET[part], indices=part)
-    again = memory(aligned=True)
-    again.load_state_dict(state)
-    whole = torch.tensor([2, 5, 0])
-    loss(again, rows(1)[whole], TARGET[whole], indices=whole)
-    for each in (made, again):
-        torch.testing.assert_close(each.memory.memory.alignment, expected, **HALF)
-    assert all(torch.equal(value, again.state_dict()[name]) for name, value in made.state_dict().items())
-    assert made.memory.memory.visited.tolist() == [True, False, True, False, False, True, False]
-
-
-def test_no_class_is_lost_where_predictions_favour_another():
-    """Half of the examples are of class 1, but a network that says class 0 of all of them makes it their label."""
-    logits, target = torch.tensor([[1.0, 0.8], [1.0, 0.8]], dtype=torch.float64), torch.tensor([0, 1])
-    label: dict[bool, Tensor] = {}
-    for aligned in (False, True):
-        made: Any = made_with("labo", {"examples": 2}, prior="memory", aligned=aligned, sharpness=2.0)
-        for _ in range(20):
-            loss(made, logits, target, indices=torch.arange(2))
-        held = made.memory
-        label[aligned] = held.sharpened(held.memory.values[:2].double(), held.memory.alignment).mean(0)
-    assert label[False][1] < 0.41
-    assert label[True][1] == pytest.approx(0.5, abs=0.01)
-
-
-def test_probabilities_are_not_aligned_and_a_part_of_the_classes_cannot_be():
-    plain, made, one_hot = memory(), memory(aligned=None), F.one_hot(TARGET, CLASSES).double()
-    for visit in range(2):
-        theirs, mine = (loss(each, rows(visit), one_hot, indices=torch.arange(6)) for each in (plain, made))
-        torch.testing.assert_close(mine, theirs)
-    with pytest.raises(UserError, match=r"Expected aligned=False with 2 of 4 classes in the memory of method 'labo'"):
-        loss(memory(aligned=True, top=2), rows(), indices=torch.arange(6))
-    with pytest.raises(TypeError, match="Expected argument `aligned` to be a boolean, but got 1"):
-        memory(aligned=1)
 
 
 @pytest.mark.parametrize("beta", [0.5, 1.0, 8.0, math.inf])
@@ -238,122 +173,6 @@ def test_half_precision_logits_are_remembered_in_full():
     loss(made, half, indices=torch.arange(6))
     loss(other, half.float(), indices=torch.arange(6))
     assert torch.equal(made.memory.memory.values, other.memory.memory.values)
-
-
-# The largest entries alone.
-
-
-def test_all_entries_kept_one_by_one_are_the_whole():
-    whole = PredictionMemory("labo", decay=0.9)
-    listed: Any = PredictionMemory("labo", decay=0.9, top=CLASSES)
-    listed._kept = lambda classes: classes
-    listed._allocate(6, CLASSES, CLASSES, torch.device("cpu"))
-    listed.classes = torch.arange(CLASSES, dtype=torch.int16).repeat(7, 1)
-    listed.rest = torch.zeros(7, dtype=torch.float16)
-    whole._allocate(6, CLASSES, CLASSES, torch.device("cpu"))
-    for visit in range(5):
-        batch = labo.reduction.as_rows(rows(visit), TARGET, None, -100)  # pyright: ignore[reportAttributeAccessIssue]
-        for each in (whole, listed):
-            before = each.distributions(ORDER, CLASSES)
-            each.remember(ORDER, before, rows(visit)[ORDER].softmax(-1).float(), batch)
-    torch.testing.assert_close(listed.distributions(ORDER, CLASSES), whole.distributions(ORDER, CLASSES))
-
-
-def test_the_largest_entries_are_kept_and_the_rest_is_spread():
-    made, classes = memory(top=3), 9
-    target = torch.zeros(6, dtype=torch.long)
-    m = uniform(6, classes)
-    for visit in range(3):
-        logits = rows(visit, classes)
-        found = loss(made, logits, target, indices=torch.arange(6))
-        label = 0.2 * (0.5 * F.one_hot(target, classes) + 0.5 / classes) + 0.8 * sharpened(m, 2.0)
-        torch.testing.assert_close(found, -(label * logits.log_softmax(-1)).sum(-1), **HALF)
-        m = 0.8 * m + 0.2 * logits.softmax(-1)
-        largest, at = m.topk(3)
-        rest = (1 - largest.sum(-1, keepdim=True)) / (classes - 3)
-        m = rest.expand(-1, classes).scatter(-1, at, largest)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_many_classes_by_entries_give_what_whole_distributions_give(dtype):
-    torch.manual_seed(0)
-    listed, whole = memory(6), memory(6)
-    for _ in range(4):
-        z = (4 * torch.randn(6, 1000, dtype=dtype)).requires_grad_()
-        other = z.detach().clone().requires_grad_()
-        index = torch.randperm(6)
-        target = torch.tensor([0, 999, 5, -100, 7, 7])[index]
-        counted = target != -100
-        soft = F.one_hot(target.clamp(min=0), 1000).to(dtype)  # probabilities go the long way
-        mine = LabelRegularizedLoss(listed, reduction="sum")(z, target, indices=index)
-        theirs = loss(whole, other, soft, indices=index)[counted].sum()
-        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-4)
-        grads = [torch.autograd.grad(each, at)[0] for each, at in ((mine, z), (theirs, other))]
-        torch.testing.assert_close(grads[0][counted], grads[1][counted], rtol=1e-4, atol=1e-5)
-        assert not grads[0][~counted].any()
-        places = index[counted]
-        found, expected = (each.memory.memory.distributions(places, 1000) for each in (listed, whole))
-        torch.testing.assert_close(found, expected, rtol=3e-3, atol=1e-6)
-        whole.memory.memory.load_state_dict(listed.memory.memory.state_dict())
-
-
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("classes", [9, 1000])
-def test_hidden_states_give_what_logits_give(classes, reduction, monkeypatch):
-    torch.manual_seed(0)
-    monkeypatch.setattr(linear, "CHUNK_BYTES", 3 * 4 * classes)  # three rows at a time
-    through, plain = (LabelRegularizedLoss(memory(12), reduction=reduction) for _ in range(2))
-    labels = torch.randint(classes, (12,))
-    labels[4] = -100
-    weight = (torch.randn(classes, 5) / 2).requires_grad_()
-    for visit in range(3):
-        hidden, index = torch.randn(10, 5).requires_grad_(), torch.randperm(12)[:10]
-        other = (hidden @ weight.T).detach().requires_grad_()
-        mine = through.linear(hidden, weight, labels[index], indices=index)
-        theirs = plain(other, labels[index], indices=index)
-        torch.testing.assert_close(mine, theirs, msg=str(visit))
-        (grad,) = torch.autograd.grad(theirs.sum(), other)
-        found = torch.autograd.grad(mine.sum(), (hidden, weight))
-        torch.testing.assert_close(found[0], grad @ weight.detach(), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(found[1], grad.T @ hidden.detach(), rtol=1e-4, atol=1e-5)
-        held: list[Any] = [each.regularizer.prediction_memory for each in (through, plain)]
-        ours, expected = (each.distributions(torch.arange(12), classes) for each in held)
-        torch.testing.assert_close(ours, expected, rtol=3e-3, atol=1e-6)
-        assert torch.equal(held[0].labels, held[1].labels)
-    through.eval()
-    expected = F.cross_entropy(hidden @ weight.T, labels[index], reduction=reduction)
-    torch.testing.assert_close(through.linear(hidden, weight, labels[index]), expected)
-
-
-def test_at_a_finite_beta_there_is_no_form_of_hidden_states():
-    made = LabelRegularizedLoss(memory(12, beta=4.0))
-    with pytest.raises(UserError, match="needs the full logits"):
-        made.linear(torch.randn(2, 5), torch.randn(9, 5), torch.tensor([0, 1]), indices=torch.tensor([0, 1]))
-
-
-@pytest.mark.parametrize(("classes", "count"), [(1000, 4), (1000, 20), (4097, 16), (300, 16), (64, 3)])
-def test_the_largest_logits_are_found(classes, count):
-    z = torch.randn(9, classes, generator=torch.Generator().manual_seed(0))
-    z[:, -1] = 9.0
-    expected = z.topk(count)
-    for find in (largest, _in_blocks):
-        values, at = find(z, count)
-        torch.testing.assert_close(values.sort(-1, descending=True).values, expected.values)
-        torch.testing.assert_close(z.gather(-1, at), values)
-
-
-@pytest.mark.parametrize(("classes", "kept"), [(256, 256), (257, TOP), (1000, TOP)])
-def test_many_classes_keep_few_entries(classes, kept):
-    made = memory(50)
-    loss(made, rows(0, classes), TARGET, indices=torch.arange(6))
-    assert made.memory.memory.values.shape == (51, kept)
-
-
-def test_imagenets_classes_and_50_000_examples_take_less_than_150_mb():
-    for options in ({}, {"top": 1000}):
-        made = memory(50_000, **options)
-        loss(made, rows(0, 1000), TARGET, indices=torch.arange(6))
-        assert made.memory.memory.nbytes < 150e6
 
 
 # What is refused.
