@@ -139,15 +139,15 @@ class PredictionMemory(LateBuffers):
 
         So parts of a batch, and processes that train together, have the alignment of the whole batch.
         """
-        if self.alignment is None or self.visited is None or checks.traced(places):
+        if self.alignment is None or self.visited is None:
             return
         places = distributed.all_gather(places)
         again = self.visited[places].any()
-        if places.device.type == "cpu":
+        if places.device.type == "cpu" and not checks.traced(places):
             if again:
                 self.alignment = self._aligned()
                 self.visited.zero_()
-        else:  # where looking would wait
+        else:  # where looking would wait, or cannot be
             self.alignment = torch.where(again, self._aligned(), self.alignment)
             self.visited &= ~again
         self.visited[places] = True
