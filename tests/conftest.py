@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +14,10 @@ from labo.kernels import triton
 torch.set_num_threads(1)
 settings.register_profile("labo", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("labo")
+# A suite in the background, or under nohup, would hand ignored signals on to the commands that it interrupts.
+for name, handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+    if (number := getattr(signal, name, None)) and signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
 @pytest.fixture(params=[name for name in labo.implementations() if name != "triton" or triton.interpreted()])
