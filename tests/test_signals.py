@@ -105,6 +105,24 @@ def test_nohup_stays_nohup(tmp_path):
     assert child.wait(SECONDS) == 0
 
 
+def test_a_command_in_the_background_of_a_script_ends_by_sigterm():
+    """Shells without job control let such a command ignore Ctrl-C."""
+    from labo import interrupts
+
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interrupts.as_ctrl_c():
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt), interrupts.as_ctrl_c():
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt), interrupts.as_ctrl_c(), interrupts.ignored_by_children():
+            signal.raise_signal(signal.SIGTERM)
+        assert interrupts.exit_status() == 143
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
 def test_handlers_of_the_program_that_calls_stay():
     from labo import interrupts
 

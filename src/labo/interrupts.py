@@ -34,8 +34,9 @@ def exit_status() -> int:
 def as_ctrl_c() -> Iterator[None]:
     """Within this context SIGTERM and SIGHUP do what Ctrl-C does at that moment.
 
-    A signal that is ignored, as by nohup, stays so. Nothing changes outside of the main thread, and under torchrun,
-    which ends its processes itself, even where they wait for each other.
+    A signal that is ignored, as by nohup, stays so. Ctrl-C stays ignored where a script runs the command in the
+    background, and the other signals end it all the same. Nothing changes outside of the main thread, and under
+    torchrun, which ends its processes itself, even where they wait for each other.
     """
     if not _in_main_thread() or machine.launched() > 1:
         yield
@@ -46,14 +47,21 @@ def as_ctrl_c() -> Iterator[None]:
         _State.passed_on = number
         signal.raise_signal(signal.SIGINT)
 
-    changed = [number for number in _SIGNALS if signal.getsignal(number) == signal.SIG_DFL]
-    for number in changed:
-        signal.signal(number, handle)
+    def interrupt(number: int, frame: Any) -> None:
+        if passed_on():
+            raise KeyboardInterrupt
+
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in _SIGNALS}
+    changed: dict[int, Any] = {number: handle for number, handler in before.items() if handler == signal.SIG_DFL}
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        changed[signal.SIGINT], before[signal.SIGINT] = interrupt, signal.SIG_IGN
+    for number, handler in changed.items():
+        signal.signal(number, handler)
     try:
         yield
     finally:
         for number in changed:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, before[number])
 
 
 @contextmanager
