@@ -60,3 +60,11 @@ def test_probabilities_are_not_aligned_and_a_part_of_the_classes_cannot_be():
         loss(memory(aligned=True, top=2), rows(), indices=torch.arange(6))
     with pytest.raises(TypeError, match="Expected argument `aligned` to be a boolean, but got 1"):
         memory(aligned=1)
+
+
+@pytest.mark.parametrize(("aligned", "expected"), [(None, [1.0, 1.0]), (True, [1.5, 0.5])])
+def test_unbalanced_labels_are_aligned_only_where_asked_for(aligned, expected):
+    made, index = memory(4, aligned=aligned), torch.arange(4)
+    for _ in range(2):
+        loss(made, torch.zeros(4, 2), torch.tensor([0, 0, 0, 1]), indices=index)
+    torch.testing.assert_close(made.memory.memory.alignment, torch.tensor(expected))

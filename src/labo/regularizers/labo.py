@@ -59,7 +59,8 @@ class LABO(Regularizer):
         top: with a memory or a channel, how many entries of m or q to keep; by default all of up to 256 classes, else
             the 16 largest and the mass of the rest. They are in half precision.
         aligned: with a memory, whether m is aligned with the class shares of the labels; by default wherever all
-            classes are kept and targets are class indices.
+            classes are kept, targets are class indices, and no class has more than twice the labels of another: wrong
+            labels change the shares of unbalanced classes.
 
     Needs: the (C,) counts of the training targets, by `provide(class_counts=…)`, with prior="unigram"; with
         prior="memory" the number of training examples, by `provide(examples=…)`, and with each batch the indices of its

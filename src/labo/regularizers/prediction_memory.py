@@ -19,6 +19,8 @@ _UNSEEN = -1
 _MAX_INT16 = 2**15 - 1
 # A class with less of the memory's mass than this counts as if it had as much.
 _MIN_SHARE = 1e-4
+# Classes are balanced if none has more than this many times the labels of another.
+_MAX_IMBALANCE = 2.0
 
 
 class Kept(NamedTuple):
@@ -48,7 +50,8 @@ class PredictionMemory(LateBuffers):
         decay: in [0, 1).
         top: number of entries of m to keep; None for all or `TOP`, depending on the number of classes.
         from_zeros: whether m starts as zeros instead of the uniform distribution.
-        aligned: whether there is an `alignment`, which needs all classes; None for whenever all are kept.
+        aligned: whether there is an `alignment`, which needs all classes; None for whenever all are kept and the labels
+            are balanced.
     """
 
     values: Tensor | None  # (examples + 1, k) float16; the last row takes what is written for ignored rows
@@ -150,11 +153,9 @@ class PredictionMemory(LateBuffers):
         else:  # where looking would wait, or cannot be
             self.alignment = torch.where(again, self._aligned(), self.alignment)
             self.visited &= ~again
-        self.visited[places] = True
-        self.visited[-1] = False
 
     def _aligned(self) -> Tensor:
-        """The class shares of the stored labels over those of m; (C,) float32.
+        """The class shares of the stored labels over those of m, (C,) float32; by default 1 if they are not balanced.
 
         Examples without a label count as spread over all classes, and a class without labels as having one.
         """
@@ -165,7 +166,10 @@ class PredictionMemory(LateBuffers):
         counts.scatter_add_(0, labels.long() - _UNSEEN, counts.new_ones(1).expand(len(labels)))
         shares = (counts[1:] + counts[0] / values.shape[1]).clamp(min=1.0)
         own = values.sum(0, dtype=torch.float32)
-        return shares / shares.sum() / (own / own.sum()).clamp(min=_MIN_SHARE)
+        alignment = shares / shares.sum() / (own / own.sum()).clamp(min=_MIN_SHARE)
+        if self.aligned is None:
+            alignment = torch.where(shares.amax() <= _MAX_IMBALANCE * shares.amin(), alignment, 1.0)
+        return alignment
 
     def places(self, rows: Rows, examples: int) -> Tensor:
         """The place of each row, (N,) int64; the scratch row for ignored rows.
@@ -285,6 +289,9 @@ class PredictionMemory(LateBuffers):
             buffer.index_copy_(0, ordered, value.index_select(0, last))
         if rows.kept is not None or distributed.world_size() > 1:
             self.values[-1] = 0.0
+        if self.visited is not None:
+            self.visited[places] = True
+            self.visited[-1] = False
 
     @property
     def nbytes(self) -> int:
