@@ -35,6 +35,7 @@ def test_the_model_decides_how_it_is_trained(task: str, model: Any, learning_rat
     assert all({**usual, **each} != usual for each in tried[1:])
 
 
+@pytest.mark.slow
 def test_a_comparison_and_a_run_take_the_defaults_of_their_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     asked = ComparisonConfig(["none", "labo"], tmp_path / "all", "numbers", set={"model": "transformer_iwslt_de_en"})
     candidates = Plan(asked).as_json()["candidates"]
