@@ -10,7 +10,6 @@ time of reading and writing a float32 once, 30 and 3.7 for a bfloat16. The assem
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import re
 import subprocess
@@ -22,6 +21,8 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
+
+import csv_lines
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 TRITON_TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -244,11 +245,7 @@ def main() -> None:
             lines.append(line)
             print("  ".join(f"{key} {value}" for key, value in line.items() if value != ""), flush=True)
     if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        with open(options.output, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(lines)
+        csv_lines.write(options.output, lines)
     sys.exit(1 if failed else 0)
 
 

@@ -11,13 +11,14 @@ of busy processes over the minute before, with the number of cores.
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import tempfile
 import time
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+import csv_lines
 
 from labo import machine, tasks
 from labo.experiment import settings as flat
@@ -78,11 +79,7 @@ def main() -> None:
                 print(lines[-1], flush=True)
             speedups.setdefault(launcher, []).append(seconds[1] / seconds[2])
     rows = [{**line, "cores": machine.cores(), **machine.versions()} for line in lines]
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    with open(arguments.output, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    csv_lines.write(arguments.output, rows)
     for launcher, ratios in speedups.items():
         print(f"{launcher}: speed-up {median(ratios):.2f} with 2 workers, their start left out ({len(ratios)} rounds)")
 

@@ -11,7 +11,6 @@ Prints and writes the median of the paired ratios, new over old.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import subprocess
@@ -20,12 +19,15 @@ import time
 from pathlib import Path
 from statistics import median, quantiles
 
+import csv_lines
+
+from labo.bench.measure import STEADY
+
 SHAPES = ((64, 10), (128, 100), (4096, 100), (4096, 1000), (256, 32768))
 BETAS = (2.0, float("inf"))
 IMPLEMENTATIONS = ("numba", "blocked")
 SMALL = 20_000  # elements, below which a measurement is of many calls
 CALLS, REPEATS = 400, 5
-STEADY = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 
 
 def measure() -> dict[str, float]:
@@ -81,10 +83,7 @@ def main() -> None:
         lines.append({"case": name, "ratio": round(median(values), 3), "low": round(low, 3), "high": round(high, 3)})
         print("{case:36} {ratio:6} ({low} to {high})".format(**lines[-1]))
     if options.output:
-        with open(options.output, "w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(lines[0]))
-            writer.writeheader()
-            writer.writerows(lines)
+        csv_lines.write(options.output, lines)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,13 @@ quartiles.
 from __future__ import annotations
 
 import argparse
-import csv
 import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
+import csv_lines
 import torch
 from torch import Tensor, nn
 
@@ -152,10 +152,7 @@ def main() -> None:
             lines.append({**line, "bytes": kept, **machine.versions()})
             print({key: lines[-1][key] for key in ("setting", "method", "milliseconds", "ratio", "bytes")}, flush=True)
     if asked.output is not None:
-        with open(asked.output, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, lines[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(lines)
+        csv_lines.write(asked.output, lines)
 
 
 if __name__ == "__main__":

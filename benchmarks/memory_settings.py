@@ -11,7 +11,6 @@ usual allocator and format, the medians over rounds. "kept" is what the trials o
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import resource
@@ -21,6 +20,8 @@ import time
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+import csv_lines
 
 # Network -> image size, batch size.
 NETWORKS = {"convnet": (16, 128), "wrn-16-2": (32, 64), "resnet18": (32, 32)}
@@ -102,10 +103,7 @@ def main() -> None:
     for line in lines:
         print("{network:10} {setting:14} {ratio:6} {milliseconds:8} ms {faults:8} page faults".format(**line))
     if options.output:
-        with open(options.output, "w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(lines[0]))
-            writer.writeheader()
-            writer.writerows(lines)
+        csv_lines.write(options.output, lines)
 
 
 if __name__ == "__main__":

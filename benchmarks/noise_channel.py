@@ -9,11 +9,11 @@ temperature. A share of the labels is replaced: by any other class ("symmetric")
 from __future__ import annotations
 
 import argparse
-import csv
 import resource
 import time
 from pathlib import Path
 
+import csv_lines
 import torch
 
 from labo.outer import fit_channel
@@ -66,10 +66,7 @@ def main() -> None:
     for case in CASES:
         rows.append(measure(*case))
         print(rows[-1], flush=True)
-    with open(arguments.output, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    csv_lines.write(arguments.output, rows)
 
 
 if __name__ == "__main__":

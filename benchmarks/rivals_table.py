@@ -17,6 +17,7 @@ from typing import Any
 
 from labo.metrics import significance
 from labo.records.comparison import read
+from labo.records.trial import plain_runs
 
 VARIANTS = {"-best": ", best epoch", "-optuna": ", Optuna"}
 LEVEL = 0.05
@@ -38,12 +39,6 @@ def rows(folder: Path) -> dict[str, Row]:
 def accuracies(row: Row, seeds: list[int]) -> list[float]:
     """In percent, of these seeds."""
     return [100 * row[seed]["metrics"]["accuracy"] for seed in seeds]
-
-
-def cost(record: dict[str, Any]) -> float:
-    """Of a run, in plain runs: what its stages say, else one."""
-    stages = [record[key]["cost"] for key in ("decision", "channel", "pruning") if key in record]
-    return float(stages[0]) if stages else 1.0
 
 
 def column(found: dict[str, Row], against: str) -> dict[str, str]:
@@ -78,7 +73,7 @@ def main() -> None:
     order = dict.fromkeys(name for found in comparisons.values() for name in found)
     print(f"| | {' | '.join(names)} | cost |\n|---|{'---|' * (len(names) + 1)}")
     for name in order:
-        costs = [cost(record) for found in comparisons.values() for record in found.get(name, {}).values()]
+        costs = [plain_runs(record) for found in comparisons.values() for record in found.get(name, {}).values()]
         cells = [columns[each].get(name, "–") for each in names]
         print(f"| {name} | {' | '.join(cells)} | {fmean(costs):.1f} |")
 

@@ -11,7 +11,6 @@ lay there.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
+import csv_lines
 import torch
 
 OURS, THEIRS = "labo, linear", "transformers, label_smoothing_factor"
@@ -181,11 +181,7 @@ def main() -> None:
     for line in lines:
         print(json.dumps(line))
     if asked.output:
-        asked.output.parent.mkdir(parents=True, exist_ok=True)
-        with open(asked.output, "w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(lines)
+        csv_lines.write(asked.output, lines)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from labo.experiment import tuning
 from labo.experiment.settings import LENGTHS, Settings
 from labo.records.comparison import ComparisonWriter
 from labo.records.storage import read_lines, write_text
-from labo.records.trial import CURVE, PRUNED, STOP, Job
+from labo.records.trial import CURVE, PRUNED, STOP, Job, plain_runs
 from labo.regularizers.search_space import Range, spanned
 
 # The shortest training that is tried, as a fraction of the task's.
@@ -194,9 +194,7 @@ class Search:
         """Record a tuning trial."""
         attempt = self._attempt_of(job)
         fraction = attempt.fraction if record.get("failed") else 1.0
-        stage = record.get("channel") or record.get("pruning") or {}
-        runs = float(stage.get("cost", 1))  # of a method that trains networks of folds first
-        cost = round(fraction * self._cost(attempt.settings) * runs, 4)
+        cost = round(fraction * self._cost(attempt.settings) * plain_runs(record), 4)
         self.records.add({**record, "cost": cost}, tuning=True)
         attempt.job, attempt.read, attempt.fraction = None, 0, 0.0
 

@@ -159,6 +159,12 @@ def read_description(folder: Path) -> dict[str, Any] | None:
     return description
 
 
+def plain_runs(record: Mapping[str, Any]) -> float:
+    """What a run cost in plain trainings: what the stage before its training says, else one."""
+    stages = (record.get(stage) for stage in ("decision", "channel", "pruning"))
+    return next((float(stage["cost"]) for stage in stages if stage), 1.0)
+
+
 def read_record(folder: Path) -> dict[str, Any] | None:
     """The record of a finished trial, or None.
 
